@@ -1,0 +1,17 @@
+//! `sympozium.ai/v1alpha1`: agents as Kubernetes objects, in the dialect of March 2026 (v0.5.8).
+//!
+//! Source of every field, default and column: Sympozium's own Go types. Its required strings may be empty, its
+//! durations are Go's, its unknown fields are pruned.
+
+mod agent_run;
+mod instance;
+mod policy;
+mod shared;
+
+pub use agent_run::*;
+pub use instance::*;
+pub use policy::*;
+pub use shared::*;
+
+pub const GROUP: &str = "sympozium.ai";
+pub const VERSION: &str = "v1alpha1";

@@ -1,0 +1,14 @@
+//! Labels, annotations and finalizers. Those of the originals keep their names: their users select by them.
+
+/// The instance that an object belongs to.
+pub const INSTANCE: &str = "sympozium.ai/instance";
+/// The run that an object belongs to.
+pub const AGENT_RUN: &str = "sympozium.ai/agent-run";
+/// What an object is to its owner: `memory`, `channel`, `agent-run`, ...
+pub const COMPONENT: &str = "sympozium.ai/component";
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+
+/// Held by a run until it is stopped and its record is gone.
+pub const RUN_FINALIZER: &str = "sympozium.ai/agentrun-finalizer";
+/// Held by an instance until what it made is gone.
+pub const INSTANCE_FINALIZER: &str = "sympozium.ai/finalizer";

@@ -1,0 +1,28 @@
+//! Reasons of conditions and events: UpperCamelCase, stable, searchable.
+
+/// All is well.
+pub const ACCEPTED: &str = "Accepted";
+pub const READY: &str = "Ready";
+
+/// Something the object names is not there yet; the message names it. It heals when the thing appears.
+pub const SECRET_MISSING: &str = "SecretMissing";
+pub const POLICY_MISSING: &str = "PolicyMissing";
+pub const INSTANCE_MISSING: &str = "InstanceMissing";
+pub const MCP_SERVER_MISSING: &str = "MCPServerMissing";
+pub const SKILL_PACK_MISSING: &str = "SkillPackMissing";
+pub const RUNTIME_CLASS_MISSING: &str = "RuntimeClassMissing";
+pub const NODE_MISSING: &str = "NodeMissing";
+/// The object asks for something that this version does not do.
+pub const NOT_SUPPORTED: &str = "NotSupported";
+/// The object is wrong and stays wrong until it is edited.
+pub const INVALID: &str = "Invalid";
+
+/// A run waits for its turn: a limit, or an earlier run of its session.
+pub const QUEUED: &str = "Queued";
+pub const RUNNING: &str = "Running";
+pub const SUCCEEDED: &str = "Succeeded";
+pub const FAILED: &str = "Failed";
+pub const TIMEOUT: &str = "Timeout";
+pub const CANCELLED: &str = "Cancelled";
+/// A policy forbids it.
+pub const DENIED: &str = "Denied";

@@ -1,0 +1,28 @@
+use std::fs;
+
+use xtask::{codegen, law, root};
+
+#[test]
+fn generated_files_are_current() {
+    for (path, text) in codegen::files().unwrap() {
+        let found = fs::read_to_string(root().join(&path)).unwrap_or_default();
+        assert!(found == text, "{} is stale: run `cargo xtask codegen`", path.display());
+    }
+}
+
+#[test]
+fn rooms_import_only_what_the_architecture_allows() {
+    let page = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    assert_eq!(law::breaches(&law::allowed(&page).unwrap(), &law::actual().unwrap()), Vec::<String>::new());
+}
+
+#[test]
+fn a_new_edge_and_a_room_without_a_row_are_breaches() {
+    let page = "| room | what it hides | may import (ours) |\n|---|---|---|\n| `a` | x | – |\n| `b`, `c` | y | a |\n\n";
+    let allowed = law::allowed(page).unwrap();
+    let edges = |pairs: &[(&str, &[&str])]| {
+        pairs.iter().map(|(room, to)| (room.to_string(), to.iter().map(ToString::to_string).collect())).collect::<law::Edges>()
+    };
+    assert!(law::breaches(&allowed, &edges(&[("a", &[]), ("b", &["a"]), ("c", &[])])).is_empty());
+    assert_eq!(law::breaches(&allowed, &edges(&[("a", &["b"]), ("b", &[]), ("c", &[]), ("d", &[])])).len(), 2);
+}
