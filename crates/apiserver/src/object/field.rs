@@ -1,0 +1,273 @@
+//! Field errors in the words of `k8s.io/apimachinery/pkg/util/validation/field`, and the way Go prints values in them.
+
+use std::fmt::{self, Write};
+
+use serde_json::{Number, Value};
+
+/// Why a field was refused: the `reason` of a `metav1.StatusCause`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    Required,
+    Duplicate,
+    Invalid,
+    TypeInvalid,
+    NotSupported,
+    Forbidden,
+    TooLong,
+    TooMany,
+}
+
+impl Cause {
+    /// The machine-readable reason, as it stands in `Status.details.causes[].reason`.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::Required => "FieldValueRequired",
+            Self::Duplicate => "FieldValueDuplicate",
+            Self::Invalid => "FieldValueInvalid",
+            Self::TypeInvalid => "FieldValueTypeInvalid",
+            Self::NotSupported => "FieldValueNotSupported",
+            Self::Forbidden => "FieldValueForbidden",
+            Self::TooLong => "FieldValueTooLong",
+            Self::TooMany => "FieldValueTooMany",
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::Required => "Required value",
+            Self::Duplicate => "Duplicate value",
+            Self::Invalid | Self::TypeInvalid => "Invalid value",
+            Self::NotSupported => "Unsupported value",
+            Self::Forbidden => "Forbidden",
+            Self::TooLong => "Too long",
+            Self::TooMany => "Too many",
+        }
+    }
+}
+
+/// One refused field. `Display` is the whole line that kubectl prints, `body` is what a status cause carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FieldError {
+    pub(crate) path: String,
+    pub(crate) reason: Cause,
+    pub(crate) body: String,
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.body)
+    }
+}
+
+impl FieldError {
+    /// `path` empty means the object itself, which Kubernetes prints as `<nil>`.
+    fn new(path: impl Into<String>, reason: Cause, value: Option<String>, detail: &str) -> Self {
+        let mut path = path.into();
+        if path.is_empty() {
+            path.push_str("<nil>");
+        }
+        let mut body = reason.words().to_owned();
+        for part in value.as_deref().into_iter().chain((!detail.is_empty()).then_some(detail)) {
+            body.push_str(": ");
+            body.push_str(part);
+        }
+        Self { path, reason, body }
+    }
+
+    pub(crate) fn required(path: impl Into<String>, detail: &str) -> Self {
+        Self::new(path, Cause::Required, None, detail)
+    }
+
+    pub(crate) fn forbidden(path: impl Into<String>, detail: &str) -> Self {
+        Self::new(path, Cause::Forbidden, None, detail)
+    }
+
+    pub(crate) fn invalid(path: impl Into<String>, value: &Value, detail: &str) -> Self {
+        Self::new(path, Cause::Invalid, Some(print(value)), detail)
+    }
+
+    pub(crate) fn invalid_str(path: impl Into<String>, value: &str, detail: &str) -> Self {
+        Self::new(path, Cause::Invalid, Some(quote(value)), detail)
+    }
+
+    pub(crate) fn type_invalid(path: impl Into<String>, value: &str, detail: &str) -> Self {
+        Self::new(path, Cause::TypeInvalid, Some(quote(value)), detail)
+    }
+
+    pub(crate) fn duplicate(path: impl Into<String>, value: &Value) -> Self {
+        Self::new(path, Cause::Duplicate, Some(print(value)), "")
+    }
+
+    pub(crate) fn not_supported<S: AsRef<str>>(path: impl Into<String>, value: &Value, supported: &[S]) -> Self {
+        let list: Vec<String> = supported.iter().map(|s| quote(s.as_ref())).collect();
+        let detail = if list.is_empty() { String::new() } else { format!("supported values: {}", list.join(", ")) };
+        Self::new(path, Cause::NotSupported, Some(print(value)), &detail)
+    }
+
+    pub(crate) fn too_long(path: impl Into<String>, max: u64) -> Self {
+        let unit = if max == 1 { "byte" } else { "bytes" };
+        Self::new(path, Cause::TooLong, None, &format!("may not be more than {max} {unit}"))
+    }
+
+    pub(crate) fn too_many(path: impl Into<String>, actual: usize, max: u64) -> Self {
+        let unit = if max == 1 { "item" } else { "items" };
+        Self::new(path, Cause::TooMany, Some(actual.to_string()), &format!("must have at most {max} {unit}"))
+    }
+}
+
+/// A value as `field.Error` prints it: strings quoted, simple values plain, all else as Go's JSON.
+pub(crate) fn print(value: &Value) -> String {
+    match value {
+        Value::String(s) => quote(s),
+        Value::Number(n) => number(n),
+        other => json(other),
+    }
+}
+
+/// Go's `%q`.
+pub(crate) fn quote(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\u{7}' => out.push_str("\\a"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{c}' => out.push_str("\\f"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\u{b}' => out.push_str("\\v"),
+            c if (c as u32) < 0x20 || c as u32 == 0x7f => {
+                let _ = write!(out, "\\x{:02x}", c as u32);
+            }
+            c if c.is_control() || matches!(c as u32, 0xa0 | 0xad | 0x2028 | 0x2029 | 0xfeff) => {
+                let _ = write!(out, "\\u{:04x}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// Go's `encoding/json`: keys sorted, `<`, `>` and `&` escaped.
+pub(crate) fn json(value: &Value) -> String {
+    let mut out = String::new();
+    write_json(&mut out, value);
+    out
+}
+
+fn write_json(out: &mut String, value: &Value) {
+    match value {
+        Value::Null => out.push_str("null"),
+        Value::Bool(b) => out.push_str(if *b { "true" } else { "false" }),
+        Value::Number(n) => out.push_str(&number(n)),
+        Value::String(s) => write_json_string(out, s),
+        Value::Array(items) => {
+            out.push('[');
+            for (i, item) in items.iter().enumerate() {
+                if i > 0 {
+                    out.push(',');
+                }
+                write_json(out, item);
+            }
+            out.push(']');
+        }
+        Value::Object(map) => {
+            let mut fields: Vec<_> = map.iter().collect();
+            fields.sort_by(|a, b| a.0.cmp(b.0));
+            out.push('{');
+            for (i, (key, item)) in fields.into_iter().enumerate() {
+                if i > 0 {
+                    out.push(',');
+                }
+                write_json_string(out, key);
+                out.push(':');
+                write_json(out, item);
+            }
+            out.push('}');
+        }
+    }
+}
+
+fn write_json_string(out: &mut String, text: &str) {
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{c}' => out.push_str("\\f"),
+            c if (c as u32) < 0x20 || matches!(c, '<' | '>' | '&' | '\u{2028}' | '\u{2029}') => {
+                let _ = write!(out, "\\u{:04x}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+}
+
+/// Go's `%v` of an `int64` or `float64`: shortest digits, an exponent below 1e-4 and from 1e21 on.
+pub(crate) fn number(n: &Number) -> String {
+    match (n.as_i64(), n.as_f64()) {
+        (Some(i), _) => i.to_string(),
+        (None, Some(f)) => float(f),
+        (None, None) => n.to_string(),
+    }
+}
+
+pub(crate) fn float(f: f64) -> String {
+    let size = f.abs();
+    if size != 0.0 && !(1e-4..1e21).contains(&size) {
+        // Rust prints 1e-5 where Go prints 1e-05.
+        let text = format!("{f:e}");
+        return match text.split_once('e') {
+            Some((digits, exp)) => {
+                let (sign, exp) = exp.strip_prefix('-').map_or(('+', exp), |e| ('-', e));
+                format!("{digits}e{sign}{exp:0>2}")
+            }
+            None => text,
+        };
+    }
+    format!("{f}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn values_are_printed_as_go_prints_them() {
+        for (value, want) in [
+            (json!("a\"b\n\u{1}é"), r#""a\"b\n\x01é""#),
+            (json!(3), "3"),
+            (json!(3.0), "3"),
+            (json!(1.5e-7), "1.5e-07"),
+            (json!(1e21), "1e+21"),
+            (json!(123456789.25), "123456789.25"),
+            (json!(true), "true"),
+            (json!(null), "null"),
+            (json!({"b": "<x>", "a": [1, "q"]}), r#"{"a":[1,"q"],"b":"\u003cx\u003e"}"#),
+        ] {
+            assert_eq!(print(&value), want);
+        }
+    }
+
+    #[test]
+    fn errors_read_like_those_of_kubernetes() {
+        assert_eq!(FieldError::required("spec.size", "").to_string(), "spec.size: Required value");
+        assert_eq!(
+            FieldError::not_supported("spec.size", &json!("huge"), &["small", "large"]).to_string(),
+            r#"spec.size: Unsupported value: "huge": supported values: "small", "large""#
+        );
+        assert_eq!(FieldError::too_long("a", 5).to_string(), "a: Too long: may not be more than 5 bytes");
+        assert_eq!(FieldError::too_many("a", 4, 1).to_string(), "a: Too many: 4: must have at most 1 item");
+        assert_eq!(FieldError::invalid("", &json!(null), "no").to_string(), "<nil>: Invalid value: null: no");
+    }
+}

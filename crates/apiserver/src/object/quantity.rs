@@ -1,0 +1,1 @@
+//! Quantities: `100m`, `1Gi`.
