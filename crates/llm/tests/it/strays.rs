@@ -1,0 +1,114 @@
+//! Providers that lose their way in the middle of an answer.
+
+use std::time::Duration;
+
+use kit::Class;
+use llm::Error;
+
+use crate::server::{Raw, Then, response, stream, whole};
+use crate::{ask, client};
+
+const HALF: &str = r#"{"choices":[{"delta":{"content":"half"}}]}"#;
+
+#[tokio::test]
+async fn half_an_answer_and_broken_json_are_no_answer() {
+    let sized = |length: usize, body: &str| {
+        response("200 OK", &format!("content-type: application/json\r\ncontent-length: {length}\r\n"), body)
+    };
+    let call = |more: &str| whole(&format!(r#"{{"choices":[{{"message":{{"tool_calls":[{{{more}}}]}}}}]}}"#));
+    let many = r#"{"id":"a","function":{"name":"f"}},"#.replace("\"a\"", "null").repeat(129);
+    for (answer, said) in [
+        (stream(&[HALF]), "was cut off in its middle"),
+        (
+            response("200 OK", "content-type: text/event-stream\r\ncontent-length: 500\r\n", "data: "),
+            "was cut off in its middle",
+        ),
+        (
+            response("200 OK", "content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n", "5\r\ndata:\r\n"),
+            "was cut off in its middle",
+        ),
+        (stream(&[]), "was cut off in its middle"),
+        (sized(100, "{"), "was cut off in its middle"),
+        (whole("{"), "is broken: no valid JSON: EOF"),
+        (stream(&[HALF, r#"{"choices":[{"delta":{"content":"#]), "is broken: no valid JSON: EOF"),
+        (whole(r#"{"choices":[{"message":{"tool_calls":"x"}}]}"#), "is broken: no valid JSON: invalid type"),
+        (whole("{}"), "is broken: it has no choices"),
+        (stream(&["[DONE]"]), "is broken: it has no choices"),
+        (call(r#""id":"a""#), "is broken: a tool call without a name"),
+        (
+            whole(&format!(r#"{{"choices":[{{"message":{{"tool_calls":[{}]}}}}]}}"#, many.trim_end_matches(','))),
+            "is broken: more than 128 tool calls",
+        ),
+    ] {
+        let raw = Raw::start(vec![answer], Then::Close).await;
+        let error = client(&raw.base_url(), None).chat(&ask("hi"), |_| {}).await.unwrap_err();
+        assert!(error.to_string().contains(said), "{error} instead of {said}");
+        assert_eq!(error.class(), Class::Retry(None), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn ten_megabytes_are_too_large_in_whatever_form_and_the_connection_is_closed() {
+    let text = "x".repeat(1 << 20);
+    let sized = |body: &str| {
+        response("200 OK", &format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len()), body)
+    };
+    let megabyte = format!(r#"{{"choices":[{{"delta":{{"content":"{text}"}}}}]}}"#);
+    let arguments = format!(
+        r#"{{"choices":[{{"delta":{{"tool_calls":[{{"index":0,"id":"a","function":{{"name":"f","arguments":"{text}"}}}}]}}}}]}}"#
+    );
+    for answer in [
+        stream(&[megabyte.as_str(); 10]),
+        stream(&[arguments.as_str(); 10]),
+        stream(&["x".repeat(20 << 20).as_str()]),
+        sized(&format!(r#"{{"choices":[{{"message":{{"content":"{}"}}}}]}}"#, "x".repeat(10 << 20))),
+        sized(&" ".repeat(20 << 20)),
+    ] {
+        let raw = Raw::start(vec![answer], Then::Hold).await;
+        let mut heard = 0;
+        let error = client(&raw.base_url(), None).chat(&ask("hi"), |it| heard += it.len()).await.unwrap_err();
+        assert!(matches!(error, Error::TooLarge { .. }) && error.class() == Class::Rejected, "{error}");
+        assert!(heard <= 4 << 20);
+        raw.closed.notified().await;
+    }
+}
+
+#[tokio::test]
+async fn silence_ends_at_the_deadline() {
+    let begun = response("200 OK", "content-type: text/event-stream\r\n", &format!("data: {HALF}\n\n"));
+    let open = response("200 OK", "content-type: text/event-stream\r\n", "");
+    for (answer, patience) in [(Vec::new(), 300), (open, 300), (begun, 120)] {
+        let raw = Raw::start(vec![answer], Then::Hold).await;
+        let chat = async {
+            let client = client(&raw.base_url(), None);
+            client.chat(&ask("hi"), |_| {}).await.unwrap_err()
+        };
+        // The clock stands still, and jumps, only after all that comes has been written.
+        let pause = async {
+            raw.written.notified().await;
+            tokio::time::pause();
+            tokio::time::Instant::now()
+        };
+        let (error, from) = tokio::join!(chat, pause);
+        let waited = from.elapsed();
+        tokio::time::resume();
+        assert!(matches!(error, Error::Silent { .. }) && error.class() == Class::Retry(None), "{error}");
+        assert!(error.to_string().ends_with(&format!("sent nothing for {patience} s")), "{error}");
+        assert!(waited.abs_diff(Duration::from_secs(patience)) < Duration::from_secs(5), "{waited:?}");
+        raw.closed.notified().await;
+    }
+}
+
+#[tokio::test]
+async fn a_question_that_is_dropped_is_hung_up() {
+    let begun = response("200 OK", "content-type: text/event-stream\r\n", &format!("data: {HALF}\n\n"));
+    let raw = Raw::start(vec![begun], Then::Hold).await;
+    let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    let client = client(&raw.base_url(), None);
+    let request = ask("hi");
+    tokio::select! {
+        done = client.chat(&request, |it| heard.send(it.to_owned()).unwrap()) => panic!("{done:?}"),
+        it = hears.recv() => assert_eq!(it.unwrap(), "half"),
+    }
+    raw.closed.notified().await;
+}
