@@ -1,4 +1,10 @@
 //! The client against the scripted model and against servers that misbehave, over loopback.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "this is a test, and so are its helpers"
+)]
 
 mod refusals;
 mod scripted;
