@@ -1,0 +1,89 @@
+//! A real `insula up` in a process of its own, to be measured from outside.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use tokio::process::{Child, Command};
+
+pub struct Up {
+    process: Child,
+    ready_file: PathBuf,
+    pub kubeconfig: PathBuf,
+    pub gateway: String,
+    pub api_key: String,
+    pub started: Instant,
+}
+
+impl Up {
+    /// Starts it with an empty directory of its own and waits until it says that it is ready.
+    pub async fn start(more: &[&str]) -> Result<Self> {
+        let ready_file = std::env::temp_dir().join(format!("insula-bench-{}", kit::id()));
+        let program = std::env::current_exe().context("find this program")?;
+        let started = Instant::now();
+        let mut process = Command::new(program)
+            .args(["up", "--ephemeral", "--ready-file"])
+            .arg(&ready_file)
+            .args(more)
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .context("start `insula up`")?;
+        let ready = loop {
+            if let Ok(text) = std::fs::read_to_string(&ready_file) {
+                break text;
+            }
+            if let Some(status) = process.try_wait()? {
+                bail!("`insula up` ended with {status}");
+            }
+            if started.elapsed() > Duration::from_secs(30) {
+                bail!("`insula up` was not ready after 30 s");
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        };
+        let ready: serde_json::Value = serde_json::from_str(&ready).context("read the ready file")?;
+        let text = |name: &str| {
+            ready.get(name).and_then(|it| it.as_str()).map(str::to_owned).with_context(|| format!("{name} in the ready file"))
+        };
+        Ok(Self {
+            kubeconfig: text("kubeconfig")?.into(),
+            gateway: text("gateway")?,
+            api_key: text("apiKey")?,
+            process,
+            ready_file,
+            started,
+        })
+    }
+
+    /// A client over TLS, as kubectl is one.
+    pub async fn client(&self) -> Result<kube::Client> {
+        let kubeconfig = Kubeconfig::read_from(&self.kubeconfig)?;
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        Ok(kube::Client::try_from(config)?)
+    }
+
+    /// Resident memory in bytes.
+    pub fn memory(&self) -> Result<u64> {
+        let pid = self.process.id().context("it has ended")?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+    }
+
+    /// SIGTERM, and how long it took to end.
+    pub async fn stop(mut self) -> Result<Duration> {
+        let asked = Instant::now();
+        if let Some(pid) = self.process.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed())) {
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        }
+        let status = self.process.wait().await?;
+        let _ = std::fs::remove_file(&self.ready_file);
+        if !status.success() {
+            bail!("`insula up` ended with {status} on SIGTERM");
+        }
+        Ok(asked.elapsed())
+    }
+}

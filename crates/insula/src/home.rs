@@ -1,0 +1,225 @@
+//! The data directory: who holds it, which version made it, and what is where in it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use kit::{ExposeSecret, SecretString};
+use rustix::fs::FlockOperation;
+
+/// The layout that this program writes. A directory with a higher number is refused and not touched.
+const LAYOUT: u32 = 1;
+
+/// A data directory, held by this process until it is dropped. An ephemeral one is then removed.
+pub struct Home {
+    dir: PathBuf,
+    /// Held for its lock, which the kernel frees however this process ends.
+    _lock: File,
+    ephemeral: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the data directory {} is in use by process {holder}: stop that one, or choose another with --data-dir", .dir.display())]
+    InUse { dir: PathBuf, holder: String },
+    #[error(
+        "the data directory {} was written by a newer version (layout {found}, this program knows {LAYOUT}): \
+         use that version, or another directory", .dir.display()
+    )]
+    Newer { dir: PathBuf, found: u32 },
+    #[error("{} is no data directory of Insula: it is not empty and has no `layout` file", .dir.display())]
+    Foreign { dir: PathBuf },
+    #[error("the data directory {} cannot be used: cannot {doing}", .dir.display())]
+    Io { dir: PathBuf, doing: &'static str, source: std::io::Error },
+}
+
+impl Home {
+    /// Opens a data directory, making it when it is not there, and holds it.
+    ///
+    /// # Errors
+    /// One clear sentence, with nothing touched: in use, from a newer version, somebody else's, or not writable.
+    pub fn open(dir: &Path) -> Result<Self, Error> {
+        let io = |doing| move |source| Error::Io { dir: dir.to_owned(), doing, source };
+        let layout = dir.join("layout");
+        match fs::read_dir(dir) {
+            Ok(mut entries) => {
+                if !layout.exists() && entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != "lock")) {
+                    return Err(Error::Foreign { dir: dir.to_owned() });
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io("create it"))?;
+            }
+            Err(error) => return Err(io("read it")(error)),
+        }
+        if let Ok(found) = fs::read_to_string(&layout) {
+            match found.trim().parse::<u32>() {
+                Ok(found) if found <= LAYOUT => {}
+                Ok(found) => return Err(Error::Newer { dir: dir.to_owned(), found }),
+                Err(_) => return Err(Error::Foreign { dir: dir.to_owned() }),
+            }
+        }
+        let lock = lock(&dir.join("lock")).map_err(io("write its lock file"))?;
+        let lock = lock.map_err(|holder| Error::InUse { dir: dir.to_owned(), holder })?;
+        if !layout.exists() {
+            fs::write(&layout, format!("{LAYOUT}\n")).map_err(io("write to it"))?;
+        }
+        Ok(Self { dir: dir.to_owned(), _lock: lock, ephemeral: false })
+    }
+
+    /// A fresh directory that goes when this process ends. One that a killed process left behind goes now.
+    ///
+    /// # Errors
+    /// When the machine's temporary directory is not writable.
+    pub fn ephemeral() -> Result<Self, Error> {
+        let all = std::env::temp_dir().join(format!("insula-{}", rustix::process::getuid().as_raw()));
+        sweep(&all);
+        Ok(Self { ephemeral: true, ..Self::open(&all.join(kit::id()))? })
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The gateway's API key: made once, kept for the owner's eyes only.
+    ///
+    /// # Errors
+    /// When it can be neither read nor written.
+    pub fn api_key(&self) -> Result<SecretString, Error> {
+        let path = self.path("api-key");
+        if let Ok(key) = fs::read_to_string(&path)
+            && !key.trim().is_empty()
+        {
+            return Ok(SecretString::from(key.trim()));
+        }
+        let key = kit::token();
+        write_private(&path, key.expose_secret()).map_err(self.io("write its API key"))?;
+        Ok(key)
+    }
+
+    /// The address of last time for a listener, so that a kubeconfig outlives a restart.
+    pub fn address(&self, name: &str) -> Option<SocketAddr> {
+        fs::read_to_string(self.path(&format!("{name}.address"))).ok()?.trim().parse().ok()
+    }
+
+    /// Notes a listener's address for the next time. That it cannot is no reason to fail.
+    pub fn note_address(&self, name: &str, at: SocketAddr) {
+        if self.address(name) != Some(at)
+            && let Err(error) = fs::write(self.path(&format!("{name}.address")), at.to_string())
+        {
+            tracing::warn!(%error, "the address of {name} cannot be noted for the next start");
+        }
+    }
+
+    fn io(&self, doing: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+        let dir = self.dir.clone();
+        move |source| Error::Io { dir, doing, source }
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if self.ephemeral
+            && let Err(error) = fs::remove_dir_all(&self.dir)
+        {
+            tracing::warn!(%error, dir = %self.dir.display(), "the ephemeral data directory could not be removed");
+        }
+    }
+}
+
+/// Writes a file that only its owner can read, complete or not at all.
+pub fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(format!(".{}", std::process::id()));
+    let fresh = PathBuf::from(fresh);
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+    file.write_all(text.as_bytes())?;
+    fs::rename(&fresh, path)
+}
+
+/// The lock, or the pid of its holder.
+fn lock(path: &Path) -> std::io::Result<Result<File, String>> {
+    let mut file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {
+            file.set_len(0)?;
+            file.rewind()?;
+            write!(file, "{}", std::process::id())?;
+            Ok(Ok(file))
+        }
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut holder = String::new();
+            file.take(20).read_to_string(&mut holder)?;
+            Ok(Err(holder))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes the ephemeral directories whose processes are gone. A directory that was made a moment ago and has no lock
+/// yet is somebody's who is just starting: it has no `layout` either, and stays.
+fn sweep(all: &Path) {
+    let Ok(entries) = fs::read_dir(all) else { return };
+    for dir in entries.flatten().map(|entry| entry.path()).filter(|dir| dir.join("layout").exists()) {
+        if let Ok(Ok(_free)) = lock(&dir.join("lock")) {
+            let _ = fs::remove_dir_all(&dir);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(result: Result<Home, Error>) -> String {
+        result.err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_directory_is_held_by_one_and_free_again_after() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path().join("data");
+        let first = Home::open(&dir).unwrap();
+        let key = first.api_key().unwrap();
+        assert!(told(Home::open(&dir)).contains(&format!("in use by process {}", std::process::id())));
+        drop(first);
+        let second = Home::open(&dir).unwrap();
+        assert_eq!(second.api_key().unwrap().expose_secret(), key.expose_secret());
+    }
+
+    #[test]
+    fn what_is_newer_or_not_ours_is_refused_and_not_touched() {
+        let tmp = tempfile::tempdir().unwrap();
+        fs::write(tmp.path().join("layout"), "99").unwrap();
+        assert!(told(Home::open(tmp.path())).contains("newer version"));
+        assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1);
+
+        let tmp = tempfile::tempdir().unwrap();
+        fs::write(tmp.path().join("thesis.txt"), "x").unwrap();
+        assert!(told(Home::open(tmp.path())).contains("no data directory"));
+        assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1);
+
+        assert!(told(Home::open(Path::new("/proc/insula"))).contains("cannot create it"));
+    }
+
+    #[test]
+    fn an_ephemeral_directory_goes_with_its_holder_and_leftovers_are_swept() {
+        let home = Home::ephemeral().unwrap();
+        let (dir, all) = (home.dir().to_owned(), home.dir().parent().unwrap().to_owned());
+        drop(home);
+        assert!(!dir.exists());
+        let left = all.join("left-by-a-killed-process");
+        drop(Home::open(&left).unwrap());
+        let held = Home::open(&all.join("held")).unwrap();
+        drop(Home::ephemeral().unwrap());
+        assert!(!left.exists() && held.dir().exists());
+        fs::remove_dir_all(held.dir()).unwrap();
+    }
+}

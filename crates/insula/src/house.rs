@@ -1,0 +1,166 @@
+//! A whole Insula in this process: every role, wired together. `up`, `demo`, `run` and `bench` start the same one.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use apiserver::ApiServer;
+use gateway::Gateway;
+use kit::{Clock, SecretString, Shutdown, Tasks};
+use ledger::{Ledger, Location};
+use runner::Runner;
+
+use crate::home::{self, Home};
+
+/// How long what is going on may take to end before the process goes all the same.
+const GRACE: Duration = Duration::from_secs(4);
+
+pub struct Options {
+    /// Where the state is; `None`: a fresh directory that goes at the end.
+    pub data_dir: Option<PathBuf>,
+    /// Where kubectl is answered; port 0: the port of last time if it is free, else any.
+    pub kube_listen: SocketAddr,
+    /// Where the gateway is; port 0 as above.
+    pub listen: SocketAddr,
+    /// Addresses of model providers by name, in place of their own.
+    pub providers: BTreeMap<String, String>,
+    /// How many runs may go on at once in this process.
+    pub concurrency: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self { data_dir: None, kube_listen: any, listen: any, providers: BTreeMap::new(), concurrency: 2_000 }
+    }
+}
+
+/// A running Insula. Ends with [`House::end`].
+pub struct House {
+    pub client: kube::Client,
+    pub kubeconfig: String,
+    pub kube: SocketAddr,
+    pub gateway: SocketAddr,
+    pub api_key: SecretString,
+    tasks: Tasks,
+    home: Home,
+}
+
+impl House {
+    /// Starts every role and returns when all of them answer.
+    pub async fn start(options: Options) -> Result<Self> {
+        let home = match &options.data_dir {
+            Some(dir) => Home::open(dir)?,
+            None => Home::ephemeral()?,
+        };
+        let api_key = home.api_key()?;
+        let clock = Clock::system();
+        let tasks = Tasks::new(Shutdown::new());
+
+        let ledger = Ledger::open(Location::File(home.path("ledger.db")), clock.clone())?;
+        let api = ApiServer::open(apiserver::Options {
+            data: apiserver::Data::Dir(home.dir().to_owned()),
+            clock: clock.clone(),
+            tasks: tasks.clone(),
+        })
+        .await?;
+        api.install(api::crds()).await?;
+        let client = api.client();
+        let http = kit::http::client().context("set up the HTTP client")?;
+
+        let controllers = control::run(control::Options {
+            client: client.clone(),
+            ledger: ledger.clone(),
+            clock: clock.clone(),
+            tasks: tasks.clone(),
+            instance: "insula".into(),
+        });
+        tasks.platform("control", controllers);
+        let runner = Runner::new(runner::Options {
+            ledger: ledger.clone(),
+            client: client.clone(),
+            clock,
+            tasks: tasks.clone(),
+            http,
+            concurrency: options.concurrency,
+            providers: options.providers,
+        });
+        tasks.platform("runner", runner.run(tasks.shutdown().clone()));
+
+        let gateway = listen_again(&home, "gateway", options.listen, async |at| {
+            let options = gateway::Options {
+                ledger: ledger.clone(),
+                client: client.clone(),
+                api_key: api_key.clone(),
+                tasks: tasks.clone(),
+            };
+            Ok(Gateway::listen(options, at).await?)
+        })
+        .await?;
+        let kube = listen_again(&home, "kubernetes", options.kube_listen, async |at| Ok(api.listen(at).await?)).await?;
+        Ok(Self { kubeconfig: api.kubeconfig(kube), client, kube, gateway, api_key, tasks, home })
+    }
+
+    pub fn home(&self) -> &Home {
+        &self.home
+    }
+
+    pub fn gateway_url(&self) -> String {
+        format!("http://{}", self.gateway)
+    }
+
+    /// Where the kubeconfig is, once written.
+    pub fn write_kubeconfig(&self) -> Result<PathBuf> {
+        let path = self.home.path("kubeconfig");
+        home::write_private(&path, &self.kubeconfig).with_context(|| format!("write {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Returns when the process is asked to end, or with an error when a part of the platform ended by itself.
+    pub async fn watch(&self) -> Result<()> {
+        Ok(self.tasks.watch().await?)
+    }
+
+    pub fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
+    /// Ends every role in order and gives the data directory back.
+    pub async fn end(self) {
+        if tokio::time::timeout(GRACE, self.tasks.end()).await.is_err() {
+            tracing::warn!("some work did not end in {GRACE:?}; it goes on from its log at the next start");
+        }
+    }
+}
+
+/// Listens where it was asked to; with port 0, where it listened last time if that is still free.
+async fn listen_again(
+    home: &Home,
+    name: &str,
+    at: SocketAddr,
+    listen: impl AsyncFn(SocketAddr) -> Result<SocketAddr>,
+) -> Result<SocketAddr> {
+    if at.port() == 0
+        && let Some(last) = home.address(name).filter(|last| last.ip() == at.ip())
+        && let Ok(bound) = listen(last).await
+    {
+        return Ok(bound);
+    }
+    let bound = listen(at).await.with_context(|| format!("listen on {at} for the {name} door"))?;
+    home.note_address(name, bound);
+    Ok(bound)
+}
+
+/// The data directory unless one is named: `$XDG_DATA_HOME/insula`, else `~/.local/share/insula`.
+#[allow(clippy::disallowed_methods, reason = "the edge: the user's own directories are in the environment")]
+pub fn default_data_dir() -> Result<PathBuf> {
+    if let Some(data) = std::env::var_os("XDG_DATA_HOME").filter(|dir| Path::new(dir).is_absolute()) {
+        return Ok(PathBuf::from(data).join("insula"));
+    }
+    std::env::home_dir()
+        .filter(|home| home.is_absolute())
+        .map(|home| home.join(".local/share/insula"))
+        .context("no home directory is known: name a data directory with --data-dir, or use --ephemeral")
+}

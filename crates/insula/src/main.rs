@@ -1,0 +1,53 @@
+//! The composition root: every role, and `main`. The only place that installs a TLS provider and reads the environment.
+
+mod home;
+mod house;
+mod signals;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Runs AI agents, driven by Kubernetes manifests, from one binary.
+#[derive(Parser)]
+#[command(name = "insula", version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    /// What is logged to stderr, as in `info` or `warn,runner=debug`
+    #[arg(long, global = true, value_name = "FILTER", env = "INSULA_LOG", default_value = "warn")]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Up(up::Up),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = start(cli);
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("insula: {}", kit::chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(cli: Cli) -> anyhow::Result<ExitCode> {
+    let filter = EnvFilter::try_new(&cli.log)?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        anyhow::bail!("a TLS provider was installed before main");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Up(it) => it.run().await.map(|()| ExitCode::SUCCESS),
+        }
+    })
+}

@@ -1,0 +1,113 @@
+//! `insula up`
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use kit::ExposeSecret;
+use serde_json::json;
+
+use crate::home::write_private;
+use crate::house::{House, Options, default_data_dir};
+use crate::signals;
+
+/// Start everything on loopback: Kubernetes API, controllers, runner, gateway.
+#[derive(Args)]
+pub struct Up {
+    /// Keep the state here [default: insula in the user's data directory]
+    #[arg(long, value_name = "DIR", env = "INSULA_DATA_DIR", conflicts_with = "ephemeral")]
+    data_dir: Option<PathBuf>,
+    /// Use a fresh directory and remove it at the end
+    #[arg(long)]
+    ephemeral: bool,
+    /// Where kubectl is answered; port 0: the port of last time, else any free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    kube_listen: SocketAddr,
+    /// Where the gateway is; port 0 as above
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    /// Write the kubeconfig here too
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// When all of it answers, write where it is here, as JSON
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+    /// Where a model provider is, in place of its own address (as in openai=http://127.0.0.1:8000/v1); repeatable
+    #[arg(long = "provider", value_name = "NAME=URL", value_parser = provider)]
+    providers: Vec<(String, String)>,
+    /// How many runs may go on at once in this process
+    #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    concurrency: u32,
+}
+
+fn provider(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, url)) if !name.is_empty() && (url.starts_with("http://") || url.starts_with("https://")) => {
+            Ok((name.into(), url.into()))
+        }
+        _ => Err("write it as NAME=URL, as in openai=http://127.0.0.1:8000/v1".into()),
+    }
+}
+
+impl Up {
+    pub async fn run(self) -> Result<()> {
+        let began = Instant::now();
+        if let Some(path) = &self.kubeconfig {
+            refuse_foreign_kubeconfig(path)?;
+        }
+        for at in [self.kube_listen, self.listen] {
+            if !at.ip().is_loopback() {
+                bail!("{at} is not a loopback address: `insula up` serves this machine alone");
+            }
+        }
+        let data_dir = match (self.data_dir, self.ephemeral) {
+            (_, true) => None,
+            (Some(dir), false) => Some(dir),
+            (None, false) => Some(default_data_dir()?),
+        };
+        let house = House::start(Options {
+            data_dir,
+            kube_listen: self.kube_listen,
+            listen: self.listen,
+            providers: self.providers.into_iter().collect::<BTreeMap<_, _>>(),
+            concurrency: self.concurrency as usize,
+        })
+        .await?;
+        let kubeconfig = house.write_kubeconfig()?;
+        if let Some(path) = &self.kubeconfig {
+            write_private(path, &house.kubeconfig).with_context(|| format!("write {}", path.display()))?;
+        }
+        if let Some(path) = &self.ready_file {
+            let ready = json!({
+                "kubeconfig": kubeconfig,
+                "gateway": house.gateway_url(),
+                "apiKey": house.api_key.expose_secret(),
+                "pid": std::process::id(),
+            });
+            write_private(path, &ready.to_string()).with_context(|| format!("write {}", path.display()))?;
+        }
+        eprintln!("Insula is up after {} ms, in {}", began.elapsed().as_millis(), house.home().dir().display());
+        eprintln!("  kubectl   export KUBECONFIG={}", self.kubeconfig.as_ref().unwrap_or(&kubeconfig).display());
+        eprintln!("  gateway   {}  (its key: {})", house.gateway_url(), house.home().path("api-key").display());
+        eprintln!("  Ctrl-C ends it.");
+
+        signals::end_on_signal(house.tasks());
+        let ended = house.watch().await;
+        house.end().await;
+        ended
+    }
+}
+
+/// A kubeconfig of somebody else's clusters is not overwritten.
+fn refuse_foreign_kubeconfig(path: &Path) -> Result<()> {
+    match std::fs::read_to_string(path) {
+        Ok(text) if !text.trim().is_empty() && !text.contains("current-context: insula") => bail!(
+            "{} is another cluster's kubeconfig and is not overwritten: name a new file, and join the two with KUBECONFIG=A:B",
+            path.display()
+        ),
+        _ => Ok(()),
+    }
+}
