@@ -1,0 +1,74 @@
+mod contract;
+mod crash;
+mod replay;
+
+use std::sync::Arc;
+
+use kit::{Clock, Shutdown, Tasks};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::Data;
+
+/// A store and the tasks that keep it.
+struct Opened {
+    store: Store,
+    tasks: Tasks,
+}
+
+impl std::ops::Deref for Opened {
+    type Target = Store;
+
+    fn deref(&self) -> &Store {
+        &self.store
+    }
+}
+
+fn open(data: &Data) -> Opened {
+    open_window(data, WINDOW)
+}
+
+fn open_window(data: &Data, window: Window) -> Opened {
+    let tasks = Tasks::new(Shutdown::new());
+    let store = Store::open_with(data, Clock::system(), &tasks, window).unwrap();
+    Opened { store, tasks }
+}
+
+/// Ends it and lets go of the file.
+async fn close(it: Opened) {
+    it.tasks.end().await;
+    drop(it.store.0.committer.hold().take());
+}
+
+async fn reopen(data: &Data, old: Opened) -> Opened {
+    close(old).await;
+    open(data)
+}
+
+fn dir() -> (tempfile::TempDir, Data) {
+    let dir = tempfile::tempdir().unwrap();
+    let data = Data::Dir(dir.path().to_owned());
+    (dir, data)
+}
+
+fn key(name: &str) -> Key {
+    Key::new("", "configmaps", "default", name)
+}
+
+fn object(key: &Key, data: &str) -> Value {
+    json!({"metadata": {"name": &*key.name, "namespace": &*key.namespace}, "data": {"k": data}})
+}
+
+async fn put(store: &Store, key: &Key, data: &str) -> Arc<Entry> {
+    let expect = store.get(key).map_or(Expect::Absent, |it| Expect::Rev(it.rev));
+    store.write(key.clone(), expect, Change::Put(object(key, data))).await.unwrap()
+}
+
+async fn delete(store: &Store, key: &Key) -> Arc<Entry> {
+    let last = store.get(key).unwrap();
+    store.write(key.clone(), Expect::Rev(last.rev), Change::Delete(last.value())).await.unwrap()
+}
+
+fn names(listed: &Listed) -> Vec<&str> {
+    listed.entries.iter().map(|it| &*it.key.name).collect()
+}
