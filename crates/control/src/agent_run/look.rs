@@ -1,0 +1,108 @@
+//! All that is looked at before it is decided about a run.
+
+use std::sync::Arc;
+
+use api::agents::{AgentRun, SympoziumInstance, SympoziumPolicy};
+use kube::ResourceExt;
+use ledger::{Run, RunId};
+
+use super::{Keeper, place, session};
+use crate::kinds;
+use crate::machinery::Error;
+
+#[derive(Debug, Default)]
+pub(crate) struct World {
+    /// The run as the ledger knows it.
+    pub(super) known: Option<Run>,
+    /// Not one that is being deleted.
+    pub(super) instance: Option<Arc<SympoziumInstance>>,
+    /// The policy that the instance names, if there is one.
+    pub(super) policy: Option<Arc<SympoziumPolicy>>,
+    /// Whether the Secret and the class that [`Wanted`] names are there.
+    pub(super) has_secret: bool,
+    pub(super) has_class: bool,
+    /// The run of the same session before this one, which was not submitted yet.
+    pub(super) waits_for: Option<String>,
+}
+
+/// What a run names, itself or by its instance and policy.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Wanted {
+    pub(super) secret: Option<String>,
+    pub(super) class: Option<String>,
+}
+
+pub(super) fn wanted(run: &AgentRun, instance: &SympoziumInstance, policy: Option<&SympoziumPolicy>) -> Wanted {
+    let own = Some(run.spec.model.auth_secret_ref.as_str()).filter(|name| !name.is_empty());
+    let first = instance.spec.auth_refs.iter().flatten().map(|it| it.secret.as_str()).find(|name| !name.is_empty());
+    let of_run = run.spec.agent_sandbox.as_ref().map(|it| (it.enabled, it.runtime_class.as_deref()));
+    let of_instance = instance.spec.agents.default.agent_sandbox.as_ref();
+    let of_instance = of_instance.map(|it| (it.enabled, it.runtime_class.as_deref()));
+    let rules = policy
+        .and_then(|policy| policy.spec.sandbox_policy.as_ref())
+        .and_then(|rules| rules.agent_sandbox_policy.as_ref());
+    let (enabled, class) = of_run.or(of_instance).unwrap_or_default();
+    let class = class.filter(|name| enabled && !name.is_empty());
+    let by_policy = rules.filter(|rules| rules.required).and_then(|rules| rules.default_runtime_class.as_deref());
+    Wanted {
+        secret: own.or(first).map(str::to_owned),
+        class: class.or(by_policy).filter(|name| !name.is_empty()).map(str::to_owned),
+    }
+}
+
+impl Keeper {
+    pub(super) async fn see(&self, run: &AgentRun) -> Result<World, Error> {
+        let mut world = World::default();
+        if run.metadata.deletion_timestamp.is_some() || kinds::has_ended(run) {
+            return Ok(world);
+        }
+        let namespace = run.namespace().unwrap_or_default();
+        world.known = self.known(run).await?;
+        if world.known.as_ref().is_some_and(|known| matches!(known.state, ledger::State::Done(_))) {
+            return Ok(world);
+        }
+        world.instance = self
+            .instances
+            .find(&namespace, &run.spec.instance_ref)
+            .await?
+            .filter(|instance| instance.metadata.deletion_timestamp.is_none());
+        let runs = world.known.as_ref().is_some_and(|known| known.state == ledger::State::Running);
+        let Some(instance) = world.instance.as_ref().filter(|_| !runs) else { return Ok(world) };
+        if let Some(name) = instance.spec.policy_ref.as_deref() {
+            world.policy = match self.policies.find(&namespace, name).await? {
+                None => self.policies.find(kinds::SYSTEM_NAMESPACE, name).await?,
+                found => found,
+            };
+        }
+        let wanted = wanted(run, instance, world.policy.as_deref());
+        if let Some(name) = &wanted.secret {
+            world.has_secret = self.secrets.find(&namespace, name).await?.is_some();
+        }
+        if let Some(name) = &wanted.class {
+            world.has_class = self.classes.find("", name).await?.is_some();
+        }
+        if world.known.is_none() {
+            world.waits_for = self.waits_for(run).await?;
+        }
+        Ok(world)
+    }
+
+    async fn known(&self, run: &AgentRun) -> Result<Option<Run>, Error> {
+        let id = RunId::from(run.uid().unwrap_or_default());
+        self.ledger.run(&id).await.map_err(|source| Error::Ledger { doing: "look up the run", source })
+    }
+
+    /// It is enough to look at the one right before: that one was not submitted before those before it either.
+    async fn waits_for(&self, run: &AgentRun) -> Result<Option<String>, Error> {
+        let Some(session) = session(run) else { return Ok(None) };
+        let here = place(run);
+        let earlier = self.runs.tagged(&session).into_iter();
+        let before = earlier
+            .filter(|it| it.metadata.deletion_timestamp.is_none() && place(it) < here)
+            .max_by_key(|it| place(it));
+        match before {
+            Some(before) if self.known(&before).await?.is_none() => Ok(Some(before.name_any())),
+            _ => Ok(None),
+        }
+    }
+}

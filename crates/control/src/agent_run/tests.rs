@@ -1,0 +1,383 @@
+//! Decisions as tables: a run, a world, and what follows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::agents::*;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use ledger::{Action, Outcome, Run, State, Ticket, Tokens, Usage};
+use serde_json::json;
+use testkit::{agent_run, instance, policy};
+
+use super::Effect;
+use super::look::World;
+use super::plan::plan;
+use crate::machinery::Plan;
+
+fn now() -> Timestamp {
+    "2026-03-26T12:00:00Z".parse().unwrap()
+}
+
+fn later(seconds: i64) -> Timestamp {
+    Timestamp::from_second(now().as_second() + seconds).unwrap()
+}
+
+/// A stored run, made now.
+fn run(with: impl FnOnce(&mut AgentRun)) -> AgentRun {
+    agent_run("r", |it| {
+        it.metadata.uid = Some("uid-r".into());
+        it.metadata.creation_timestamp = Some(Time(now()));
+        it.metadata.generation = Some(1);
+        with(it);
+    })
+}
+
+/// Everything that the run names is there.
+fn world() -> World {
+    World { instance: Some(Arc::new(instance("me", |_| {}))), has_secret: true, has_class: true, ..World::default() }
+}
+
+fn world_of(with: impl FnOnce(&mut SympoziumInstance)) -> World {
+    World { instance: Some(Arc::new(instance("me", with))), ..world() }
+}
+
+fn known(state: State) -> World {
+    let run = Run {
+        namespace: "default".into(),
+        name: "r".into(),
+        state,
+        attempt: 1,
+        started: Some(later(1)),
+        finished: None,
+        usage: Usage { tokens: Tokens { input: 10, output: 5, total: 15 }, tool_calls: 2 },
+    };
+    World { known: Some(run), ..world() }
+}
+
+fn done(outcome: Outcome) -> World {
+    let mut world = known(State::Done(outcome));
+    world.known.as_mut().unwrap().finished = Some(later(3));
+    world
+}
+
+fn status(plan: &Plan<Effect>) -> AgentRunStatus {
+    serde_json::from_value(plan.status.clone().expect("a status")).unwrap()
+}
+
+fn phase(plan: &Plan<Effect>) -> RunPhase {
+    status(plan).phase.unwrap()
+}
+
+/// Type, status and reason of each condition.
+fn conditions(plan: &Plan<Effect>) -> Vec<String> {
+    plan.conditions.iter().map(|it| format!("{}={:?}/{}", it.type_, it.status, it.reason)).collect()
+}
+
+fn submitted(plan: &Plan<Effect>) -> &Ticket {
+    match plan.effects.as_slice() {
+        [Effect::Submit(ticket)] => ticket,
+        other => panic!("not submitted: {other:?}"),
+    }
+}
+
+/// The run as it is after the plan was acted on.
+fn after(mut run: AgentRun, plan: &Plan<Effect>) -> AgentRun {
+    let mut status = status(plan);
+    status.conditions = Some(
+        plan.conditions
+            .iter()
+            .map(|it| Condition {
+                type_: it.type_.into(),
+                status: format!("{:?}", it.status),
+                reason: it.reason.into(),
+                message: it.message.clone(),
+                observed_generation: None,
+                last_transition_time: Time(now()),
+            })
+            .collect(),
+    );
+    run.status = Some(status);
+    run
+}
+
+#[test]
+fn a_run_that_lacks_nothing_is_submitted_with_all_that_its_brain_must_know() {
+    let run = run(|it| {
+        it.spec.session_key = "s".into();
+        it.spec.system_prompt = Some("Be brief.".into());
+        it.spec.timeout = Some("90s".into());
+        it.spec.model.thinking = Some("high".into());
+        it.spec.tool_policy = Some(ToolPolicy { allow: Some(vec!["read_file".into()]), deny: None });
+    });
+    let mut world = world_of(|it| {
+        it.spec.policy_ref = Some("careful".into());
+        it.spec.agents.default.base_url = Some("http://model/v1".into());
+        it.spec.memory = Some(Memory { enabled: true, max_size_kb: 256, system_prompt: Some("You are Ada.".into()) });
+    });
+    world.policy = Some(Arc::new(policy("careful", |it| {
+        it.spec.subagent_policy = Some(SubagentPolicy { max_depth: 1, max_concurrent: 3 });
+        it.spec.tool_gating = Some(ToolGating {
+            default_action: "ask".into(),
+            rules: Some(vec![
+                ToolRule { tool: "read_file".into(), action: "allow".into() },
+                ToolRule { tool: "write_file".into(), action: "perhaps".into() },
+            ]),
+        });
+    })));
+    let plan = plan(&run, &world, now());
+    assert_eq!(plan.status, None, "the ledger's own news brings the status");
+    let ticket = submitted(&plan);
+    assert_eq!((ticket.run.as_str(), ticket.limit, ticket.timeout), ("uid-r", 3, Duration::from_secs(90)));
+    assert_eq!((ticket.session.as_str(), ticket.created), ("s", now()));
+    let job = &ticket.job;
+    assert_eq!(job.system, "You are Ada.\n\nBe brief.");
+    assert_eq!((job.model.as_str(), job.base_url.as_str()), ("scripted", "http://model/v1"));
+    assert_eq!((job.thinking.as_deref(), job.secret.as_deref()), (Some("high"), Some("model-key")));
+    assert_eq!(job.tools.allow, ["read_file"]);
+    let gate = job.tools.gate.as_ref().unwrap();
+    assert_eq!((gate.policy.as_str(), gate.default), ("careful", Action::Ask));
+    let rules = [("read_file".to_owned(), Action::Allow), ("write_file".to_owned(), Action::Deny)];
+    assert_eq!(gate.rules, rules, "a word that nobody knows denies");
+}
+
+#[test]
+fn what_is_missing_is_named_and_waited_for_and_told_once() {
+    type Table = [(&'static str, World, Box<dyn Fn(&mut AgentRun)>, &'static str)];
+    let table: &Table = &[
+        ("InstanceMissing", World::default(), Box::new(|_| {}), "SympoziumInstance \"me\" not found"),
+        ("SecretMissing", World { has_secret: false, ..world() }, Box::new(|_| {}), "Secret \"model-key\" not found"),
+        (
+            "SecretMissing",
+            world_of(|it| it.spec.auth_refs = None),
+            Box::new(|it| it.spec.model.auth_secret_ref = String::new()),
+            "no Secret with the model's key is named: set spec.model.authSecretRef, or authRefs of the instance",
+        ),
+        (
+            "PolicyMissing",
+            world_of(|it| it.spec.policy_ref = Some("nowhere".into())),
+            Box::new(|_| {}),
+            "SympoziumPolicy \"nowhere\" not found",
+        ),
+        (
+            "RuntimeClassMissing",
+            World { has_class: false, ..world() },
+            Box::new(|it| {
+                let runtime_class = Some("gvisor".to_owned());
+                it.spec.agent_sandbox = Some(RunAgentSandbox { enabled: true, runtime_class, ..Default::default() });
+            }),
+            "RuntimeClass \"gvisor\" not found",
+        ),
+        ("NotSupported", world(), Box::new(|it| it.spec.mode = Mode::Server), "mode server is not served yet"),
+        (
+            "Invalid",
+            world_of(|it| {
+                it.spec.agents.default.subagents = Some(Subagents { max_concurrent: 0, ..Default::default() });
+            }),
+            Box::new(|_| {}),
+            "maxConcurrent of the instance or its policy is less than 1: no run may start",
+        ),
+    ];
+    for (reason, world, with, message) in table {
+        let run = run(|it| with(it));
+        let first = plan(&run, world, later(60));
+        assert_eq!(first.effects, [], "{reason}");
+        assert_eq!(phase(&first), RunPhase::Pending);
+        assert_eq!(conditions(&first)[0], format!("Accepted=False/{reason}"));
+        assert_eq!(first.conditions[0].message, *message);
+        assert_eq!(first.wake_in, Some(Duration::from_secs(540)), "it gives up at its timeout");
+        assert_eq!(first.notes.iter().map(|it| it.message.as_str()).collect::<Vec<_>>(), [*message]);
+        let run = after(run, &first);
+        let second = plan(&run, world, later(61));
+        assert_eq!((second.status.clone(), second.notes.len()), (first.status.clone(), 0), "said once: {reason}");
+        let last = plan(&run, world, later(600));
+        assert_eq!(phase(&last), RunPhase::Failed);
+        assert_eq!(status(&last).error.unwrap(), format!("timeout: not started within 10m, since {message}"));
+        assert_eq!(conditions(&last)[2], "Complete=False/Timeout");
+    }
+}
+
+#[test]
+fn all_that_is_missing_is_named_at_once() {
+    let mut world = world_of(|it| it.spec.policy_ref = Some("nowhere".into()));
+    world.has_secret = false;
+    let plan = plan(&run(|_| {}), &world, now());
+    assert_eq!(plan.conditions[0].message, "SympoziumPolicy \"nowhere\" not found; Secret \"model-key\" not found");
+    assert_eq!(plan.notes.len(), 2);
+}
+
+#[test]
+fn a_run_needs_no_key_where_an_address_is_given_and_no_secret_is_named() {
+    let run = run(|it| {
+        it.spec.model.auth_secret_ref = String::new();
+        it.spec.model.base_url = Some("http://model/v1".into());
+    });
+    let mut world = world_of(|it| it.spec.auth_refs = None);
+    world.has_secret = false;
+    assert_eq!(submitted(&plan(&run, &world, now())).job.secret, None);
+}
+
+#[test]
+fn what_can_never_go_fails_at_once_and_says_why() {
+    let deep = |it: &mut AgentRun| it.spec.parent = Some(ParentRun { spawn_depth: 3, ..Default::default() });
+    let mut classes = world();
+    classes.policy = Some(Arc::new(policy("strict", |it| {
+        let agent_sandbox_policy = Some(AgentSandboxPolicy {
+            required: true,
+            default_runtime_class: None,
+            allowed_runtime_classes: Some(vec!["gvisor".into()]),
+        });
+        it.spec.sandbox_policy =
+            Some(SandboxPolicy { max_memory: Some("1Gi".into()), agent_sandbox_policy, ..Default::default() });
+    })));
+    let memory = |it: &mut AgentRun| {
+        let limits = Some([("memory".to_owned(), "2Gi".to_owned())].into());
+        let resources = Some(StringResources { limits, requests: None });
+        it.spec.sandbox = Some(RunSandbox { enabled: true, resources, ..Default::default() });
+    };
+    let kata = |it: &mut AgentRun| {
+        let runtime_class = Some("kata".to_owned());
+        it.spec.agent_sandbox = Some(RunAgentSandbox { enabled: true, runtime_class, ..Default::default() });
+    };
+    let table: [(&World, &dyn Fn(&mut AgentRun), &str, &str); 7] = [
+        (&world(), &|it| it.spec.task = " \n".into(), "Invalid", "spec.task is empty: there is nothing to do"),
+        (
+            &world(),
+            &|it| it.spec.timeout = Some("banana".into()),
+            "Invalid",
+            "spec.timeout: \"banana\" is not a duration: write numbers with units, as in \"90s\", \"10m\" or \"1h30m\"",
+        ),
+        (&world(), &|it| it.spec.timeout = Some("0s".into()), "Invalid", "spec.timeout must be more than 0"),
+        (&world(), &deep, "Denied", "spec.parent.spawnDepth is 3, and maxDepth is 2"),
+        (&classes, &|_| {}, "Denied", "policy strict: a runtimeClass is required, and none is named"),
+        (&classes, &kata, "Denied", "policy strict: runtimeClass \"kata\" is not among gvisor"),
+        (&classes, &memory, "Denied", "policy strict: memory 2Gi is more than maxMemory 1Gi"),
+    ];
+    for (world, with, reason, error) in table {
+        let plan = plan(&run(with), world, now());
+        assert_eq!(plan.effects, []);
+        let status = status(&plan);
+        assert_eq!((status.phase, status.error.as_deref()), (Some(RunPhase::Failed), Some(error)));
+        assert_eq!((status.started_at, status.completed_at), (None, Some(Time(now()))));
+        assert_eq!(conditions(&plan)[2], format!("Complete=False/{reason}"));
+        assert_eq!((plan.notes[0].warning, plan.notes[0].message.as_str()), (true, error));
+    }
+}
+
+#[test]
+fn a_run_waits_for_the_one_before_it_in_its_session_without_a_deadline() {
+    let world = World { waits_for: Some("earlier".into()), ..world() };
+    let plan = plan(&run(|_| {}), &world, later(10_000));
+    assert_eq!((plan.effects.len(), phase(&plan), plan.wake_in), (0, RunPhase::Pending, None));
+    assert_eq!(plan.conditions[0].message, "waits for earlier, an earlier run of its session");
+}
+
+#[test]
+fn the_ledgers_word_becomes_the_status() {
+    let mut waiting = known(State::Queued);
+    waiting.known.as_mut().unwrap().started = None;
+    waiting.known.as_mut().unwrap().attempt = 0;
+    let queued = plan(&run(|_| {}), &waiting, later(2));
+    assert_eq!(phase(&queued), RunPhase::Pending);
+    assert_eq!(conditions(&queued), ["Accepted=True/Accepted", "Started=False/Queued", "Complete=False/Queued"]);
+    assert_eq!(submitted(&queued).limit, 5, "a limit that changed meanwhile reaches the ledger");
+
+    let running = plan(&run(|_| {}), &known(State::Running), later(2));
+    assert_eq!(running.effects, []);
+    assert_eq!(running.status, Some(json!({"phase": "Running", "startedAt": "2026-03-26T12:00:01Z"})),);
+    assert_eq!(conditions(&running), ["Accepted=True/Accepted", "Started=True/Running", "Complete=False/Running"]);
+
+    let again = plan(&run(|_| {}), &known(State::Queued), later(2));
+    assert_eq!(phase(&again), RunPhase::Running, "what had begun goes on");
+
+    let answered = plan(&run(|_| {}), &done(Outcome::Succeeded { answer: "42\n".into() }), later(9));
+    assert_eq!(
+        answered.status,
+        Some(json!({
+            "phase": "Succeeded", "result": "42\n",
+            "startedAt": "2026-03-26T12:00:01Z", "completedAt": "2026-03-26T12:00:03Z",
+            "tokenUsage": {"inputTokens": 10, "outputTokens": 5, "totalTokens": 15, "toolCalls": 2, "durationMs": 2000},
+        })),
+    );
+    assert_eq!(conditions(&answered)[2], "Complete=True/Succeeded");
+
+    for (outcome, reason, error) in [
+        (Outcome::Failed { error: "the model refused: 401".into() }, "Failed", "the model refused: 401"),
+        (Outcome::Failed { error: "timeout after 2s".into() }, "Timeout", "timeout after 2s"),
+        (
+            Outcome::Cancelled { reason: "the instance me was deleted".into() },
+            "Cancelled",
+            "cancelled: the instance me was deleted",
+        ),
+    ] {
+        let failed = plan(&run(|_| {}), &done(outcome), later(9));
+        assert_eq!((phase(&failed), status(&failed).error.as_deref()), (RunPhase::Failed, Some(error)));
+        assert_eq!(conditions(&failed)[2], format!("Complete=False/{reason}"));
+    }
+}
+
+#[test]
+fn an_answer_larger_than_an_object_is_cut_and_says_so() {
+    let answer = "é".repeat(1 << 20);
+    let plan = plan(&run(|_| {}), &done(Outcome::Succeeded { answer }), later(9));
+    assert_eq!(status(&plan).result.unwrap().len(), 1 << 20);
+    assert_eq!(
+        plan.conditions.last().unwrap().message,
+        "status.result has the first 1048576 bytes; 1048576 more are in the run's log",
+    );
+}
+
+#[test]
+fn what_has_ended_is_never_started_again_even_if_the_ledger_forgot_it() {
+    for phase in [RunPhase::Succeeded, RunPhase::Failed] {
+        let run = run(|it| it.status = Some(AgentRunStatus { phase: Some(phase), ..Default::default() }));
+        assert_eq!(plan(&run, &world(), now()), Plan::default());
+    }
+}
+
+#[test]
+fn a_run_in_the_ledger_whose_instance_is_gone_is_cancelled() {
+    for state in [State::Queued, State::Running] {
+        let world = World { instance: None, ..known(state) };
+        let plan = plan(&run(|_| {}), &world, now());
+        let reason = "the instance \"me\" was deleted".to_owned();
+        assert_eq!(plan.effects, [Effect::Cancel { run: "uid-r".into(), reason }]);
+    }
+}
+
+#[test]
+fn a_deleted_run_is_forgotten_whatever_it_lacks_and_then_let_go() {
+    let run = run(|it| it.metadata.deletion_timestamp = Some(Time(now())));
+    let plan = plan(&run, &World::default(), now());
+    assert_eq!(plan.effects, [Effect::Forget("uid-r".into())]);
+    assert!(plan.release_finalizer && plan.status.is_none());
+}
+
+#[test]
+fn what_is_not_served_yet_is_said_and_not_waited_for() {
+    let world = world_of(|it| {
+        it.spec.skills = Some(vec![SkillRef { skill_pack_ref: Some("k8s-ops".into()), ..Default::default() }]);
+        it.spec.mcp_servers = Some(vec![McpServerRef { name: "github".into(), ..Default::default() }]);
+    });
+    assert_eq!(submitted(&plan(&run(|_| {}), &world, now())).run.as_str(), "uid-r");
+    let known = World { known: known(State::Queued).known, ..world };
+    let run = run(|_| {});
+    let first = plan(&run, &known, now());
+    let said = "skill \"k8s-ops\" is not served yet: the run goes without it; \
+                MCP server \"github\" is not served yet: the run goes without it";
+    assert_eq!(first.conditions[0].message, said);
+    assert_eq!(first.notes.len(), 2);
+    let run = after(run, &first);
+    assert_eq!(plan(&run, &known, now()).notes.len(), 0);
+    let running = World { known: super::tests::known(State::Running).known, ..known };
+    assert_eq!(plan(&run, &running, now()).kept, ["Accepted"], "and stays said");
+}
+
+#[test]
+fn quantities_are_compared_as_numbers() {
+    let amount = super::job::amount;
+    assert_eq!(amount("500m"), Some(0.5));
+    assert_eq!(amount("1Gi"), Some(1_073_741_824.0));
+    assert_eq!(amount("1e3"), Some(1000.0));
+    assert_eq!((amount("lots"), amount(""), amount("1X")), (None, None, None));
+}
