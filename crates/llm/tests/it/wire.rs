@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 use crate::server::{Raw, Then, response, stream, whole};
 use crate::{ask, client, tool};
 
+/// What is odd about it, the answer, and what it means; no usage: the provider gave none.
+type Case = (&'static str, Vec<u8>, Message, Finish, Option<Usage>);
+
 fn call(id: &str, arguments: &str) -> Call {
     Call { id: id.into(), name: "f".into(), arguments: arguments.into() }
 }
@@ -72,7 +75,7 @@ async fn answers_in_every_form_in_use_are_understood() {
     let text = |text: &str| Message::Assistant { text: text.into(), calls: vec![] };
     let calls = |calls: &[Call]| Message::Assistant { text: String::new(), calls: calls.to_vec() };
     let counted = Some(Usage { input: 7, output: 3, estimated: false });
-    let cases: Vec<(&str, Vec<u8>, Message, Finish, Option<Usage>)> = vec![
+    let cases: Vec<Case> = vec![
         (
             "reasoning is read over, and usage may come with any chunk",
             stream(&[
