@@ -163,7 +163,10 @@ fn write_json(out: &mut String, value: &Value) {
     match value {
         Value::Null => out.push_str("null"),
         Value::Bool(b) => out.push_str(if *b { "true" } else { "false" }),
-        Value::Number(n) => out.push_str(&number(n)),
+        Value::Number(n) => match (n.as_i64(), n.as_f64()) {
+            (None, Some(f)) => out.push_str(&scientific(f, 1e-6..1e21, 1)),
+            _ => out.push_str(&n.to_string()),
+        },
         Value::String(s) => write_json_string(out, s),
         Value::Array(items) => {
             out.push('[');
@@ -212,7 +215,7 @@ fn write_json_string(out: &mut String, text: &str) {
     out.push('"');
 }
 
-/// Go's `%v` of an `int64` or `float64`: shortest digits, an exponent below 1e-4 and from 1e21 on.
+/// Go's `%v` of an `int64` or `float64`.
 pub(crate) fn number(n: &Number) -> String {
     match (n.as_i64(), n.as_f64()) {
         (Some(i), _) => i.to_string(),
@@ -221,20 +224,20 @@ pub(crate) fn number(n: &Number) -> String {
     }
 }
 
+/// Go's `%v` of a `float64`: shortest digits, with an exponent below 1e-4 and from 1e6 on.
 pub(crate) fn float(f: f64) -> String {
-    let size = f.abs();
-    if size != 0.0 && !(1e-4..1e21).contains(&size) {
-        // Rust prints 1e-5 where Go prints 1e-05.
-        let text = format!("{f:e}");
-        return match text.split_once('e') {
-            Some((digits, exp)) => {
-                let (sign, exp) = exp.strip_prefix('-').map_or(('+', exp), |e| ('-', e));
-                format!("{digits}e{sign}{exp:0>2}")
-            }
-            None => text,
-        };
+    scientific(f, 1e-4..1e6, 2)
+}
+
+/// Rust's shortest digits in Go's layout: `width` digits of an exponent at least.
+fn scientific(f: f64, plain: std::ops::Range<f64>, width: usize) -> String {
+    if f == 0.0 || plain.contains(&f.abs()) {
+        return format!("{f}");
     }
-    format!("{f}")
+    let text = format!("{f:e}");
+    let Some((digits, exp)) = text.split_once('e') else { return text };
+    let (sign, exp) = exp.strip_prefix('-').map_or(('+', exp), |e| ('-', e));
+    format!("{digits}e{sign}{exp:0>width$}")
 }
 
 #[cfg(test)]
@@ -250,7 +253,8 @@ mod tests {
             (json!(3.0), "3"),
             (json!(1.5e-7), "1.5e-07"),
             (json!(1e21), "1e+21"),
-            (json!(123456789.25), "123456789.25"),
+            (json!(123456789.25), "1.2345678925e+08"),
+            (json!([123456789.25, 1e-7]), "[123456789.25,1e-7]"),
             (json!(true), "true"),
             (json!(null), "null"),
             (json!({"b": "<x>", "a": [1, "q"]}), r#"{"a":[1,"q"],"b":"\u003cx\u003e"}"#),

@@ -1,0 +1,107 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::object::builtin;
+
+fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// What a real API server (1.34.2) said to each of these, recorded.
+#[test]
+fn custom_resources_are_decoded_defaulted_and_refused_as_a_real_api_server_does() {
+    let records = lines(include_str!("../../../testdata/validation.jsonl"));
+    let schema = Schema::compile(&records[0]["schema"], "spec.validation.openAPIV3Schema").unwrap();
+    for record in &records[1..] {
+        let mut object = json!({"apiVersion": "val.example.com/v1", "kind": "Val", "metadata": {"name": "x"}});
+        object["spec"] = record["spec"].clone();
+        let said = || format!("{}", record["spec"]);
+        if let Some(problem) = record.get("problem") {
+            assert_eq!(schema.check_types(&object).unwrap_err(), problem[1].as_str().unwrap(), "{}", said());
+            continue;
+        }
+        schema.check_types(&object).unwrap();
+        let unknown = schema.prune(&mut object);
+        let strict: Vec<String> = unknown.iter().map(|path| format!("unknown field \"{path}\"")).collect();
+        let want = record.get("strict").and_then(Value::as_str).unwrap_or_default();
+        assert_eq!(strict.join(", "), want.rsplit("decoding error: ").next().unwrap(), "{}", said());
+        schema.default(&mut object);
+        let mut causes: Vec<Value> =
+            schema.validate(&object, None).iter().map(|e| json!([e.path, e.reason.reason(), e.body])).collect();
+        let mut expected = record.get("causes").and_then(Value::as_array).cloned().unwrap_or_default();
+        for list in [&mut causes, &mut expected] {
+            list.sort_by_key(ToString::to_string);
+        }
+        assert_eq!(causes, expected, "{}", said());
+        if let Some(becomes) = record.get("becomes") {
+            assert_eq!(object.get("spec").unwrap_or(&Value::Null), becomes, "{}", said());
+        }
+    }
+}
+
+#[test]
+fn wrong_types_in_built_in_kinds_are_refused_in_the_words_of_gos_decoder() {
+    for record in lines(include_str!("../../../testdata/decoding.jsonl")) {
+        let kind = record[0].as_str().unwrap();
+        let (group, version) = if kind == "Deployment" { ("apps", "apps/v1") } else { ("", "v1") };
+        let mut object = json!({"apiVersion": version, "kind": kind});
+        object.as_object_mut().unwrap().extend(record[1].as_object().unwrap().clone());
+        let schema = builtin::schema_of(group, "v1", kind).unwrap();
+        assert_eq!(schema.check_types(&object).unwrap_err(), record[2].as_str().unwrap());
+    }
+}
+
+#[test]
+fn what_was_wrong_before_and_is_unchanged_is_let_through_on_update() {
+    let openapi = json!({"type": "object", "properties": {
+        "spec": {"type": "object", "properties": {
+            "a": {"type": "integer", "maximum": 3}, "b": {"type": "integer"},
+            "l": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"], "items":
+                {"type": "object", "required": ["k"], "properties": {"k": {"type": "string"}, "v": {"type": "string", "maxLength": 1}}}},
+        }},
+    }});
+    let schema = Schema::trusted(&openapi);
+    let old = json!({"spec": {"a": 9, "b": 1, "l": [{"k": "x", "v": "long"}, {"k": "y"}]}});
+    let new = json!({"spec": {"a": 9, "b": 2, "l": [{"k": "y"}, {"k": "x", "v": "long"}]}});
+    assert_eq!(schema.validate(&new, Some(&old)), vec![]);
+    assert_eq!(schema.validate(&new, None).len(), 2);
+    let worse = json!({"spec": {"a": 8, "l": [{"k": "x", "v": "longer"}]}});
+    assert_eq!(schema.validate(&worse, Some(&old)).len(), 2);
+}
+
+#[test]
+fn the_schema_of_a_custom_resource_cannot_unteach_metadata() {
+    let schema = Schema::trusted(&json!({"type": "object", "properties": {"metadata": {"type": "object"}}}));
+    let mut object =
+        json!({"apiVersion": "a/v1", "kind": "A", "metadata": {"name": "x", "labels": {"a": "b"}, "foo": 1}, "bar": 2});
+    assert_eq!(schema.prune(&mut object), ["bar", "metadata.foo"]);
+    assert_eq!(object["metadata"], json!({"name": "x", "labels": {"a": "b"}}));
+    object["metadata"]["labels"] = json!({"a": 1});
+    assert_eq!(
+        schema.check_types(&object).unwrap_err(),
+        "A in version \"v1\" cannot be handled as a A: json: cannot unmarshal number into Go struct field ObjectMeta.labels of type string"
+    );
+}
+
+#[test]
+fn go_patterns_mean_what_they_mean_in_go_and_a_monstrous_one_is_refused() {
+    for (pattern, text, matches) in [
+        (r"^\d+$", "12", true),
+        (r"^\d+$", "١", false),
+        (r"^[\w.]+$", "a_1.b", true),
+        (r"^[\w.]+$", "é", false),
+        (r"^[[:alpha:]-]+$", "a-b", true),
+        (r"^[[]a$", "[a", true),
+        (r"^[]a]+$", "]a", true),
+        (r"^a{,2}$", "a{,2}", true),
+        (r"^a{2}$", "aa", true),
+        (r"^\Qa.b\E+$", "a.bb", true),
+        (r"^\<a\>$", "<a>", true),
+        (r"^[a&&b]+$", "&", true),
+        (r"^(?P<n>a|b)\z", "b", true),
+    ] {
+        assert_eq!(Pattern::new(pattern).is_match(text), Ok(matches), "{pattern}");
+    }
+    assert!(Pattern::new("((a{100}){100}){100}").is_match("a").unwrap_err().contains("too large"));
+    assert!(Pattern::new("a**(").is_match("a").is_err());
+}
