@@ -1,0 +1,45 @@
+//! What all parts of the server share.
+
+use std::sync::Arc;
+
+use kit::{Clock, Tasks};
+
+use crate::registry::{Registry, custom};
+use crate::store::Store;
+
+/// The server's state. One per server, shared by everything.
+pub(crate) struct Core {
+    pub(crate) store: Store,
+    pub(crate) registry: Registry,
+    pub(crate) clock: Clock,
+    pub(crate) tasks: Tasks,
+}
+
+impl Core {
+    pub(crate) fn new(store: Store, clock: Clock, tasks: Tasks) -> Arc<Self> {
+        let core = Self { store, registry: Registry::new(), clock, tasks };
+        core.reload();
+        Arc::new(core)
+    }
+
+    /// Takes the stored definitions over into the registry.
+    pub(crate) fn reload(&self) {
+        let definitions = self.store.list(custom::GROUP, custom::PLURAL, None, None, None).entries;
+        self.registry.replace(&definitions);
+    }
+
+    /// Now, as `metav1.Time` is written.
+    pub(crate) fn now(&self) -> String {
+        time(self.clock.now())
+    }
+}
+
+/// A `metav1.Time`: RFC 3339 in whole seconds, UTC.
+pub(crate) fn time(at: jiff::Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// A `metav1.MicroTime`.
+pub(crate) fn micro_time(at: jiff::Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
+}

@@ -1,0 +1,279 @@
+//! What is served: `/api`, `/apis` and below, `/version`, health, and the doors to the OpenAPI documents.
+
+use std::sync::Arc;
+
+use http::Method;
+use http::header::ACCEPT;
+use http::request::Parts;
+use serde_json::{Value, json};
+
+use crate::core::Core;
+use crate::http::reply::Reply;
+use crate::http::{Accept, Query};
+use crate::object::status::{Problem, What};
+use crate::openapi;
+use crate::registry::{Resource, Resources, Version, api_version};
+
+/// The Kubernetes whose API this is.
+pub(crate) const VERSION: &str = "v1.34.2";
+const VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+const PART_VERBS: [&str; 3] = ["get", "patch", "update"];
+
+/// Answers what is no resource.
+pub(crate) async fn answer(core: &Arc<Core>, request: &Parts, path: &str) -> Result<Reply, Problem> {
+    if !matches!(request.method, Method::GET | Method::HEAD) {
+        let mut problem = Problem::method_not_supported(What::new("", ""), "");
+        problem.message = "the server does not allow this method on the requested resource".into();
+        return Err(problem);
+    }
+    let resources = core.registry.now();
+    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let value = match parts.as_slice() {
+        [""] => paths(&resources),
+        ["healthz" | "livez" | "readyz", ..] => {
+            return health(core, &parts, Query::new(request.uri.query().unwrap_or_default()));
+        }
+        ["version"] => version(),
+        ["api"] | ["apis"] => {
+            if let Some(version) = aggregated(request) {
+                return Ok(aggregate(&resources, path.contains("apis"), version));
+            }
+            if parts == ["api"] { versions(request) } else { groups(&resources) }
+        }
+        ["api", version] => list(&resources, "", version)?,
+        ["apis", group] => {
+            resources.groups.get(*group).map(|_| group_of(&resources, group, true)).ok_or_else(Problem::no_such_path)?
+        }
+        ["apis", group, version] => list(&resources, group, version)?,
+        ["openapi", "v2"] => return openapi::v2(core, request),
+        ["openapi", "v3"] => return openapi::index(core, request),
+        ["openapi", "v3", rest @ ..] => return openapi::v3(core, request, rest),
+        _ => return Err(Problem::no_such_path()),
+    };
+    crate::http::resource::encoded(&Accept::of(&request.headers).unwrap_or(Accept::JSON), 200, &value)
+}
+
+fn paths(resources: &Resources) -> Value {
+    let mut paths = vec!["/api".to_owned(), "/api/v1".into(), "/apis".into(), "/apis/".into()];
+    for group in &resources.order {
+        paths.push(format!("/apis/{group}"));
+        let versions = resources.groups.get(group).into_iter().flat_map(|it| &it.versions);
+        paths.extend(versions.map(|version| format!("/apis/{group}/{}", version.name)));
+    }
+    paths.sort();
+    paths.extend(
+        ["/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/openapi/v3/", "/readyz", "/version"].map(str::to_owned),
+    );
+    json!({"paths": paths})
+}
+
+/// Answers once the store can be asked, which is whenever anything is answered.
+fn health(core: &Core, parts: &[&str], query: Query<'_>) -> Result<Reply, Problem> {
+    const CHECKS: [&str; 2] = ["ping", "store"];
+    if core.tasks.shutdown().has_begun() && parts.first() == Some(&"readyz") {
+        return Ok(Reply::text(500, "[-]shutdown failed: process is shutting down\nreadyz check failed\n"));
+    }
+    match parts {
+        [name] if query.has("verbose") => {
+            let lines: String = CHECKS.iter().map(|check| format!("[+]{check} ok\n")).collect();
+            Ok(Reply::text(200, format!("{lines}{name} check passed\n")))
+        }
+        [_] => Ok(Reply::text(200, "ok")),
+        [_, check] if CHECKS.contains(check) => Ok(Reply::text(200, "ok")),
+        _ => Err(Problem::no_such_path()),
+    }
+}
+
+fn version() -> Value {
+    json!({
+        "major": "1",
+        "minor": "34",
+        "emulationMajor": "1",
+        "emulationMinor": "34",
+        "minCompatibilityMajor": "1",
+        "minCompatibilityMinor": "33",
+        "gitVersion": VERSION,
+        "gitCommit": "",
+        "gitTreeState": "",
+        "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "none",
+        "compiler": "rustc",
+        "platform": format!("{}/{}", std::env::consts::OS, if cfg!(target_arch = "x86_64") { "amd64" } else if cfg!(target_arch = "aarch64") { "arm64" } else { std::env::consts::ARCH }),
+    })
+}
+
+/// The version of `apidiscovery.k8s.io` that the client reads all groups in, when it does.
+fn aggregated(request: &Parts) -> Option<&'static str> {
+    let said = request.headers.get(ACCEPT)?.to_str().ok()?;
+    said.split(',').find_map(|clause| {
+        let has = |part: &str| clause.split(';').any(|it| it.trim() == part);
+        (has("g=apidiscovery.k8s.io") && has("as=APIGroupDiscoveryList"))
+            .then(|| ["v2", "v2beta1"].into_iter().find(|version| has(&format!("v={version}"))))
+            .flatten()
+    })
+}
+
+fn aggregate(resources: &Resources, named: bool, version: &'static str) -> Reply {
+    let groups: Vec<&str> = if named { resources.order.iter().map(String::as_str).collect() } else { vec![""] };
+    let items: Vec<Value> = groups
+        .into_iter()
+        .filter_map(|name| {
+            let group = resources.groups.get(name)?;
+            let versions: Vec<Value> = group
+                .versions
+                .iter()
+                .map(|version| {
+                    let all: Vec<Value> = version.resources.values().map(|it| discovered(it)).collect();
+                    json!({"version": version.name, "resources": all, "freshness": "Current"})
+                })
+                .collect();
+            let metadata = if name.is_empty() { json!({}) } else { json!({"name": name}) };
+            Some(json!({"metadata": metadata, "versions": versions}))
+        })
+        .collect();
+    let value = json!({
+        "kind": "APIGroupDiscoveryList",
+        "apiVersion": format!("apidiscovery.k8s.io/{version}"),
+        "metadata": {},
+        "items": items,
+    });
+    let content_type = match version {
+        "v2" => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+        _ => "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
+    };
+    Reply { content_type, ..Reply::json(200, &value) }
+}
+
+/// A subresource: its name, group, version and kind, and what can be done with it.
+struct Part {
+    name: &'static str,
+    group: &'static str,
+    version: &'static str,
+    kind: Option<&'static str>,
+    verbs: &'static [&'static str],
+}
+
+fn parts(resource: &Resource) -> Vec<Part> {
+    let own = |name, verbs| Part { name, group: "", version: "", kind: None, verbs };
+    let mut all = Vec::new();
+    if resource.is("", "pods") && !resource.is_custom() {
+        all.push(Part { name: "binding", group: "", version: "v1", kind: Some("Binding"), verbs: &["create"] });
+        all.push(Part { name: "eviction", group: "policy", version: "v1", kind: Some("Eviction"), verbs: &["create"] });
+    }
+    if resource.is("", "namespaces") {
+        all.push(own("finalize", &["update"]));
+    }
+    if resource.scale.is_some() {
+        all.push(Part { name: "scale", group: "autoscaling", version: "v1", kind: Some("Scale"), verbs: &PART_VERBS });
+    }
+    if resource.status {
+        all.push(own("status", &PART_VERBS));
+    }
+    all
+}
+
+fn verbs(resource: &Resource) -> Vec<&'static str> {
+    if resource.review {
+        return vec!["create"];
+    }
+    // Namespaces are deleted one by one.
+    VERBS.into_iter().filter(|verb| !(resource.is("", "namespaces") && *verb == "deletecollection")).collect()
+}
+
+fn discovered(resource: &Resource) -> Value {
+    // Built-in kinds are of the group and version they stand under; a custom resource says so again.
+    let (group, version) =
+        if resource.is_custom() { (resource.group.as_str(), resource.version.as_str()) } else { ("", "") };
+    let mut it = json!({
+        "resource": resource.plural,
+        "responseKind": {"group": group, "version": version, "kind": resource.kind},
+        "scope": if resource.namespaced { "Namespaced" } else { "Cluster" },
+        "singularResource": resource.singular,
+        "verbs": verbs(resource),
+    });
+    if !resource.short_names.is_empty() {
+        it["shortNames"] = json!(resource.short_names);
+    }
+    if !resource.categories.is_empty() {
+        it["categories"] = json!(resource.categories);
+    }
+    let parts: Vec<Value> = parts(resource)
+        .into_iter()
+        .map(|part| {
+            let kind = match part.kind {
+                Some(kind) => json!({"group": part.group, "version": part.version, "kind": kind}),
+                None => json!({"group": group, "version": version, "kind": resource.kind}),
+            };
+            json!({"subresource": part.name, "responseKind": kind, "verbs": part.verbs})
+        })
+        .collect();
+    if !parts.is_empty() {
+        it["subresources"] = json!(parts);
+    }
+    it
+}
+
+fn versions(request: &Parts) -> Value {
+    let host = request.headers.get(http::header::HOST).and_then(|it| it.to_str().ok()).unwrap_or_default();
+    let host = request.uri.authority().map_or(host, |it| it.as_str());
+    json!({"kind": "APIVersions", "versions": ["v1"],
+        "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": host}]})
+}
+
+fn groups(resources: &Resources) -> Value {
+    let all: Vec<Value> = resources.order.iter().map(|group| group_of(resources, group, false)).collect();
+    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": all})
+}
+
+fn group_of(resources: &Resources, name: &str, alone: bool) -> Value {
+    let empty = Vec::new();
+    let versions = resources.groups.get(name).map_or(&empty, |group| &group.versions);
+    let one = |version: &Version| json!({"groupVersion": api_version(name, &version.name), "version": version.name});
+    let mut it = if alone { json!({"kind": "APIGroup", "apiVersion": "v1"}) } else { json!({}) };
+    it["name"] = json!(name);
+    it["versions"] = versions.iter().map(one).collect();
+    it["preferredVersion"] = versions.first().map(one).unwrap_or_default();
+    it
+}
+
+fn list(resources: &Resources, group: &str, version: &str) -> Result<Value, Problem> {
+    let found = resources.version(group, version).ok_or_else(Problem::no_such_path)?;
+    let mut all = Vec::new();
+    for resource in found.resources.values() {
+        let mut it = json!({
+            "name": resource.plural,
+            "singularName": resource.singular,
+            "namespaced": resource.namespaced,
+            "kind": resource.kind,
+            "verbs": verbs(resource),
+        });
+        if !resource.short_names.is_empty() {
+            it["shortNames"] = json!(resource.short_names);
+        }
+        if !resource.categories.is_empty() {
+            it["categories"] = json!(resource.categories);
+        }
+        all.push(it);
+        for part in parts(resource) {
+            let mut it = json!({
+                "name": format!("{}/{}", resource.plural, part.name),
+                "singularName": "",
+                "namespaced": resource.namespaced,
+            });
+            if !part.group.is_empty() {
+                it["group"] = json!(part.group);
+                it["version"] = json!(part.version);
+            }
+            it["kind"] = json!(part.kind.unwrap_or(&resource.kind));
+            it["verbs"] = json!(part.verbs);
+            all.push(it);
+        }
+    }
+    let mut value = json!({"kind": "APIResourceList"});
+    if !group.is_empty() {
+        value["apiVersion"] = json!("v1");
+    }
+    value["groupVersion"] = json!(api_version(group, version));
+    value["resources"] = json!(all);
+    Ok(value)
+}

@@ -1,0 +1,111 @@
+//! The bodies of answers: whole, a long list piece by piece, or a stream of events.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::Stream;
+use futures::stream::BoxStream;
+use http_body::{Frame, SizeHint};
+
+use crate::store::Entry;
+
+/// An answer's body.
+pub(crate) enum Body {
+    Whole(Option<Bytes>),
+    Items(Items),
+    Stream(BoxStream<'static, Bytes>),
+}
+
+/// A list that is written while it is sent: the objects stay shared with the store until then.
+pub(crate) struct Items {
+    head: Option<Bytes>,
+    entries: std::vec::IntoIter<Arc<Entry>>,
+    first: bool,
+    /// What every object begins with and an item of a list does not (`"apiVersion":..,"kind":..,`), or nothing.
+    prefix: String,
+    tail: Option<Bytes>,
+}
+
+const PIECE: usize = 64 << 10;
+
+impl Items {
+    /// `head` ends before the first item, `tail` begins after the last.
+    pub(crate) fn new(head: Bytes, entries: Vec<Arc<Entry>>, prefix: String, tail: Bytes) -> Self {
+        Self { head: Some(head), entries: entries.into_iter(), first: true, prefix, tail: Some(tail) }
+    }
+
+    fn piece(&mut self) -> Option<Bytes> {
+        let mut piece = BytesMut::new();
+        if let Some(head) = self.head.take() {
+            piece.put(head);
+        }
+        for entry in self.entries.by_ref() {
+            if !self.first {
+                piece.put_u8(b',');
+            }
+            self.first = false;
+            match entry.json.strip_prefix(self.prefix.as_bytes()) {
+                Some(rest) if !self.prefix.is_empty() => {
+                    piece.put_u8(b'{');
+                    piece.put(rest);
+                }
+                _ => piece.put(&entry.json[..]),
+            }
+            if piece.len() >= PIECE {
+                return Some(piece.freeze());
+            }
+        }
+        if let Some(tail) = self.tail.take() {
+            piece.put(tail);
+        }
+        if piece.is_empty() { None } else { Some(piece.freeze()) }
+    }
+
+    /// All of it at once.
+    pub(crate) fn whole(mut self) -> Bytes {
+        let mut all = BytesMut::new();
+        while let Some(piece) = self.piece() {
+            all.put(piece);
+        }
+        all.freeze()
+    }
+
+    /// About how long it will be.
+    pub(crate) fn size(&self) -> usize {
+        self.entries.as_slice().iter().map(|entry| entry.json.len() + 1).sum()
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        Self::Whole(Some(bytes))
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let next = match self.get_mut() {
+            Self::Whole(bytes) => Poll::Ready(bytes.take().filter(|it| !it.is_empty())),
+            Self::Items(items) => Poll::Ready(items.piece()),
+            Self::Stream(stream) => Pin::new(stream).poll_next(cx),
+        };
+        next.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Self::Whole(bytes) if bytes.as_ref().is_none_or(Bytes::is_empty))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |it| it.len() as u64)),
+            Self::Items(_) | Self::Stream(_) => SizeHint::default(),
+        }
+    }
+}

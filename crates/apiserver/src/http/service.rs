@@ -1,0 +1,173 @@
+//! The one service: reads a request, finds out who asks, and answers it.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
+use http::request::Parts;
+use http::{HeaderMap, Method, Request, Response};
+use http_body_util::BodyExt;
+
+use super::body::Body;
+use super::reply::Reply;
+use super::resource::{self, Asked};
+use super::url::{Query, Target};
+use crate::access::{self, Attributes, User};
+use crate::core::Core;
+use crate::discovery;
+use crate::object::status::Problem;
+
+/// The largest body that is read (upstream's limit).
+const MAX_BODY: usize = 3 << 20;
+/// How long a request may take that is no watch (upstream's `--request-timeout`).
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The API server as a tower service, for requests of one user. Never fails: what goes wrong is a `Status`.
+#[derive(Clone)]
+pub(crate) struct Service {
+    core: Arc<Core>,
+    user: Option<User>,
+}
+
+impl Service {
+    /// `user` is whom the connection has shown to be there; without one, each request must say (or is anonymous).
+    pub(crate) fn new(core: Arc<Core>, user: Option<User>) -> Self {
+        Self { core, user }
+    }
+}
+
+impl<B> tower::Service<Request<B>> for Service
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: std::fmt::Display,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (core, user) = (self.core.clone(), self.user.clone());
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            let work = tokio::time::timeout(TIMEOUT, serve(&core, user, &parts, body));
+            Ok(match AssertUnwindSafe(work).catch_unwind().await {
+                Ok(Ok(response)) => response,
+                Ok(Err(_)) => {
+                    failed(&parts.headers, &Problem::timeout("request did not complete within the allotted timeout", 0))
+                }
+                Err(_) => {
+                    tracing::error!(method = %parts.method, path = parts.uri.path(), "a request panicked");
+                    failed(&parts.headers, &Problem::internal("this request caused the API server to panic"))
+                }
+            })
+        })
+    }
+}
+
+fn failed(headers: &HeaderMap, problem: &Problem) -> Response<Body> {
+    respond(headers, &[], Err(problem.clone()))
+}
+
+fn respond(headers: &HeaderMap, warnings: &[String], done: Result<Reply, Problem>) -> Response<Body> {
+    match done {
+        Ok(reply) => reply.into_response(headers, warnings, 0),
+        Err(problem) => {
+            let retry_after = problem.details.as_ref().map_or(0, |it| it.retry_after_seconds);
+            Reply::problem(&problem).into_response(headers, warnings, retry_after)
+        }
+    }
+}
+
+async fn serve<B>(core: &Arc<Core>, user: Option<User>, parts: &Parts, body: B) -> Response<Body>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: std::fmt::Display,
+{
+    let mut warnings = Vec::new();
+    let done = handle(core, user, parts, body, &mut warnings).await;
+    let mut response = respond(&parts.headers, &warnings, done);
+    if parts.method == Method::HEAD {
+        *response.body_mut() = Body::Whole(None);
+    }
+    response
+}
+
+async fn handle<B>(
+    core: &Arc<Core>,
+    user: Option<User>,
+    parts: &Parts,
+    body: B,
+    warnings: &mut Vec<String>,
+) -> Result<Reply, Problem>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: std::fmt::Display,
+{
+    let user = match user {
+        Some(user) => user,
+        None => authenticate(parts)?,
+    };
+    let path = parts.uri.path();
+    let query = Query::new(parts.uri.query().unwrap_or_default());
+    let Some(target) = Target::parse(&parts.method, path, &query) else {
+        let wanted = Attributes::Path { verb: parts.method.as_str().to_lowercase(), path: path.to_owned() };
+        access::authorize(&user, &wanted)?;
+        return discovery::answer(core, parts, path).await;
+    };
+    access::authorize(&user, &Attributes::from(&target))?;
+    let body = read(body).await?;
+    let asked = Asked { target, query, headers: &parts.headers, body, user };
+    resource::answer(core, asked, warnings).await
+}
+
+/// Who asks, where the connection does not say. A token that nobody knows is refused.
+fn authenticate(parts: &Parts) -> Result<User, Problem> {
+    if parts.headers.contains_key(http::header::AUTHORIZATION) {
+        return Err(Problem::unauthorized("Unauthorized"));
+    }
+    Ok(User::anonymous())
+}
+
+/// The whole body, within the limit.
+async fn read<B>(body: B) -> Result<Bytes, Problem>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: std::fmt::Display,
+{
+    let too_large = || Problem::too_large(&format!("limit is {MAX_BODY}"));
+    if body.size_hint().lower() > MAX_BODY as u64 {
+        return Err(too_large());
+    }
+    let mut body = std::pin::pin!(body);
+    let mut first = Bytes::new();
+    let mut all = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame
+            .map_err(|error| Problem::bad_request(format!("the body of the request could not be read: {error}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if first.len() + all.len() + data.len() > MAX_BODY {
+            return Err(too_large());
+        }
+        // Most bodies are one frame, and that needs no copy.
+        if first.is_empty() && all.is_empty() {
+            first = data;
+        } else {
+            if all.is_empty() {
+                all.extend_from_slice(&first);
+                first = Bytes::new();
+            }
+            all.extend_from_slice(&data);
+        }
+    }
+    Ok(if all.is_empty() { first } else { all.freeze() })
+}

@@ -1,0 +1,105 @@
+//! Between the version that is asked for and the one that is kept. Almost always nothing but `apiVersion` differs.
+
+use serde_json::{Map, Value, json};
+
+use crate::registry::Resource;
+use crate::verbs::meta::map;
+
+/// A kept object in the version that the resource serves.
+pub(crate) fn serve(resource: &Resource, mut stored: Value) -> Value {
+    if resource.is_stored_version() {
+        return stored;
+    }
+    match (resource.group.as_str(), resource.kind.as_str(), resource.version.as_str()) {
+        ("events.k8s.io", "Event", _) => rename(&mut stored, &EVENT, false),
+        ("autoscaling", "HorizontalPodAutoscaler", "v1") => hpa_to_v1(&mut stored),
+        _ => {}
+    }
+    map(&mut stored).insert("apiVersion".into(), json!(resource.api_version()));
+    stored
+}
+
+/// An object of the served version as it is kept.
+pub(crate) fn store(resource: &Resource, mut served: Value) -> Value {
+    if resource.is_stored_version() {
+        return served;
+    }
+    match (resource.group.as_str(), resource.kind.as_str(), resource.version.as_str()) {
+        ("events.k8s.io", "Event", _) => rename(&mut served, &EVENT, true),
+        ("autoscaling", "HorizontalPodAutoscaler", "v1") => hpa_to_v2(&mut served),
+        _ => {}
+    }
+    map(&mut served).insert("apiVersion".into(), json!(resource.stored_api_version));
+    served
+}
+
+/// `events.k8s.io/v1` and `v1`: the same fields by other names.
+const EVENT: [(&str, &str); 8] = [
+    ("regarding", "involvedObject"),
+    ("note", "message"),
+    ("reportingController", "reportingComponent"),
+    ("deprecatedSource", "source"),
+    ("deprecatedFirstTimestamp", "firstTimestamp"),
+    ("deprecatedLastTimestamp", "lastTimestamp"),
+    ("deprecatedCount", "count"),
+    ("eventTime", "eventTime"),
+];
+
+fn rename(object: &mut Value, names: &[(&str, &str)], forward: bool) {
+    let root = map(object);
+    let renamed = std::mem::take(root).into_iter().map(|(key, value)| {
+        let other = names.iter().find_map(|(served, kept)| {
+            let (from, to) = if forward { (served, kept) } else { (kept, served) };
+            (key == *from).then_some(*to)
+        });
+        (other.map_or(key, str::to_owned), value)
+    });
+    *root = renamed.collect::<Map<String, Value>>();
+}
+
+const CPU_TARGET: &str = "/resource/target/averageUtilization";
+
+/// The CPU goal of `v1` is one of the metrics of `v2`. The others have no place in `v1` and are not shown there.
+fn hpa_to_v1(object: &mut Value) {
+    let cpu = |metric: &&Value| metric.pointer("/resource/name").is_some_and(|it| it == "cpu");
+    let all = object.pointer("/spec/metrics").and_then(Value::as_array);
+    let goal = all.into_iter().flatten().find(cpu).and_then(|metric| metric.pointer(CPU_TARGET)).cloned();
+    let current = object.pointer("/status/currentMetrics").and_then(Value::as_array);
+    let current = current
+        .into_iter()
+        .flatten()
+        .find(cpu)
+        .and_then(|it| it.pointer("/resource/current/averageUtilization"))
+        .cloned();
+    if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
+        spec.shift_remove("metrics");
+        spec.shift_remove("behavior");
+        if let Some(goal) = goal {
+            spec.insert("targetCPUUtilizationPercentage".into(), goal);
+        }
+    }
+    if let Some(status) = object.get_mut("status").and_then(Value::as_object_mut) {
+        for field in ["currentMetrics", "conditions"] {
+            status.shift_remove(field);
+        }
+        if let Some(current) = current {
+            status.insert("currentCPUUtilizationPercentage".into(), current);
+        }
+        for field in ["currentReplicas", "desiredReplicas"] {
+            status.entry(field).or_insert(json!(0));
+        }
+    }
+}
+
+fn hpa_to_v2(object: &mut Value) {
+    if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut)
+        && let Some(goal) = spec.shift_remove("targetCPUUtilizationPercentage")
+    {
+        let metric = json!([{"type": "Resource", "resource": {"name": "cpu",
+            "target": {"type": "Utilization", "averageUtilization": goal}}}]);
+        spec.insert("metrics".into(), metric);
+    }
+    if let Some(status) = object.get_mut("status").and_then(Value::as_object_mut) {
+        status.shift_remove("currentCPUUtilizationPercentage");
+    }
+}

@@ -1,0 +1,482 @@
+//! What is particular about a kind when it is created, updated or deleted: upstream's `pkg/registry/*/strategy.go`.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use super::{defaults, validate};
+use crate::object::FieldError;
+use crate::object::meta::NameRule;
+use crate::object::status::Problem;
+use crate::registry::{Model, Resource, custom};
+use crate::store::Entry;
+use crate::verbs::{Call, DeleteOptions, meta};
+
+/// The stored resource that a kind's rules are filed under.
+fn of(resource: &Resource) -> (&str, &str) {
+    if resource.is_custom() { ("", "") } else { (resource.stored_group.as_str(), resource.plural.as_str()) }
+}
+
+/// Fills in the defaults of a built-in kind.
+pub(crate) fn default(resource: &Resource, object: &mut Value) {
+    let schema = resource.schema();
+    defaults::fill(object, schema.root());
+}
+
+pub(crate) fn name_rule(resource: &Resource) -> NameRule {
+    match of(resource) {
+        ("", "namespaces") => NameRule::Label,
+        ("", "services") => NameRule::Label1035,
+        ("rbac.authorization.k8s.io", _) => NameRule::PathSegment,
+        _ => NameRule::Subdomain,
+    }
+}
+
+/// Whether a `PUT` may create.
+pub(crate) fn may_create_on_update(resource: &Resource) -> bool {
+    matches!(
+        of(resource),
+        ("rbac.authorization.k8s.io" | "coordination.k8s.io" | "node.k8s.io", _)
+            | ("", "limitranges" | "events" | "services" | "endpoints")
+    )
+}
+
+/// Whether a `PUT` without a `resourceVersion` overwrites whatever there is.
+pub(crate) fn may_update_unconditionally(resource: &Resource) -> bool {
+    !resource.is_custom()
+        && !matches!(
+            of(resource),
+            ("coordination.k8s.io" | "node.k8s.io" | "admissionregistration.k8s.io" | "apiextensions.k8s.io", _)
+                | ("policy", "poddisruptionbudgets")
+                | ("storage.k8s.io", "csidrivers" | "csinodes" | "volumeattachments")
+        )
+}
+
+/// Whether `metadata.generation` counts changes of what is wished.
+fn has_generation(resource: &Resource) -> bool {
+    resource.is_custom()
+        || matches!(
+            of(resource),
+            ("apps", "deployments" | "replicasets" | "statefulsets" | "daemonsets")
+                | (
+                    "batch"
+                        | "admissionregistration.k8s.io"
+                        | "apiextensions.k8s.io"
+                        | "discovery.k8s.io"
+                        | "scheduling.k8s.io",
+                    _
+                )
+                | ("networking.k8s.io", _)
+                | ("policy", "poddisruptionbudgets")
+                | ("", "replicationcontrollers" | "pods" | "podtemplates")
+        )
+}
+
+/// Jobs and ReplicationControllers leave what they made, for the sake of clients older than garbage collection.
+pub(crate) fn orphans_by_default(resource: &Resource) -> bool {
+    matches!(of(resource), ("batch", "jobs") | ("", "replicationcontrollers"))
+}
+
+/// Whether a deletion answers with the object that was deleted instead of a `Status`.
+pub(crate) fn answers_with_the_deleted(resource: &Resource) -> bool {
+    matches!(
+        of(resource),
+        (
+            "",
+            "namespaces"
+                | "persistentvolumes"
+                | "persistentvolumeclaims"
+                | "pods"
+                | "podtemplates"
+                | "resourcequotas"
+                | "services"
+                | "serviceaccounts"
+        ) | ("storage.k8s.io", _)
+    )
+}
+
+/// The grace period of a deletion; `None` for a kind that is never deleted gracefully.
+pub(crate) fn grace(resource: &Resource, object: &Value, asked: Option<i64>) -> Option<i64> {
+    if of(resource) != ("", "pods") {
+        return None;
+    }
+    let unscheduled = object.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or_default().is_empty();
+    let over = object.pointer("/status/phase").is_some_and(|it| it == "Succeeded" || it == "Failed");
+    if unscheduled || over {
+        return Some(0);
+    }
+    let seconds =
+        asked.or_else(|| object.pointer("/spec/terminationGracePeriodSeconds").and_then(Value::as_i64)).unwrap_or(30);
+    Some(if seconds < 0 { 1 } else { seconds })
+}
+
+fn remove(object: &mut Value, field: &str) {
+    meta::map(object).shift_remove(field);
+}
+
+/// What a client may not say of a new object: its status.
+pub(crate) fn reset_for_create(resource: &Resource, object: &mut Value) {
+    if resource.status && object.get("status").is_some() {
+        remove(object, "status");
+        if !resource.is_custom() {
+            default(resource, object);
+        }
+    }
+}
+
+/// What a client may not say through this door stays as it was: the status through the resource itself, all else
+/// through `/status`.
+pub(crate) fn reset_for_update(resource: &Resource, subresource: &str, object: &mut Value, old: &Value) {
+    match subresource {
+        "status" => {
+            let status = object.get("status").cloned();
+            let metadata = object.get("metadata").cloned().unwrap_or_else(|| json!({}));
+            let mut kept = old.clone();
+            put(&mut kept, "status", status);
+            if resource.is_custom() {
+                for field in ["resourceVersion", "managedFields"] {
+                    meta::put(&mut kept, field, metadata.get(field).cloned());
+                }
+            } else {
+                let old_meta = old.get("metadata").cloned().unwrap_or_default();
+                put(&mut kept, "metadata", Some(metadata));
+                let fields: &[&str] =
+                    if resource.stored_group == "apps" { &["ownerReferences", "labels"] } else { &["ownerReferences"] };
+                for field in fields {
+                    meta::put(&mut kept, field, old_meta.get(*field).cloned());
+                }
+            }
+            *object = kept;
+        }
+        _ if resource.status => put(object, "status", old.get("status").cloned()),
+        _ => {}
+    }
+}
+
+fn put(object: &mut Value, field: &str, value: Option<Value>) {
+    match value {
+        Some(value) => {
+            meta::map(object).insert(field.to_owned(), value);
+        }
+        None => remove(object, field),
+    }
+}
+
+/// What an applier may not own through this door.
+pub(crate) fn reset_applied(resource: &Resource, subresource: &str, applied: &mut Value) {
+    match subresource {
+        "status" => {
+            meta::map(applied).retain(|key, _| matches!(key.as_str(), "apiVersion" | "kind" | "metadata" | "status"));
+        }
+        _ if resource.status => remove(applied, "status"),
+        _ => {}
+    }
+}
+
+/// Rules on a creation that look at more than the object: upstream's admission plugins that are always on.
+pub(crate) fn admit_create(call: &Call, object: &mut Value) -> Result<(), Problem> {
+    match of(&call.resource) {
+        ("", "pods") => {
+            let Some(spec) = object.get_mut("spec") else { return Ok(()) };
+            let spec = meta::map(spec);
+            if spec.get("serviceAccountName").and_then(Value::as_str).unwrap_or_default().is_empty() {
+                spec.insert("serviceAccountName".into(), json!("default"));
+                spec.insert("serviceAccount".into(), json!("default"));
+            }
+            priority(call, spec)
+        }
+        ("", "persistentvolumeclaims") => {
+            default_class(call, object);
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A pod's priority is that of its class.
+fn priority(call: &Call, spec: &mut Map<String, Value>) -> Result<(), Problem> {
+    let name = spec.get("priorityClassName").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let store = &call.core.store;
+    let class = match name.as_str() {
+        "" => {
+            let all = store.list("scheduling.k8s.io", "priorityclasses", None, None, None).entries;
+            all.iter().map(|it| it.value()).find(|it| it.get("globalDefault") == Some(&json!(true)))
+        }
+        "system-node-critical" => Some(json!({"metadata": {"name": name}, "value": 2_000_001_000})),
+        "system-cluster-critical" => Some(json!({"metadata": {"name": name}, "value": 2_000_000_000})),
+        name => {
+            let key = crate::store::Key::new("scheduling.k8s.io", "priorityclasses", "", name);
+            let Some(found) = store.get(&key) else {
+                let why = format!("no PriorityClass with name {name} was found");
+                return Err(Problem::forbidden(call.resource.what(), &call.name, &why));
+            };
+            Some(found.value())
+        }
+    };
+    let class = class.unwrap_or_else(|| json!({}));
+    if let Some(name) = class.pointer("/metadata/name") {
+        spec.insert("priorityClassName".into(), name.clone());
+    }
+    spec.insert("priority".into(), class.get("value").cloned().unwrap_or_else(|| json!(0)));
+    let policy = class.get("preemptionPolicy").cloned().unwrap_or_else(|| json!("PreemptLowerPriority"));
+    spec.entry("preemptionPolicy").or_insert(policy);
+    Ok(())
+}
+
+/// A claim that names no class gets the default one.
+fn default_class(call: &Call, object: &mut Value) {
+    let Some(spec) = object.get_mut("spec").map(meta::map) else { return };
+    if spec.get("storageClassName").is_some_and(|it| !it.is_null()) {
+        return;
+    }
+    let classes = call.core.store.list("storage.k8s.io", "storageclasses", None, None, None).entries;
+    let default = classes
+        .iter()
+        .map(|it| it.value())
+        .find(|it| meta::keyed(it, "annotations", "storageclass.kubernetes.io/is-default-class") == Some("true"));
+    if let Some(default) = default {
+        spec.insert("storageClassName".into(), json!(meta::name(&default)));
+    }
+}
+
+/// What the server adds to a new object; nobody owns it.
+pub(crate) fn prepare_create(call: &Call, object: &mut Value) -> Result<(), Problem> {
+    let resource = &call.resource;
+    if has_generation(resource) {
+        meta::set(object, "generation", 1);
+    }
+    match of(resource) {
+        ("", "namespaces") => {
+            default(resource, object);
+            let spec = meta::map(object).entry("spec").or_insert_with(|| json!({}));
+            let finalizers = meta::map(spec).entry("finalizers").or_insert_with(|| json!([]));
+            if let Some(finalizers) = finalizers.as_array_mut()
+                && !finalizers.contains(&json!("kubernetes"))
+            {
+                finalizers.push(json!("kubernetes"));
+            }
+        }
+        ("", "pods") => {
+            put(object, "status", Some(json!({"phase": "Pending", "qosClass": qos(object)})));
+        }
+        ("", "services") => allocate(call, object, None)?,
+        ("batch", "jobs") => job_selector(object),
+        ("apiextensions.k8s.io", "customresourcedefinitions") => {
+            remove(object, "status");
+            custom::note_stored_version(object);
+            let mut finalizers = meta::finalizers(object);
+            if !finalizers.iter().any(|it| it == custom::CLEANUP) {
+                finalizers.push(custom::CLEANUP.into());
+                meta::set_finalizers(object, &finalizers);
+            }
+            settle(call, object);
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn settle(call: &Call, definition: &mut Value) {
+    let others = call.core.store.list(custom::GROUP, custom::PLURAL, None, None, None).entries;
+    custom::settle(definition, &others, &call.core.now());
+}
+
+/// Guaranteed, Burstable or BestEffort, by what the containers ask for.
+fn qos(pod: &Value) -> &'static str {
+    let containers =
+        ["/spec/containers", "/spec/initContainers"].iter().filter_map(|path| pod.pointer(path)?.as_array()).flatten();
+    let (mut any, mut all) = (false, true);
+    for container in containers {
+        for resource in ["cpu", "memory"] {
+            let of = |what: &str| container.pointer(&format!("/resources/{what}/{resource}"));
+            any |= of("limits").is_some() || of("requests").is_some();
+            all &= of("limits").is_some() && of("requests").is_none_or(|it| Some(it) == of("limits"));
+        }
+    }
+    match (any, all) {
+        (false, _) => "BestEffort",
+        (true, true) => "Guaranteed",
+        (true, false) => "Burstable",
+    }
+}
+
+/// A job's pods are told apart by the job's uid, unless the user does that himself.
+fn job_selector(object: &mut Value) {
+    if object.pointer("/spec/manualSelector") == Some(&json!(true)) {
+        return;
+    }
+    let (uid, name) = (meta::uid(object).to_owned(), meta::name(object).to_owned());
+    let Some(spec) = object.get_mut("spec").map(meta::map) else { return };
+    let template = meta::map(spec.entry("template").or_insert_with(|| json!({})));
+    let labels = meta::map(
+        meta::map(template.entry("metadata").or_insert_with(|| json!({}))).entry("labels").or_insert_with(|| json!({})),
+    );
+    for (key, value) in [
+        ("batch.kubernetes.io/controller-uid", &uid),
+        ("batch.kubernetes.io/job-name", &name),
+        ("controller-uid", &uid),
+        ("job-name", &name),
+    ] {
+        labels.insert(key.to_owned(), json!(value));
+    }
+    let selector = meta::map(spec.entry("selector").or_insert_with(|| json!({})));
+    meta::map(selector.entry("matchLabels").or_insert_with(|| json!({})))
+        .insert("batch.kubernetes.io/controller-uid".into(), json!(uid));
+}
+
+/// A service's cluster address and node ports: its own from before, or free ones.
+fn allocate(call: &Call, object: &mut Value, old: Option<&Value>) -> Result<(), Problem> {
+    let spec = |object: &Value, field: &str| {
+        object.pointer(&format!("/spec/{field}")).cloned().filter(|it| !it.is_null() && it != "")
+    };
+    let kind = spec(object, "type").and_then(|it| it.as_str().map(str::to_owned)).unwrap_or_default();
+    if kind == "ExternalName" {
+        return Ok(());
+    }
+    let old_kind = old.and_then(|old| spec(old, "type"));
+    if let Some(old) = old.filter(|_| old_kind.is_none_or(|it| it != "ExternalName")) {
+        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "healthCheckNodePort"] {
+            if spec(object, field).is_none()
+                && let Some(value) = spec(old, field)
+                && let Some(spec) = object.get_mut("spec")
+            {
+                meta::map(spec).insert(field.to_owned(), value);
+            }
+        }
+    }
+    let wants_address = spec(object, "clusterIP").is_none();
+    let wants_ports = matches!(kind.as_str(), "NodePort" | "LoadBalancer");
+    let (mut addresses, mut ports) = (HashSet::new(), HashSet::new());
+    if wants_address || wants_ports {
+        for entry in call.core.store.list("", "services", None, None, None).entries {
+            let other = entry.value();
+            if meta::uid(&other) == meta::uid(object) {
+                continue;
+            }
+            addresses.extend(spec(&other, "clusterIP").and_then(|it| it.as_str().map(str::to_owned)));
+            for port in other.pointer("/spec/ports").and_then(Value::as_array).into_iter().flatten() {
+                ports.extend(port.get("nodePort").and_then(Value::as_u64));
+            }
+        }
+    }
+    let old_ports: Vec<Value> =
+        old.and_then(|old| spec(old, "ports")).and_then(|it| it.as_array().cloned()).unwrap_or_default();
+    let Some(spec) = object.get_mut("spec").map(meta::map) else { return Ok(()) };
+    if wants_address {
+        let free = (1..=u32::from(u16::MAX)).map(|_| {
+            let host: u16 = rand::random();
+            format!("10.96.{}.{}", host >> 8, host & 0xff)
+        });
+        let Some(address) =
+            free.into_iter().find(|it| !addresses.contains(it) && !it.ends_with(".0") && !it.ends_with(".255"))
+        else {
+            return Err(Problem::internal("failed to allocate IP: range is full"));
+        };
+        spec.insert("clusterIP".into(), json!(address));
+    }
+    let address = spec.get("clusterIP").cloned().unwrap_or_default();
+    spec.entry("clusterIPs").or_insert_with(|| json!([address]));
+    spec.entry("ipFamilies").or_insert_with(|| json!(["IPv4"]));
+    spec.entry("ipFamilyPolicy").or_insert_with(|| json!("SingleStack"));
+    for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+        let given = port.get("nodePort").and_then(Value::as_u64).unwrap_or_default();
+        if !wants_ports || given > 0 {
+            continue;
+        }
+        let same =
+            |other: &&Value| other.get("port") == port.get("port") && other.get("protocol") == port.get("protocol");
+        let kept = old_ports.iter().find(same).and_then(|it| it.get("nodePort")).and_then(Value::as_u64);
+        let Some(number) = kept.or_else(|| (30_000..=32_767).find(|it| !ports.contains(it))) else {
+            return Err(Problem::internal("failed to allocate a nodePort: range is full"));
+        };
+        ports.insert(number);
+        meta::map(port).insert("nodePort".into(), json!(number));
+    }
+    Ok(())
+}
+
+/// What the server adds to an update, and whether it counts as a new generation.
+pub(crate) fn prepare_update(call: &Call, object: &mut Value, old: &Value) -> Result<(), Problem> {
+    let resource = &call.resource;
+    match of(resource) {
+        ("", "services") if call.subresource.is_empty() => allocate(call, object, Some(old))?,
+        ("apiextensions.k8s.io", "customresourcedefinitions") if call.subresource.is_empty() => {
+            custom::note_stored_version(object);
+            settle(call, object);
+        }
+        _ => {}
+    }
+    if has_generation(resource) && call.subresource != "status" && wishes_differ(resource, object, old) {
+        meta::set(object, "generation", meta::generation(old) + 1);
+    }
+    Ok(())
+}
+
+/// Whether anything differs but metadata and, where it has a door of its own, status.
+fn wishes_differ(resource: &Resource, new: &Value, old: &Value) -> bool {
+    let beside = |key: &str| {
+        matches!(key, "apiVersion" | "kind" | "metadata")
+            || (key == "status" && (resource.status || !resource.is_custom()))
+    };
+    let (Some(new), Some(old)) = (new.as_object(), old.as_object()) else { return new != old };
+    new.iter().any(|(key, value)| !beside(key) && old.get(key) != Some(value))
+        || old.keys().any(|key| !beside(key) && !new.contains_key(key))
+}
+
+pub(crate) fn validate_create(resource: &Resource, object: &Value) -> Vec<FieldError> {
+    match &resource.model {
+        Model::Custom(custom) => custom.schema().validate(object, None),
+        Model::Builtin(_) => validate::create(resource, object),
+    }
+}
+
+pub(crate) fn validate_update(resource: &Resource, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
+    match &resource.model {
+        Model::Custom(custom) => custom.schema().validate(new, Some(old)),
+        Model::Builtin(_) if subresource == "status" => Vec::new(),
+        Model::Builtin(_) => validate::update(resource, new, old),
+    }
+}
+
+/// What a client should know although its object is taken.
+pub(crate) fn warnings(resource: &Resource, object: &Value, old: Option<&Value>) -> Vec<String> {
+    let finalizers = |object: &Value| meta::finalizers(object);
+    let before = old.map(finalizers).unwrap_or_default();
+    let bare = finalizers(object).into_iter().filter(|it| !it.contains('/') && !before.contains(it));
+    let standard = ["orphan", "foregroundDeletion", "kubernetes"];
+    bare.filter(|it| !standard.contains(&it.as_str()) && resource.is_custom())
+        .map(|it| format!("metadata.finalizers: {it:?}: prefer a domain-qualified finalizer name including a path (/) to avoid accidental conflicts with other finalizer writers"))
+        .collect()
+}
+
+/// Some objects are never deleted.
+pub(crate) fn admit_delete(call: &Call, object: &Value, _options: &DeleteOptions) -> Result<(), Problem> {
+    let name = meta::name(object);
+    if of(&call.resource) == ("", "namespaces") && matches!(name, "default" | "kube-system" | "kube-public") {
+        return Err(Problem::forbidden(call.resource.what(), name, "this namespace may not be deleted"));
+    }
+    Ok(())
+}
+
+/// A definition that waits for its objects to go says so.
+pub(crate) fn mark_deleting(call: &Call, object: &mut Value) {
+    if of(&call.resource) == (custom::GROUP, custom::PLURAL) {
+        let now = call.core.now();
+        custom::set_condition(
+            object,
+            "Terminating",
+            "True",
+            "InstanceDeletionPending",
+            "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon",
+            &now,
+        );
+    }
+}
+
+/// What a write changes beyond the store.
+pub(crate) fn after_write(call: &Call, entry: &Arc<Entry>) {
+    if *entry.key.group == *custom::GROUP && *entry.key.resource == *custom::PLURAL {
+        call.core.reload();
+    }
+}

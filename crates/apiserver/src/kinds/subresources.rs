@@ -1,0 +1,84 @@
+//! The subresources that only one kind has: `namespaces/finalize`, `pods/eviction`, `pods/binding`.
+
+use serde_json::{Value, json};
+
+use crate::http::reply::Reply;
+use crate::http::resource::{Asked, encoded, written_reply};
+use crate::http::{Accept, media};
+use crate::object::status::Problem;
+use crate::verbs::{Call, DeleteOptions, WriteOptions, admit, delete, meta, update};
+
+pub(crate) async fn answer(call: &mut Call, asked: &Asked<'_>, accept: &Accept) -> Result<Reply, Problem> {
+    let plural = call.resource.plural.clone();
+    match (call.resource.group.as_str(), plural.as_str(), call.subresource.as_str(), asked.target.verb) {
+        ("", "namespaces", "finalize", "update") => {
+            let options = WriteOptions::of(asked.query, asked.user_agent(), "UpdateOptions", false)?;
+            let object = admit::decode(call, &asked.body, asked.media_type(), options.validation)?;
+            let written = update::update(call, object, &options).await?;
+            written_reply(call, asked, accept, &written)
+        }
+        ("", "pods", "eviction", "create") => {
+            let body = body(asked, "Eviction")?;
+            let options = body.get("deleteOptions").cloned().unwrap_or_else(|| json!({}));
+            let mut options = DeleteOptions::of(asked.query, Some(&options))?;
+            options.dry_run |= asked.query.has("dryRun");
+            delete::delete(call, &options).await?;
+            encoded(
+                accept,
+                201,
+                &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+            )
+        }
+        ("", "pods", "binding", "create") => {
+            let body = body(asked, "Binding")?;
+            bind(call, asked, &body).await?;
+            encoded(
+                accept,
+                201,
+                &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+            )
+        }
+        _ => Err(Problem::no_such_path()),
+    }
+}
+
+fn body(asked: &Asked<'_>, kind: &str) -> Result<Value, Problem> {
+    match media::decode(&asked.body, asked.media_type()) {
+        Ok(decoded) if decoded.value.is_object() => Ok(decoded.value),
+        Ok(_) => Err(Problem::bad_request(format!("the object provided is unrecognized (must be of type {kind})"))),
+        Err(media::Undecodable::Unknown(problem)) => Err(problem),
+        Err(media::Undecodable::Syntax(why)) => {
+            Err(Problem::bad_request(format!("the object provided is unrecognized (must be of type {kind}): {why}")))
+        }
+    }
+}
+
+/// Gives a pod its node, once.
+async fn bind(call: &mut Call, asked: &Asked<'_>, binding: &Value) -> Result<(), Problem> {
+    let node = binding.pointer("/target/name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    if node.is_empty() {
+        let error = crate::object::FieldError::required("target.name", "");
+        return Err(Problem::invalid(crate::object::status::What::new("", "Binding"), &call.name, &[error]));
+    }
+    let options = WriteOptions::of(asked.query, asked.user_agent(), "CreateOptions", false)?;
+    let now = call.core.now();
+    update::guaranteed(call, &options, false, |call, current| {
+        let mut pod = current.cloned().ok_or_else(|| call.not_found(&call.name))?;
+        if let Some(bound) = pod.pointer("/spec/nodeName").and_then(Value::as_str).filter(|it| !it.is_empty()) {
+            let why = format!("pod {} is already assigned to node {bound:?}", call.name);
+            let mut what = call.resource.what();
+            what.resource = "pods/binding";
+            return Err(Problem::conflict(what, &call.name, &why));
+        }
+        if meta::is_being_deleted(&pod) {
+            let why = format!("pod {} is being deleted, cannot be assigned to a host", call.name);
+            return Err(Problem::conflict(call.resource.what(), &call.name, &why));
+        }
+        let spec = meta::map(&mut pod).entry("spec").or_insert_with(|| json!({}));
+        meta::map(spec).insert("nodeName".into(), json!(node));
+        crate::registry::custom::set_condition(&mut pod, "PodScheduled", "True", "", "", &now);
+        Ok(pod)
+    })
+    .await
+    .map(|_| ())
+}

@@ -1,0 +1,553 @@
+//! The validation of built-in kinds that users meet: what is required, what may not change, and in which words
+//! (`pkg/apis/*/validation`). Types, unknown fields and metadata are checked elsewhere.
+
+use serde_json::{Value, json};
+
+use crate::object::field::quote;
+use crate::object::meta::dns1123_label;
+use crate::object::{Cause, FieldError};
+use crate::registry::{Resource, custom};
+use crate::verbs::meta;
+
+/// All of a Secret's or ConfigMap's values together.
+const MAX_DATA: usize = 1 << 20;
+
+fn text<'a>(object: &'a Value, path: &str) -> &'a str {
+    object.pointer(path).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn list<'a>(object: &'a Value, path: &str) -> &'a [Value] {
+    object.pointer(path).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
+fn is_blank(object: &Value, path: &str) -> bool {
+    match object.pointer(path) {
+        None | Some(Value::Null) => true,
+        Some(Value::String(text)) => text.is_empty(),
+        Some(Value::Array(items)) => items.is_empty(),
+        Some(Value::Object(map)) => map.is_empty(),
+        Some(_) => false,
+    }
+}
+
+pub(super) fn create(resource: &Resource, object: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let template = "spec.template";
+    match (resource.stored_group.as_str(), resource.plural.as_str()) {
+        ("", "configmaps") => config_map(object, &mut errors),
+        ("", "secrets") => secret(object, &mut errors),
+        ("", "pods") => pod_spec(object.pointer("/spec").unwrap_or(&Value::Null), "spec", &mut errors),
+        ("", "services") => service(object, &mut errors),
+        ("", "persistentvolumeclaims") => claim(object, &mut errors),
+        ("", "replicationcontrollers") => {
+            non_negative(object, "/spec/replicas", "spec.replicas", &mut errors);
+            if is_blank(object, "/spec/selector") {
+                errors.push(FieldError::required("spec.selector", ""));
+            }
+            pod_template(object, template, &["Always"], &mut errors);
+        }
+        ("apps", "deployments" | "replicasets" | "statefulsets" | "daemonsets") => {
+            selector(object, &mut errors);
+            non_negative(object, "/spec/replicas", "spec.replicas", &mut errors);
+            pod_template(object, template, &["Always"], &mut errors);
+        }
+        ("batch", "jobs") => {
+            for field in
+                ["parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished"]
+            {
+                non_negative(object, &format!("/spec/{field}"), &format!("spec.{field}"), &mut errors);
+            }
+            pod_template(object, template, &["OnFailure", "Never"], &mut errors);
+        }
+        ("batch", "cronjobs") => {
+            if is_blank(object, "/spec/schedule") {
+                errors.push(FieldError::required("spec.schedule", ""));
+            }
+            let policies = ["Allow", "Forbid", "Replace"];
+            one_of(object, "/spec/concurrencyPolicy", "spec.concurrencyPolicy", &policies, &mut errors);
+            pod_template(object, "spec.jobTemplate.spec.template", &["OnFailure", "Never"], &mut errors);
+            if meta::name(object).len() > 52 {
+                errors.push(FieldError::invalid_str(
+                    "metadata.name",
+                    meta::name(object),
+                    "must be no more than 52 characters",
+                ));
+            }
+        }
+        ("rbac.authorization.k8s.io", "roles" | "clusterroles") => {
+            for (at, rule) in list(object, "/rules").iter().enumerate() {
+                if is_blank(rule, "/verbs") {
+                    errors.push(FieldError::required(
+                        format!("rules[{at}].verbs"),
+                        "verbs must contain at least one value",
+                    ));
+                }
+                if is_blank(rule, "/nonResourceURLs") && is_blank(rule, "/resources") {
+                    errors.push(FieldError::required(
+                        format!("rules[{at}].resources"),
+                        "resource rules must supply at least one resource",
+                    ));
+                }
+            }
+        }
+        ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => {
+            binding(object, resource.namespaced, &mut errors)
+        }
+        ("coordination.k8s.io", "leases") => {
+            for field in ["leaseDurationSeconds", "leaseTransitions"] {
+                let path = format!("/spec/{field}");
+                let lowest = if field == "leaseDurationSeconds" { 1 } else { 0 };
+                if let Some(value) = object.pointer(&path).filter(|it| it.as_i64().is_some_and(|it| it < lowest)) {
+                    let why = if lowest == 1 { "must be greater than 0" } else { "must be greater than or equal to 0" };
+                    errors.push(FieldError::invalid(format!("spec.{field}"), value, why));
+                }
+            }
+        }
+        ("", "events") => {
+            if !meta::namespace(object).is_empty()
+                && ["/involvedObject/namespace", "/regarding/namespace"].iter().any(|path| {
+                    let of = text(object, path);
+                    !of.is_empty() && of != meta::namespace(object)
+                })
+            {
+                let of =
+                    if is_blank(object, "/regarding") { "/involvedObject/namespace" } else { "/regarding/namespace" };
+                errors.push(FieldError::invalid_str(
+                    "involvedObject.namespace",
+                    text(object, of),
+                    "does not match event.namespace",
+                ));
+            }
+        }
+        ("apiextensions.k8s.io", "customresourcedefinitions") => errors.extend(custom::validate(object, None)),
+        _ => {}
+    }
+    errors
+}
+
+pub(super) fn update(resource: &Resource, new: &Value, old: &Value) -> Vec<FieldError> {
+    let place = (resource.stored_group.as_str(), resource.plural.as_str());
+    // Deletion must go on with what was valid once: what finalizers leave is not checked again.
+    let mut errors = match place {
+        ("apiextensions.k8s.io", "customresourcedefinitions") => custom::validate(new, Some(old)),
+        _ => create(resource, new),
+    };
+    let immutable = |path: &str, name: &str, errors: &mut Vec<FieldError>| {
+        if new.pointer(path) != old.pointer(path) {
+            errors.push(FieldError::invalid(name, new.pointer(path).unwrap_or(&Value::Null), "field is immutable"));
+        }
+    };
+    match place {
+        ("", "configmaps" | "secrets") => {
+            if old.get("immutable") == Some(&json!(true)) {
+                if new.get("immutable") != old.get("immutable") {
+                    errors.push(FieldError::forbidden("immutable", "field is immutable when `immutable` is set"));
+                }
+                for field in ["data", "binaryData"] {
+                    if new.get(field) != old.get(field) {
+                        errors.push(FieldError::forbidden(field, "field is immutable when `immutable` is set"));
+                    }
+                }
+            }
+            if place.1 == "secrets" {
+                immutable("/type", "type", &mut errors);
+            }
+        }
+        ("apps", "deployments" | "replicasets" | "daemonsets") => {
+            immutable("/spec/selector", "spec.selector", &mut errors)
+        }
+        ("apps", "statefulsets") => stateful(new, old, &mut errors),
+        ("batch", "jobs") => {
+            immutable("/spec/selector", "spec.selector", &mut errors);
+            let suspended =
+                old.pointer("/spec/suspend") == Some(&json!(true)) && old.pointer("/status/startTime").is_none();
+            if !suspended {
+                immutable("/spec/template", "spec.template", &mut errors);
+            }
+            if old.pointer("/spec/completionMode").is_some_and(|it| it != "Indexed") {
+                immutable("/spec/completions", "spec.completions", &mut errors);
+            }
+            immutable("/spec/completionMode", "spec.completionMode", &mut errors);
+        }
+        ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings")
+            if new.get("roleRef") != old.get("roleRef") =>
+        {
+            errors.push(FieldError::invalid(
+                "roleRef",
+                new.get("roleRef").unwrap_or(&Value::Null),
+                "cannot change roleRef",
+            ));
+        }
+        ("", "pods") => pod_update(new, old, &mut errors),
+        ("", "services") => {
+            let external = |object: &Value| text(object, "/spec/type") == "ExternalName";
+            if !external(new) && !external(old) && !is_blank(old, "/spec/clusterIP") {
+                immutable("/spec/clusterIP", "spec.clusterIP", &mut errors);
+            }
+        }
+        ("", "persistentvolumeclaims") if !is_blank(old, "/spec/volumeName") => {
+            let frozen = |object: &Value| {
+                let mut spec = object.get("spec").cloned().unwrap_or_default();
+                let spec = meta::map(&mut spec);
+                for field in ["resources", "volumeAttributesClassName"] {
+                    spec.shift_remove(field);
+                }
+                spec.clone()
+            };
+            if frozen(new) != frozen(old) {
+                let why = "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
+                errors.push(FieldError::forbidden("spec", why));
+            }
+        }
+        ("storage.k8s.io", "storageclasses") => {
+            for field in ["parameters", "provisioner", "reclaimPolicy"] {
+                if new.get(field) != old.get(field) {
+                    errors.push(FieldError::forbidden(field, "updates to parameters are forbidden.").clone());
+                }
+            }
+        }
+        ("scheduling.k8s.io", "priorityclasses") => {
+            for field in ["value", "preemptionPolicy"] {
+                if new.get(field) != old.get(field) {
+                    errors.push(FieldError::forbidden(field, "may not be changed in an update."));
+                }
+            }
+        }
+        ("node.k8s.io", "runtimeclasses") => immutable("/handler", "handler", &mut errors),
+        ("apps", "controllerrevisions") => immutable("/data", "data", &mut errors),
+        ("discovery.k8s.io", "endpointslices") => immutable("/addressType", "addressType", &mut errors),
+        _ => {}
+    }
+    errors
+}
+
+fn non_negative(object: &Value, path: &str, name: &str, errors: &mut Vec<FieldError>) {
+    if let Some(value) = object.pointer(path).filter(|it| it.as_i64().is_some_and(|it| it < 0)) {
+        errors.push(FieldError::invalid(name, value, "must be greater than or equal to 0"));
+    }
+}
+
+fn one_of(object: &Value, path: &str, name: &str, known: &[&str], errors: &mut Vec<FieldError>) {
+    if let Some(value) = object.pointer(path)
+        && !known.iter().any(|it| value == it)
+    {
+        errors.push(FieldError::not_supported(name, value, known));
+    }
+}
+
+/// A key under `data`: a file's name.
+fn data_key(key: &str, path: &str, errors: &mut Vec<FieldError>) {
+    let at = format!("{path}[{key}]");
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if key.len() > 253 {
+        errors.push(FieldError::invalid_str(at, key, "must be no more than 253 characters"));
+    } else if key.is_empty() || !key.chars().all(good) {
+        let why = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')";
+        errors.push(FieldError::invalid_str(at, key, why));
+    } else if matches!(key, "." | "..") {
+        errors.push(FieldError::invalid_str(at, key, &format!("must not be '{key}'")));
+    } else if key.starts_with("..") {
+        errors.push(FieldError::invalid_str(at, key, "must not start with '..'"));
+    }
+}
+
+/// The bytes that base64 stands for.
+fn decoded(text: &str) -> usize {
+    text.trim_end_matches('=').len() * 3 / 4
+}
+
+fn config_map(object: &Value, errors: &mut Vec<FieldError>) {
+    let mut size = 0;
+    for (key, value) in object.get("data").and_then(Value::as_object).into_iter().flatten() {
+        data_key(key, "data", errors);
+        if object.get("binaryData").is_some_and(|it| it.get(key).is_some()) {
+            errors.push(FieldError::invalid_str(format!("data[{key}]"), key, "duplicate of key present in binaryData"));
+        }
+        size += value.as_str().map_or(0, str::len);
+    }
+    for (key, value) in object.get("binaryData").and_then(Value::as_object).into_iter().flatten() {
+        data_key(key, "binaryData", errors);
+        size += value.as_str().map_or(0, decoded);
+    }
+    if size > MAX_DATA {
+        errors.push(FieldError::too_long("[]", MAX_DATA as u64));
+    }
+}
+
+fn secret(object: &Value, errors: &mut Vec<FieldError>) {
+    let mut size = 0;
+    for (key, value) in object.get("data").and_then(Value::as_object).into_iter().flatten() {
+        data_key(key, "data", errors);
+        size += value.as_str().map_or(0, decoded);
+    }
+    if size > MAX_DATA {
+        errors.push(FieldError::too_long("data", MAX_DATA as u64));
+    }
+    let required: &[&str] = match text(object, "/type") {
+        "kubernetes.io/dockercfg" => &[".dockercfg"],
+        "kubernetes.io/dockerconfigjson" => &[".dockerconfigjson"],
+        "kubernetes.io/ssh-auth" => &["ssh-privatekey"],
+        "kubernetes.io/tls" => &["tls.crt", "tls.key"],
+        _ => &[],
+    };
+    for key in required {
+        if object.get("data").and_then(|it| it.get(*key)).is_none() {
+            errors.push(FieldError::required(format!("data[{key}]"), ""));
+        }
+    }
+    if text(object, "/type") == "kubernetes.io/service-account-token" {
+        let key = "kubernetes.io/service-account.name";
+        if meta::keyed(object, "annotations", key).unwrap_or_default().is_empty() {
+            errors.push(FieldError::required(format!("metadata.annotations[{key}]"), ""));
+        }
+    }
+}
+
+fn service(object: &Value, errors: &mut Vec<FieldError>) {
+    let ports = list(object, "/spec/ports");
+    let kind = text(object, "/spec/type");
+    one_of(object, "/spec/type", "spec.type", &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"], errors);
+    if ports.is_empty() && text(object, "/spec/clusterIP") != "None" && kind != "ExternalName" {
+        errors.push(FieldError::required("spec.ports", ""));
+    }
+    if kind == "ExternalName" && is_blank(object, "/spec/externalName") {
+        errors.push(FieldError::required("spec.externalName", ""));
+    }
+    for (at, port) in ports.iter().enumerate() {
+        let path = format!("spec.ports[{at}]");
+        if ports.len() > 1 && text(port, "/name").is_empty() {
+            errors.push(FieldError::required(format!("{path}.name"), ""));
+        }
+        port_number(port, "/port", &format!("{path}.port"), errors);
+        one_of(port, "/protocol", &format!("{path}.protocol"), &["SCTP", "TCP", "UDP"], errors);
+    }
+}
+
+fn port_number(object: &Value, path: &str, name: &str, errors: &mut Vec<FieldError>) {
+    let value = object.pointer(path).cloned().unwrap_or_else(|| json!(0));
+    if !value.as_i64().is_some_and(|it| (1..=65_535).contains(&it)) {
+        errors.push(FieldError::invalid(name, &value, "must be between 1 and 65535, inclusive"));
+    }
+}
+
+fn claim(object: &Value, errors: &mut Vec<FieldError>) {
+    if is_blank(object, "/spec/accessModes") {
+        errors.push(FieldError::required("spec.accessModes", "at least 1 access mode is required"));
+    }
+    for (at, mode) in list(object, "/spec/accessModes").iter().enumerate() {
+        let known = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
+        if !known.iter().any(|it| mode == it) {
+            errors.push(FieldError::not_supported(format!("spec.accessModes[{at}]"), mode, &known));
+        }
+    }
+    if object.pointer("/spec/resources/requests/storage").is_none() {
+        errors.push(FieldError::required("spec.resources[storage]", ""));
+    }
+}
+
+fn binding(object: &Value, namespaced: bool, errors: &mut Vec<FieldError>) {
+    let kinds: &[&str] = if namespaced { &["ClusterRole", "Role"] } else { &["ClusterRole"] };
+    let group = "rbac.authorization.k8s.io";
+    one_of(object, "/roleRef/apiGroup", "roleRef.apiGroup", &[group], errors);
+    let kind = object.pointer("/roleRef/kind").cloned().unwrap_or_else(|| json!(""));
+    if !kinds.iter().any(|it| kind == *it) {
+        errors.push(FieldError::not_supported("roleRef.kind", &kind, kinds));
+    }
+    if is_blank(object, "/roleRef/name") {
+        errors.push(FieldError::required("roleRef.name", ""));
+    }
+    for (at, subject) in list(object, "/subjects").iter().enumerate() {
+        let path = format!("subjects[{at}]");
+        if is_blank(subject, "/name") {
+            errors.push(FieldError::required(format!("{path}.name"), ""));
+        }
+        let (kind, wanted) = (text(subject, "/kind"), text(subject, "/apiGroup"));
+        match kind {
+            "ServiceAccount" => {
+                if !namespaced && is_blank(subject, "/namespace") {
+                    errors.push(FieldError::required(format!("{path}.namespace"), ""));
+                }
+                if !wanted.is_empty() {
+                    errors.push(FieldError::not_supported(format!("{path}.apiGroup"), &json!(wanted), &[""]));
+                }
+            }
+            "User" | "Group" => {
+                if wanted != group {
+                    errors.push(FieldError::not_supported(format!("{path}.apiGroup"), &json!(wanted), &[group]));
+                }
+            }
+            other => errors.push(FieldError::not_supported(
+                format!("{path}.kind"),
+                &json!(other),
+                &["ServiceAccount", "User", "Group"],
+            )),
+        }
+    }
+}
+
+fn selector(object: &Value, errors: &mut Vec<FieldError>) {
+    let given = object.pointer("/spec/selector");
+    if given.is_none_or(Value::is_null) {
+        errors.push(FieldError::required("spec.selector", ""));
+        return;
+    }
+    if is_blank(object, "/spec/selector/matchLabels") && is_blank(object, "/spec/selector/matchExpressions") {
+        let kind = text(object, "/kind").to_lowercase();
+        let why = format!("empty selector is invalid for {kind}");
+        errors.push(FieldError::invalid("spec.selector", given.unwrap_or(&Value::Null), &why));
+        return;
+    }
+    let labels = object.pointer("/spec/template/metadata/labels").cloned().unwrap_or_else(|| json!({}));
+    let wanted = object.pointer("/spec/selector/matchLabels").and_then(Value::as_object);
+    if wanted.into_iter().flatten().any(|(key, value)| labels.get(key) != Some(value)) {
+        errors.push(FieldError::invalid(
+            "spec.template.metadata.labels",
+            &labels,
+            "`selector` does not match template `labels`",
+        ));
+    }
+}
+
+fn pod_template(object: &Value, path: &str, policies: &[&str], errors: &mut Vec<FieldError>) {
+    let at = format!("/{}", path.replace('.', "/"));
+    let Some(template) = object.pointer(&at).filter(|it| !it.is_null()) else {
+        errors.push(FieldError::required(path, ""));
+        return;
+    };
+    let spec = template.get("spec").unwrap_or(&Value::Null);
+    pod_spec(spec, &format!("{path}.spec"), errors);
+    if let Some(policy) = spec.get("restartPolicy")
+        && !policies.iter().any(|it| policy == it)
+    {
+        errors.push(FieldError::not_supported(format!("{path}.spec.restartPolicy"), policy, policies));
+    }
+}
+
+fn pod_spec(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    let mut volumes = Vec::new();
+    for (at, volume) in list(spec, "/volumes").iter().enumerate() {
+        let name = text(volume, "/name");
+        let place = format!("{path}.volumes[{at}].name");
+        name_is_label(name, &place, errors);
+        if volumes.contains(&name) {
+            errors.push(FieldError::duplicate(place, &json!(name)));
+        }
+        volumes.push(name);
+    }
+    if is_blank(spec, "/containers") {
+        errors.push(FieldError::required(format!("{path}.containers"), ""));
+    }
+    let mut names = Vec::new();
+    for field in ["containers", "initContainers"] {
+        for (at, container) in list(spec, &format!("/{field}")).iter().enumerate() {
+            let place = format!("{path}.{field}[{at}]");
+            let name = text(container, "/name");
+            name_is_label(name, &format!("{place}.name"), errors);
+            if !name.is_empty() && names.contains(&name) {
+                errors.push(FieldError::duplicate(format!("{place}.name"), &json!(name)));
+            }
+            names.push(name);
+            if text(container, "/image").is_empty() {
+                errors.push(FieldError::required(format!("{place}.image"), ""));
+            }
+            for (at, port) in list(container, "/ports").iter().enumerate() {
+                port_number(port, "/containerPort", &format!("{place}.ports[{at}].containerPort"), errors);
+            }
+            for (at, mount) in list(container, "/volumeMounts").iter().enumerate() {
+                let place = format!("{place}.volumeMounts[{at}]");
+                let name = text(mount, "/name");
+                if name.is_empty() {
+                    errors.push(FieldError::required(format!("{place}.name"), ""));
+                } else if !volumes.contains(&name) {
+                    errors.push(FieldError {
+                        path: format!("{place}.name"),
+                        reason: Cause::Invalid,
+                        body: format!("Not found: {}", quote(name)),
+                    });
+                }
+                if text(mount, "/mountPath").is_empty() {
+                    errors.push(FieldError::required(format!("{place}.mountPath"), ""));
+                }
+            }
+            for (at, env) in list(container, "/env").iter().enumerate() {
+                let place = format!("{place}.env[{at}]");
+                if text(env, "/name").is_empty() {
+                    errors.push(FieldError::required(format!("{place}.name"), ""));
+                }
+                if !text(env, "/value").is_empty() && env.get("valueFrom").is_some() {
+                    let why = "may not be specified when `value` is not empty";
+                    errors.push(FieldError::invalid_str(format!("{place}.valueFrom"), "", why));
+                }
+            }
+        }
+    }
+    one_of(spec, "/restartPolicy", &format!("{path}.restartPolicy"), &["Always", "Never", "OnFailure"], errors);
+    let dns = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
+    one_of(spec, "/dnsPolicy", &format!("{path}.dnsPolicy"), &dns, errors);
+}
+
+fn name_is_label(name: &str, place: &str, errors: &mut Vec<FieldError>) {
+    if name.is_empty() {
+        errors.push(FieldError::required(place, ""));
+    } else {
+        errors.extend(dns1123_label(name).iter().map(|why| FieldError::invalid_str(place, name, why)));
+    }
+}
+
+fn stateful(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    const FREE: [&str; 7] = [
+        "replicas",
+        "ordinals",
+        "template",
+        "updateStrategy",
+        "persistentVolumeClaimRetentionPolicy",
+        "minReadySeconds",
+        "revisionHistoryLimit",
+    ];
+    let frozen = |object: &Value| {
+        let mut spec = object.get("spec").cloned().unwrap_or_default();
+        meta::map(&mut spec).retain(|key, _| !FREE.contains(&key.as_str()));
+        spec
+    };
+    if frozen(new) != frozen(old) {
+        let why = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', \
+                   'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
+        errors.push(FieldError::forbidden("spec", why));
+    }
+}
+
+/// Little of a pod may change once it is there.
+fn pod_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    let frozen = |object: &Value| {
+        let mut spec = object.get("spec").cloned().unwrap_or_default();
+        let spec = meta::map(&mut spec);
+        for field in [
+            "activeDeadlineSeconds",
+            "terminationGracePeriodSeconds",
+            "tolerations",
+            "schedulingGates",
+            "ephemeralContainers",
+        ] {
+            spec.shift_remove(field);
+        }
+        for field in ["containers", "initContainers"] {
+            for container in spec.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten() {
+                meta::map(container).shift_remove("image");
+            }
+        }
+        spec.clone()
+    };
+    let bound_meanwhile = is_blank(old, "/spec/nodeName") && !is_blank(new, "/spec/nodeName");
+    let (mut new, mut old) = (frozen(new), frozen(old));
+    if bound_meanwhile {
+        // A binding gives the node, and its subresource alone may: it comes through here.
+        new.shift_remove("nodeName");
+        old.shift_remove("nodeName");
+    }
+    if new != old {
+        let why = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,\
+                   `spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),\
+                   `spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
+        errors.push(FieldError::forbidden("spec", why));
+    }
+}

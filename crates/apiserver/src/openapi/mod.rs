@@ -1,0 +1,240 @@
+//! The OpenAPI documents: for `kubectl explain`, for clients that check what they send, and for apply. Each is made when
+//! it is asked for and kept by nobody here: clients keep them, and come back with the tag.
+
+mod paths;
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, IF_NONE_MATCH};
+use http::request::Parts;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha512};
+
+use crate::core::Core;
+use crate::discovery::VERSION;
+use crate::http::body::Body;
+use crate::http::reply::{JSON, Reply};
+use crate::kinds::types;
+use crate::object::status::Problem;
+use crate::registry::{Model, Resource, Resources, Version};
+
+const SCHEMAS: &str = "#/components/schemas/";
+
+/// `/openapi/v3`: where the document of each group and version is, and the tag of its content.
+pub(crate) fn index(core: &Arc<Core>, request: &Parts) -> Result<Reply, Problem> {
+    let resources = core.registry.now();
+    let mut paths = Map::new();
+    for (path, version) in versions(&resources) {
+        let url = format!("/openapi/v3/{path}?hash={}", tag(&path, version));
+        paths.insert(path, json!({"serverRelativeURL": url}));
+    }
+    paths.sort_keys();
+    let value = json!({"paths": paths});
+    let tag = hash(&[value.to_string().as_bytes()]);
+    tagged(request, tag, || Bytes::from(value.to_string()))
+}
+
+/// `/openapi/v3/apis/apps/v1`.
+pub(crate) fn v3(core: &Arc<Core>, request: &Parts, path: &[&str]) -> Result<Reply, Problem> {
+    let resources = core.registry.now();
+    let path = path.join("/");
+    let (_, version) = versions(&resources).find(|(it, _)| *it == path).ok_or_else(Problem::no_such_path)?;
+    tagged(request, tag(&path, version), || Bytes::from(document(version).to_string()))
+}
+
+fn versions(resources: &Resources) -> impl Iterator<Item = (String, &Version)> {
+    resources.groups.iter().flat_map(|(name, group)| {
+        let path = move |version: &str| {
+            if name.is_empty() { format!("api/{version}") } else { format!("apis/{name}/{version}") }
+        };
+        group.versions.iter().map(move |version| (path(&version.name), version))
+    })
+}
+
+/// Changes when the document may: with this program and with the definitions in it.
+fn tag(path: &str, version: &Version) -> String {
+    let mut parts: Vec<Vec<u8>> = vec![env!("CARGO_PKG_VERSION").into(), VERSION.into(), path.into()];
+    for resource in version.resources.values() {
+        if let Model::Custom(custom) = &resource.model {
+            parts.push(custom.definition.key.name.as_bytes().to_vec());
+            parts.push(custom.definition.rev.to_be_bytes().to_vec());
+        }
+    }
+    hash(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>())
+}
+
+fn hash(parts: &[&[u8]]) -> String {
+    let mut hash = Sha512::new();
+    for part in parts {
+        hash.update(part);
+        hash.update(b"\0");
+    }
+    hash.finalize().iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02X}");
+        text
+    })
+}
+
+/// The document, or that the client has it already.
+fn tagged(request: &Parts, tag: String, make: impl FnOnce() -> Bytes) -> Result<Reply, Problem> {
+    let quoted = format!("\"{tag}\"");
+    let known =
+        request.headers.get(IF_NONE_MATCH).and_then(|it| it.to_str().ok()).is_some_and(|it| it.contains(&quoted));
+    let mut reply = if known { Reply::new(304, JSON, Body::Whole(None)) } else { Reply::new(200, JSON, make()) };
+    reply.etag = Some(quoted);
+    Ok(reply)
+}
+
+fn info() -> Value {
+    json!({"title": "Kubernetes", "version": VERSION})
+}
+
+fn document(version: &Version) -> Value {
+    let mut schemas = schemas(version.resources.values());
+    schemas.sort_keys();
+    json!({
+        "openapi": "3.0.0",
+        "info": info(),
+        "paths": paths::of(version, SCHEMAS),
+        "components": {"schemas": schemas},
+    })
+}
+
+/// The name of a resource's type in a document.
+fn type_name(resource: &Resource) -> String {
+    match &resource.model {
+        Model::Builtin(kind) => kind.definition(),
+        Model::Custom(_) => {
+            let reversed: Vec<&str> = resource.group.rsplit('.').collect();
+            format!("{}.{}.{}", reversed.join("."), resource.version, resource.kind)
+        }
+    }
+}
+
+fn schemas<'a>(resources: impl Iterator<Item = &'a Arc<Resource>>) -> Map<String, Value> {
+    let (mut builtin, mut lists) = (Vec::new(), Vec::new());
+    let mut custom = Map::new();
+    for resource in resources {
+        match &resource.model {
+            Model::Builtin(kind) => builtin.push(*kind),
+            Model::Custom(it) => {
+                let version = it.version();
+                let schema =
+                    version.pointer("/schema/openAPIV3Schema").cloned().unwrap_or_else(|| json!({"type": "object"}));
+                custom.insert(type_name(resource), custom_schema(resource, schema));
+            }
+        }
+        if !resource.review {
+            lists.push((format!("{}List", type_name(resource)), list_schema(resource)));
+        }
+    }
+    let mut all = types::published(builtin.into_iter());
+    all.extend(custom);
+    all.extend(lists);
+    all
+}
+
+fn gvk(resource: &Resource, kind: &str) -> Value {
+    json!([{"group": resource.group, "kind": kind, "version": resource.version}])
+}
+
+/// A definition's schema with what every object has.
+fn custom_schema(resource: &Resource, mut schema: Value) -> Value {
+    if let Some(it) = schema.as_object_mut() {
+        let properties = it.entry("properties").or_insert_with(|| json!({}));
+        if let Some(properties) = properties.as_object_mut() {
+            properties.insert("apiVersion".into(), json!({"type": "string", "description": API_VERSION}));
+            properties.insert("kind".into(), json!({"type": "string", "description": KIND}));
+            properties.insert(
+                "metadata".into(),
+                json!({
+                    "description": "Standard object's metadata. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata",
+                    "allOf": [{"$ref": format!("{SCHEMAS}{}", crate::object::builtin::OBJECT_META)}],
+                }),
+            );
+        }
+        it.insert("x-kubernetes-group-version-kind".into(), gvk(resource, &resource.kind));
+    }
+    schema
+}
+
+fn list_schema(resource: &Resource) -> Value {
+    json!({
+        "description": format!("{} is a list of {}", resource.list_kind, resource.kind),
+        "type": "object",
+        "required": ["items"],
+        "properties": {
+            "apiVersion": {"type": "string", "description": API_VERSION},
+            "items": {"description": format!("List of {}.", resource.plural), "type": "array",
+                "items": {"$ref": format!("{SCHEMAS}{}", type_name(resource))}},
+            "kind": {"type": "string", "description": KIND},
+            "metadata": {
+                "description": "Standard list metadata. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds",
+                "allOf": [{"$ref": format!("{SCHEMAS}io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta")}],
+            },
+        },
+        "x-kubernetes-group-version-kind": gvk(resource, &resource.list_kind),
+    })
+}
+
+const API_VERSION: &str = "APIVersion defines the versioned schema of this representation of an object. Servers should convert recognized schemas to the latest internal value, and may reject unrecognized values. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources";
+const KIND: &str = "Kind is a string value representing the REST resource this object represents. Servers may infer this from the endpoint the client submits requests to. Cannot be updated. In CamelCase. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds";
+
+/// `/openapi/v2`: everything in one document, as JSON. Clients of today take it only where v3 is missing.
+pub(crate) fn v2(core: &Arc<Core>, request: &Parts) -> Result<Reply, Problem> {
+    let said = request.headers.get(ACCEPT).and_then(|it| it.to_str().ok()).unwrap_or_default();
+    if !said.is_empty() && !["application/json", "*/*", "application/*"].iter().any(|it| said.contains(it)) {
+        return Err(Problem::not_acceptable(&["application/json"]));
+    }
+    let resources = core.registry.now();
+    let mut tags: Vec<String> = versions(&resources).map(|(path, version)| tag(&path, version)).collect();
+    tags.sort();
+    let whole = hash(&tags.iter().map(String::as_bytes).collect::<Vec<_>>());
+    tagged(request, whole, || {
+        let mut definitions = schemas(versions(&resources).flat_map(|(_, version)| version.resources.values()));
+        definitions.values_mut().for_each(to_v2);
+        definitions.sort_keys();
+        let mut all = Map::new();
+        for (_, version) in versions(&resources) {
+            if let Value::Object(paths) = paths::v2(version) {
+                all.extend(paths);
+            }
+        }
+        all.sort_keys();
+        let value = json!({"swagger": "2.0", "info": info(), "paths": all, "definitions": definitions});
+        Bytes::from(value.to_string())
+    })
+}
+
+/// From OpenAPI 3.0 to 2.0, for what stands in our schemas.
+fn to_v2(schema: &mut Value) {
+    match schema {
+        Value::Object(it) => {
+            if let Some(Value::Array(all)) = it.get("allOf")
+                && let [one] = all.as_slice()
+                && let Some(target) = one.get("$ref").cloned()
+            {
+                it.remove("allOf");
+                it.insert("$ref".into(), target);
+            }
+            if let Some(target) = it.get_mut("$ref")
+                && let Some(name) = target.as_str().and_then(|it| it.strip_prefix(SCHEMAS))
+            {
+                *target = json!(format!("#/definitions/{name}"));
+            }
+            // A choice cannot be said; what the type prints as is text.
+            let choice = it.remove("oneOf").is_some();
+            it.remove("anyOf");
+            it.remove("not");
+            it.remove("nullable");
+            if choice && !it.contains_key("type") {
+                it.insert("type".into(), json!("string"));
+            }
+            it.values_mut().for_each(to_v2);
+        }
+        Value::Array(items) => items.iter_mut().for_each(to_v2),
+        _ => {}
+    }
+}

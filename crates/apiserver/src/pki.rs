@@ -1,0 +1,227 @@
+//! The server's own certificate authority, its serving certificate and the administrator's client certificate.
+//!
+//! With a directory they are kept in `pki/`, so that a kubeconfig goes on working after a restart.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+
+use crate::access::MASTERS;
+
+/// Certificates outlive the machine: there is nobody to renew them.
+const YEARS: i64 = 10;
+
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    #[error("cannot keep the keys in {}", path.display())]
+    Files { path: PathBuf, source: io::Error },
+    #[error("cannot make a certificate")]
+    Made(#[from] rcgen::Error),
+    #[error("{} is no certificate or key", path.display())]
+    Unreadable { path: PathBuf, source: rustls::pki_types::pem::Error },
+    #[error("the certificates cannot be used")]
+    Unusable(#[from] rustls::Error),
+    #[error("clients cannot be verified")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
+}
+
+/// A certificate and its key, as PEM.
+struct Pair {
+    certificate: String,
+    key: String,
+}
+
+/// Everything that TLS needs.
+pub(crate) struct Pki {
+    authority: String,
+    admin: Pair,
+    pub(crate) tls: Arc<ServerConfig>,
+}
+
+impl Pki {
+    /// What is in the directory, or new; new and kept nowhere without a directory. Blocks for some milliseconds.
+    pub(crate) fn open(directory: Option<&Path>, now: jiff::Timestamp) -> Result<Self, PkiError> {
+        let found = match directory {
+            Some(directory) => load(directory)?,
+            None => None,
+        };
+        let [authority, serving, admin] = match found {
+            Some(found) => found,
+            None => {
+                let made = make(now)?;
+                if let Some(directory) = directory {
+                    keep(directory, &made)?;
+                }
+                made
+            }
+        };
+        let tls = Arc::new(config(&authority.certificate, &serving)?);
+        Ok(Self { authority: authority.certificate, admin, tls })
+    }
+
+    /// A kubeconfig for the administrator, the server's authority and his certificate in it.
+    pub(crate) fn kubeconfig(&self, server: &str) -> String {
+        let encoded = |text: &str| STANDARD.encode(text);
+        format!(
+            "apiVersion: v1\n\
+             kind: Config\n\
+             clusters:\n\
+             - name: insula\n  cluster:\n    server: {server}\n    certificate-authority-data: {}\n\
+             contexts:\n\
+             - name: insula\n  context:\n    cluster: insula\n    user: admin\n    namespace: default\n\
+             current-context: insula\n\
+             preferences: {{}}\n\
+             users:\n\
+             - name: admin\n  user:\n    client-certificate-data: {}\n    client-key-data: {}\n",
+            encoded(&self.authority),
+            encoded(&self.admin.certificate),
+            encoded(&self.admin.key),
+        )
+    }
+
+    /// The authority's certificate as PEM: what `kube-root-ca.crt` publishes.
+    pub(crate) fn authority(&self) -> &str {
+        &self.authority
+    }
+}
+
+fn params(name: &str, now: jiff::Timestamp) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    let day = |timestamp: jiff::Timestamp| {
+        let date = timestamp.to_zoned(jiff::tz::TimeZone::UTC).date();
+        let (month, day) = (u8::try_from(date.month()).unwrap_or(1), u8::try_from(date.day()).unwrap_or(1).min(28));
+        (i32::from(date.year()), month, day)
+    };
+    // A clock that is set back a little must not make the certificates of the future.
+    let (year, month, from) = day(now.saturating_sub(jiff::SignedDuration::from_hours(48)).unwrap_or(now));
+    params.not_before = rcgen::date_time_ymd(year, month, from);
+    params.not_after = rcgen::date_time_ymd(year.saturating_add(i32::try_from(YEARS).unwrap_or(10)), month, from);
+    params
+}
+
+fn make(now: jiff::Timestamp) -> Result<[Pair; 3], PkiError> {
+    let key = KeyPair::generate()?;
+    let mut authority = params("insula-ca", now);
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    authority.key_usages =
+        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    let certificate = authority.self_signed(&key)?;
+    let root = Pair { certificate: certificate.pem(), key: key.serialize_pem() };
+    let issuer = Issuer::new(authority, key);
+
+    let signed = |mut params: CertificateParams, usage: ExtendedKeyUsagePurpose| -> Result<Pair, PkiError> {
+        params.use_authority_key_identifier_extension = true;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![usage];
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &issuer)?;
+        Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem() })
+    };
+    let mut serving = params("kubernetes", now);
+    for name in [
+        "localhost",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+    ] {
+        serving.subject_alt_names.push(SanType::DnsName(name.try_into()?));
+    }
+    serving.subject_alt_names.push(SanType::IpAddress(std::net::Ipv4Addr::LOCALHOST.into()));
+    serving.subject_alt_names.push(SanType::IpAddress(std::net::Ipv6Addr::LOCALHOST.into()));
+    let mut admin = params("system:admin", now);
+    admin.distinguished_name.push(DnType::OrganizationName, MASTERS);
+    Ok([
+        root,
+        signed(serving, ExtendedKeyUsagePurpose::ServerAuth)?,
+        signed(admin, ExtendedKeyUsagePurpose::ClientAuth)?,
+    ])
+}
+
+const NAMES: [&str; 3] = ["ca", "apiserver", "admin"];
+
+fn load(directory: &Path) -> Result<Option<[Pair; 3]>, PkiError> {
+    let read = |name: &str| -> Result<Option<String>, PkiError> {
+        let path = directory.join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(PkiError::Files { path, source }),
+        }
+    };
+    let pair = |name: &str| -> Result<Option<Pair>, PkiError> {
+        let (certificate, key) = (read(&format!("{name}.crt"))?, read(&format!("{name}.key"))?);
+        Ok(certificate.zip(key).map(|(certificate, key)| Pair { certificate, key }))
+    };
+    let [ca, apiserver, admin] = NAMES;
+    Ok(match (pair(ca)?, pair(apiserver)?, pair(admin)?) {
+        (Some(root), Some(serving), Some(admin)) => Some([root, serving, admin]),
+        _ => None,
+    })
+}
+
+/// Keys are written before their certificates, so that a half-written directory is found incomplete and made anew.
+fn keep(directory: &Path, pairs: &[Pair; 3]) -> Result<(), PkiError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| PkiError::Files { path, source }
+    };
+    fs::create_dir_all(directory).map_err(failed(directory))?;
+    private(directory, 0o700).map_err(failed(directory))?;
+    for (name, pair) in NAMES.iter().zip(pairs) {
+        for (extension, text) in [("key", &pair.key), ("crt", &pair.certificate)] {
+            let path = directory.join(format!("{name}.{extension}"));
+            let new = directory.join(format!(".{name}.{extension}.new"));
+            write_private(&new, text).and_then(|()| fs::rename(&new, &path)).map_err(failed(&path))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+fn private(path: &Path, mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+fn config(authority: &str, serving: &Pair) -> Result<ServerConfig, PkiError> {
+    let bad = |name: &str| {
+        let path = PathBuf::from(name);
+        move |source| PkiError::Unreadable { path, source }
+    };
+    let root = CertificateDer::from_pem_slice(authority.as_bytes()).map_err(bad("pki/ca.crt"))?;
+    let chain = CertificateDer::from_pem_slice(serving.certificate.as_bytes()).map_err(bad("pki/apiserver.crt"))?;
+    let key = PrivateKeyDer::from_pem_slice(serving.key.as_bytes()).map_err(bad("pki/apiserver.key"))?;
+    let mut roots = RootCertStore::empty();
+    roots.add(root)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    // Who shows no certificate is nobody, and is told so in HTTP's words.
+    let clients =
+        WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone()).allow_unauthenticated().build()?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(clients)
+        .with_single_cert(vec![chain], key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}

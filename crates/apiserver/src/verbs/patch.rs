@@ -1,0 +1,142 @@
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::{Call, WriteOptions, Written, admit, update};
+use crate::http::media::{self, Decoded};
+use crate::http::{FieldValidation, json};
+use crate::kinds::strategy;
+use crate::object::apply::{self, Applier, Updater};
+use crate::object::status::{Problem, What};
+use crate::object::{FieldError, field, patch};
+
+/// The four languages of `PATCH`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Language {
+    Json,
+    Merge,
+    Strategic,
+    Apply,
+}
+
+impl Language {
+    /// By media type; custom resources know no strategic merge.
+    pub(crate) fn of(media_type: &str, custom: bool) -> Result<Self, Problem> {
+        match media_type {
+            "application/json-patch+json" => Ok(Self::Json),
+            "application/merge-patch+json" => Ok(Self::Merge),
+            "application/strategic-merge-patch+json" if !custom => Ok(Self::Strategic),
+            "application/apply-patch+yaml" => Ok(Self::Apply),
+            _ if custom => Err(Problem::unsupported_media_type(&[
+                "application/json-patch+json",
+                "application/merge-patch+json",
+                "application/apply-patch+yaml",
+            ])),
+            _ => Err(Problem::unsupported_media_type(&[
+                "application/json-patch+json",
+                "application/merge-patch+json",
+                "application/strategic-merge-patch+json",
+                "application/apply-patch+yaml",
+            ])),
+        }
+    }
+}
+
+/// `PATCH` on a resource or its status.
+pub(crate) async fn patch(
+    call: &mut Call,
+    language: Language,
+    body: &Bytes,
+    options: &WriteOptions,
+) -> Result<Written, Problem> {
+    if language == Language::Apply {
+        return apply(call, body, options).await;
+    }
+    let Decoded { value: wanted, duplicates } = json::parse(body).map_err(|why| match language {
+        Language::Strategic => Problem::bad_request(why),
+        _ => Problem::bad_request(format!("error decoding patch: {why}")),
+    })?;
+    let schema = call.resource.schema();
+    let resource = call.resource.clone();
+    update::guaranteed(call, options, false, |call, current| {
+        let current = current.ok_or_else(|| call.not_found(&call.name))?;
+        let mut object = run(language, current, &wanted, &schema)?;
+        let shown = match language {
+            Language::Strategic => field::json(&wanted),
+            _ => field::json(&object),
+        };
+        let invalid =
+            |why: String| Problem::invalid(What::new("", ""), "", &[FieldError::invalid_str("patch", &shown, &why)]);
+        check_type(call, &object, &invalid)?;
+        admit::fit(&resource, &mut object, duplicates.clone(), options.validation, call, invalid)?;
+        admit::dedup_owners(call, &mut object);
+        strategy::reset_for_update(&resource, &call.subresource, &mut object, current);
+        let updater = Updater {
+            manager: &options.manager,
+            subresource: &call.subresource,
+            api_version: &resource.api_version(),
+            now: call.core.clock.now(),
+        };
+        apply::track(Some(current), &mut object, &schema, &updater);
+        Ok(object)
+    })
+    .await
+}
+
+fn run(language: Language, current: &Value, wanted: &Value, schema: &crate::object::Schema) -> Result<Value, Problem> {
+    match language {
+        Language::Json => patch::json(current, wanted),
+        Language::Merge => patch::merge(current, wanted),
+        Language::Strategic | Language::Apply => patch::strategic(current, wanted, schema),
+    }
+}
+
+/// A patch may not make another kind of an object.
+fn check_type(call: &Call, object: &Value, invalid: &impl Fn(String) -> Problem) -> Result<(), Problem> {
+    let said = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default();
+    if said("kind") != call.resource.kind || said("apiVersion") != call.resource.api_version() {
+        let (version, kind) = (said("apiVersion"), said("kind"));
+        return Err(invalid(format!("no kind {kind:?} is registered for version {version:?} in this resource")));
+    }
+    Ok(())
+}
+
+async fn apply(call: &mut Call, body: &Bytes, options: &WriteOptions) -> Result<Written, Problem> {
+    let Decoded { value: applied, duplicates } =
+        media::yaml(body).map_err(|why| Problem::bad_request(format!("error decoding YAML: {why}")))?;
+    if !applied.is_object() {
+        return Err(Problem::bad_request("error decoding YAML: an object is needed"));
+    }
+    if !duplicates.is_empty() {
+        let told: Vec<String> = duplicates.iter().map(|path| format!("duplicate field {path:?}")).collect();
+        match options.validation {
+            FieldValidation::Strict => {
+                return Err(Problem::bad_request(format!("error strict decoding YAML: {}", told.join(", "))));
+            }
+            FieldValidation::Warn => told.into_iter().for_each(|text| call.warn(text)),
+            FieldValidation::Ignore => {}
+        }
+    }
+    let schema = call.resource.schema();
+    let resource = call.resource.clone();
+    let may_create = call.subresource.is_empty();
+    update::guaranteed(call, options, may_create, |call, current| {
+        let applier = Applier {
+            manager: &options.manager,
+            subresource: &call.subresource,
+            api_version: &resource.api_version(),
+            force: options.force,
+            now: call.core.clock.now(),
+        };
+        let mut wanted = applied.clone();
+        admit::settle_namespace(call, &mut wanted)?;
+        strategy::reset_applied(&resource, &call.subresource, &mut wanted);
+        let mut object = apply::apply(current, wanted, &schema, &applier)?;
+        admit::fit(&resource, &mut object, Vec::new(), FieldValidation::Ignore, call, Problem::bad_request)?;
+        match current {
+            Some(current) => strategy::reset_for_update(&resource, &call.subresource, &mut object, current),
+            None => strategy::reset_for_create(&resource, &mut object),
+        }
+        Ok(object)
+    })
+    .await
+}
