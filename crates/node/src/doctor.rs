@@ -1,0 +1,251 @@
+//! What this machine can do, found by doing it: sandboxes are started whose first process tries things.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use crate::cgroup::{Cgroups, Limits};
+use crate::engine::{Ids, open_launcher};
+use crate::launcher::{Handle, Layer, Probe, Start, Status, Works};
+use crate::{Error, Guards, sys};
+
+/// One thing that works or does not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// As in `insula doctor`: `userns`, `netns`, `idmap`, `overlay`, `memcg`, `pidscg`, `freezer`, `landlock`, `seccomp`,
+    /// `quota`, `criu`, `runsc`, `kvm`.
+    pub name: &'static str,
+    pub ok: bool,
+    /// How, or why not and what to do about it.
+    pub why: String,
+}
+
+const PROBE: &str = "probe";
+
+/// Tries everything. Leaves nothing. Takes well under a second.
+///
+/// `launcher`: as [`crate::Options::launcher`]. `scratch`: a directory that may be written to, best on the file system of
+/// the data directory.
+pub async fn probe(launcher: &Path, scratch: &Path) -> Vec<Finding> {
+    let mut found = match Tried::out(launcher, scratch).await {
+        Ok(tried) => tried.findings(),
+        Err(error) => {
+            let why = format!(
+                "{}. Sandboxes need user namespaces: allow them (sysctl user.max_user_namespaces, \
+                 kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0), or run as root; in a \
+                 container, run it with its /proc unmasked",
+                kit::chain(&error)
+            );
+            ["userns", "netns", "idmap", "overlay", "memcg", "pidscg", "freezer", "landlock", "seccomp"]
+                .map(|name| Finding { name, ok: false, why: why.clone() })
+                .to_vec()
+        }
+    };
+    found.push(quota());
+    found.extend(["criu", "runsc"].map(program));
+    found.push(kvm());
+    found
+}
+
+/// What was seen.
+struct Tried {
+    works: Works,
+    ids: Ids,
+    cgroups: Cgroups,
+    memory: Result<(), String>,
+    pids: Result<(), String>,
+    freezer: Result<(), String>,
+}
+
+impl Tried {
+    async fn out(program: &Path, scratch: &Path) -> Result<Self, Error> {
+        let dir = scratch.join(format!("doctor-{}", kit::id()));
+        let made = fs::create_dir_all(dir.join("stage"));
+        made.map_err(Error::disk(format!("make {}", dir.display())))?;
+        let dir = Scratch(dir);
+        let (ids, handle, listen, _) = open_launcher(program, &dir.0, Guards::all()).await?;
+        let name = format!("insula-doctor-{}", std::process::id());
+        let lab = Lab { handle, ids, cgroups: Cgroups::find(&name), program: dir.0.clone() };
+        let tried = async {
+            let tried = tokio::join!(lab.look(), lab.fill(), lab.fork(), lab.freeze());
+            lab.cgroups.close();
+            let Lab { ids, cgroups, .. } = lab;
+            (tried, ids, cgroups)
+        };
+        // The launcher ends with the lab, and only then is it no longer listened to.
+        let (((works, memory, pids, freezer), ids, cgroups), ()) = tokio::join!(tried, listen);
+        Ok(Self { works: works?, ids, cgroups, memory, pids, freezer })
+    }
+
+    fn findings(&self) -> Vec<Finding> {
+        let bit = |name, bit, yes: &str, no: &str| {
+            let ok = self.works.has(bit);
+            Finding { name, ok, why: if ok { yes } else { no }.to_owned() }
+        };
+        let limit = |name, of: &str, tried: &Result<(), String>| {
+            let (there, how) = self.cgroups.can(of);
+            match (there, tried) {
+                (true, Ok(())) => Finding { name, ok: true, why: how },
+                (true, Err(why)) => Finding { name, ok: false, why: format!("{how}: {why}") },
+                (false, _) => Finding { name, ok: false, why: how },
+            }
+        };
+        let whose = match self.ids {
+            Ids::Slots => "a range of its own for every sandbox, files shifted",
+            Ids::OneSlot => "one range for all sandboxes: this file system cannot shift ids",
+            Ids::Own { .. } => "the subordinate ids of this user",
+        };
+        vec![
+            Finding { name: "userns", ok: true, why: "a sandbox was started in one".into() },
+            bit("netns", Works::NETWORK, "loopback alone, and up", "the network of a sandbox is not as it should be"),
+            bit(
+                "idmap",
+                Works::MANY_IDS,
+                whose,
+                "one user id in each sandbox. For more: run as root, or install newuidmap (package uidmap) and add this \
+                 user to /etc/subuid and /etc/subgid",
+            ),
+            bit(
+                "overlay",
+                Works::OVERLAY,
+                "the image can be written to, above",
+                "no overlay mounts in user namespaces (Linux 5.11): the image is read-only",
+            ),
+            limit("memcg", "memory", &self.memory),
+            limit("pidscg", "pids", &self.pids),
+            limit("freezer", "freezer", &self.freezer),
+            bit("landlock", Works::LANDLOCK, "a domain held", "no Landlock: boot with lsm=landlock,… (Linux 5.13)"),
+            bit("seccomp", Works::SECCOMP, "the filter refused", "no system call filter: CONFIG_SECCOMP_FILTER"),
+        ]
+    }
+}
+
+/// A directory that goes with its user.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+struct Lab {
+    handle: Handle,
+    ids: Ids,
+    cgroups: Cgroups,
+    program: PathBuf,
+}
+
+impl Lab {
+    /// Starts a sandbox that tries `probe`, and hands it to `meanwhile`; how it ended, and what its groups counted.
+    async fn run<T>(
+        &self,
+        id: &str,
+        probe: Probe,
+        limits: Limits,
+        meanwhile: impl AsyncFnOnce(&OwnedFd) -> T,
+    ) -> Result<(T, Option<Status>, u64), Error> {
+        let start = Start {
+            hostname: PROBE.into(),
+            ids: self.ids.map(Some(0)),
+            shift: self.ids.shift(),
+            cgroups: self.cgroups.plan(id, &limits),
+            layer: Layer::Memory { bytes: 16 << 20 },
+            tmp: 16 << 20,
+            workspace: None,
+            rlimits: Vec::new(),
+            args: Vec::new(),
+            env: Vec::new(),
+            inherits: Vec::new(),
+            probe: Some(probe),
+        };
+        let none = fs::File::open(&self.program).map_err(Error::disk("open the scratch directory"))?;
+        let started = async {
+            let mut made = self.handle.start(start, &[none.as_fd()]).await?;
+            made.go().await.map(|()| made)
+        };
+        let done = match started.await {
+            Ok(made) => {
+                let value = meanwhile(&made.pidfd).await;
+                if let Ok(pidfd) = sys::watch(made.pidfd) {
+                    let _ = pidfd.readable().await;
+                }
+                let status = made.exit.await.ok();
+                Ok((value, status, self.cgroups.usage(id).oom_kills.unwrap_or(0)))
+            }
+            Err(error) => Err(Error::machine("start a sandbox")(error)),
+        };
+        let removed = self.cgroups.remove(id).await;
+        removed.map_err(Error::disk("remove a control group"))?;
+        done
+    }
+
+    async fn look(&self) -> Result<Works, Error> {
+        match self.run("look", Probe::Look, Limits::default(), async |_| ()).await? {
+            (_, Some(Status::Code(works)), _) => Ok(Works(works)),
+            (_, other, _) => Err(Error::machine("try things in a sandbox")(format!("it ended with {other:?}"))),
+        }
+    }
+
+    async fn fill(&self) -> Result<(), String> {
+        if !self.cgroups.limits_memory() {
+            return Err("not tried".into());
+        }
+        let limits = Limits { memory: Some(24 << 20), ..Limits::default() };
+        match self.run("fill", Probe::Fill(96 << 20), limits, async |_| ()).await {
+            Ok((_, Some(Status::Signal(9)), kills)) if kills > 0 => Ok(()),
+            Ok((_, status, _)) => Err(format!("a process used four times its limit and ended with {status:?}")),
+            Err(error) => Err(kit::chain(&error)),
+        }
+    }
+
+    async fn fork(&self) -> Result<(), String> {
+        if !self.cgroups.limits_pids() {
+            return Err("not tried".into());
+        }
+        let limits = Limits { pids: Some(8), ..Limits::default() };
+        match self.run("fork", Probe::Fork(16), limits, async |_| ()).await {
+            Ok((_, Some(Status::Code(1)), _)) => Ok(()),
+            Ok((_, status, _)) => Err(format!("16 processes came into a limit of 8: {status:?}")),
+            Err(error) => Err(kit::chain(&error)),
+        }
+    }
+
+    async fn freeze(&self) -> Result<(), String> {
+        if !self.cgroups.freezes() {
+            return Err("not tried".into());
+        }
+        let frozen = async |pidfd: &OwnedFd| {
+            let done = self.cgroups.freeze("freeze", true).await;
+            let thawed = self.cgroups.freeze("freeze", false).await;
+            let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
+            done.and(thawed).map_err(|error| error.to_string())
+        };
+        match self.run("freeze", Probe::Wait, Limits::default(), frozen).await {
+            Ok((done, _, _)) => done,
+            Err(error) => Err(kit::chain(&error)),
+        }
+    }
+}
+
+fn quota() -> Finding {
+    let why = "the size of a workspace is counted, not kept by the file system";
+    Finding { name: "quota", ok: false, why: why.into() }
+}
+
+fn program(name: &'static str) -> Finding {
+    let places = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+    let why = match places.iter().map(|it| Path::new(it).join(name)).find(|it| it.exists()) {
+        Some(at) => format!("{} is there, but this version makes no use of it", at.display()),
+        None => format!("{name} is not installed"),
+    };
+    Finding { name, ok: false, why }
+}
+
+fn kvm() -> Finding {
+    let why = match fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => "/dev/kvm opens, but this version boots no guests".to_owned(),
+        Err(error) => format!("/dev/kvm: {error}"),
+    };
+    Finding { name: "kvm", ok: false, why }
+}

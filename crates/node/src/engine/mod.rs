@@ -1,0 +1,242 @@
+//! The sandboxes of one node: what makes, changes and ends them.
+
+mod adopt;
+mod freeze;
+mod ids;
+mod sandbox;
+mod start;
+mod stats;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kit::{Clock, Tasks};
+use sha2::{Digest, Sha256};
+use tokio::sync::broadcast;
+use wire::node::{Limits, Workspace};
+
+pub(crate) use ids::{Ids, open_launcher};
+pub(crate) use sandbox::Sandbox;
+
+use crate::cgroup::Cgroups;
+use crate::doctor::{self, Finding};
+use crate::launcher::{self, Handle};
+use crate::state::Dir;
+use crate::{Error, Guards, sys};
+
+/// Changes that a watcher may lag behind before it is cut off.
+const CHANGES: usize = 1024;
+
+/// What a node is given.
+#[derive(Clone)]
+pub struct Options {
+    /// Its directory; made when it is not there. One node at a time works in it.
+    pub data: PathBuf,
+    /// execd: a static program, started as the first process of every sandbox.
+    pub execd: PathBuf,
+    /// A program whose `main` calls [`crate::launcher_main`] first: `/proc/self/exe` where that is this one.
+    pub launcher: PathBuf,
+    pub clock: Clock,
+    pub tasks: Tasks,
+    /// What a sandbox may use when nothing is said.
+    pub limits: Limits,
+    /// Most sandboxes at once.
+    pub most: usize,
+    pub guards: Guards,
+}
+
+impl Options {
+    /// 2 GiB of memory, 1 GiB of writable layer, 1,024 processes, all processors; 4,096 sandboxes.
+    pub fn new(data: impl Into<PathBuf>, execd: impl Into<PathBuf>, clock: Clock, tasks: Tasks) -> Self {
+        Self {
+            data: data.into(),
+            execd: execd.into(),
+            launcher: "/proc/self/exe".into(),
+            clock,
+            tasks,
+            limits: Limits { memory: Some(2 << 30), cpu: None, pids: Some(1024), disk: Some(1 << 30) },
+            most: 4096,
+            guards: Guards::all(),
+        }
+    }
+}
+
+/// Shared by everybody who talks to the node.
+pub(crate) struct Engine {
+    pub clock: Clock,
+    pub tasks: Tasks,
+    defaults: Limits,
+    most: usize,
+    sandboxes: PathBuf,
+    boot: String,
+    execd: OwnedFd,
+    program: PathBuf,
+    setup: launcher::Setup,
+    ids: Ids,
+    launcher: tokio::sync::Mutex<Option<Arc<Handle>>>,
+    pub cgroups: Cgroups,
+    map: Mutex<BTreeMap<String, Arc<Sandbox>>>,
+    pub changes: broadcast::Sender<wire::node::Sandbox>,
+    ending: AtomicBool,
+    found: tokio::sync::OnceCell<Vec<Finding>>,
+    /// Held for as long as this node lives; the kernel lets go of it with the process.
+    _lock: fs::File,
+}
+
+impl Engine {
+    /// Takes the directory, starts the launcher, and adopts or ends what an earlier node left.
+    pub(crate) async fn open(options: Options) -> Result<Arc<Self>, Error> {
+        let Options { data, execd, launcher: program, clock, tasks, limits, most, guards } = options;
+        let (stage, sandboxes) = (data.join("stage"), data.join("sandboxes"));
+        for dir in [&data, &stage, &sandboxes] {
+            fs::create_dir_all(dir).map_err(Error::disk(format!("make {}", dir.display())))?;
+        }
+        // Nobody else on this machine has any business in it: tokens are in there, and files of others' ids.
+        fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o711))
+            .and_then(|()| fs::set_permissions(&sandboxes, std::os::unix::fs::PermissionsExt::from_mode(0o700)))
+            .map_err(Error::disk(format!("close {} to others", data.display())))?;
+        let data = data.canonicalize().map_err(Error::disk(format!("find {}", data.display())))?;
+        let lock = take_lock(&data.join("lock"))?;
+        let execd = fs::File::open(&execd).map_err(Error::disk(format!("open {}", execd.display())))?;
+
+        let (ids, handle, listen, setup) = ids::open_launcher(&program, &data, guards).await?;
+        tasks.tenant("launcher", listen);
+        let engine = Arc::new(Self {
+            clock,
+            defaults: limits,
+            most,
+            sandboxes: data.join("sandboxes"),
+            boot: crate::state::boot(),
+            execd: execd.into(),
+            program,
+            setup,
+            ids,
+            launcher: tokio::sync::Mutex::new(Some(Arc::new(handle))),
+            cgroups: Cgroups::find(&format!("insula-{}", name_of(&data))),
+            map: Mutex::default(),
+            changes: broadcast::channel(CHANGES).0,
+            ending: AtomicBool::new(false),
+            found: tokio::sync::OnceCell::new(),
+            _lock: lock,
+            tasks: tasks.clone(),
+        });
+        engine.adopt_all().await?;
+
+        let (ending, shutdown) = (engine.clone(), tasks.shutdown().clone());
+        tasks.tenant("node", async move {
+            shutdown.begun().await;
+            ending.end().await;
+        });
+        Ok(engine)
+    }
+
+    /// What doctor finds here; tried at the first question.
+    pub(crate) async fn findings(&self) -> &[Finding] {
+        let scratch = self.setup.lock.parent().unwrap_or(Path::new("/tmp"));
+        self.found.get_or_init(|| doctor::probe(&self.program, scratch)).await
+    }
+
+    fn map(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Sandbox>>> {
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn find(&self, id: &str) -> Result<Arc<Sandbox>, Error> {
+        self.map().get(id).cloned().ok_or_else(|| Error::Gone(id.to_owned()))
+    }
+
+    pub(crate) fn list(&self) -> Vec<wire::node::Sandbox> {
+        let all: Vec<_> = self.map().values().cloned().collect();
+        all.iter().map(|it| it.view()).collect()
+    }
+
+    fn dir(&self, id: &str) -> Dir {
+        Dir::of(&self.sandboxes, id)
+    }
+
+    /// The launcher; started again when it is gone, and then told about every sandbox that lives.
+    async fn launcher(&self) -> Result<Arc<Handle>, Error> {
+        let mut slot = self.launcher.lock().await;
+        if let Some(handle) = slot.as_ref().filter(|it| it.lives()) {
+            return Ok(handle.clone());
+        }
+        if self.ending.load(Ordering::Acquire) {
+            return Err(Error::Ending);
+        }
+        tracing::warn!("the launcher is gone; starting another one");
+        let (handle, listen) = ids::reopen_launcher(&self.program, &self.setup).await?;
+        self.tasks.tenant("launcher", listen);
+        let handle = Arc::new(handle);
+        let living: Vec<_> = self.map().values().cloned().collect();
+        for it in living {
+            if let Some(pidfd) = it.pidfd() {
+                let adopted = handle.adopt(pidfd.as_fd(), self.cgroups.dirs(&it.id)).await;
+                adopted.map_err(Error::machine("hand a sandbox to the new launcher"))?;
+            }
+        }
+        *slot = Some(handle.clone());
+        Ok(handle)
+    }
+
+    /// Ends every sandbox, and then the launcher. Nothing is made any more.
+    async fn end(&self) {
+        self.ending.store(true, Ordering::Release);
+        let all: Vec<_> = self.map().keys().cloned().collect();
+        let ends = all.iter().map(|id| async move {
+            if let Err(error) = self.remove(id).await
+                && !matches!(error, Error::Gone(_))
+            {
+                tracing::error!(sandbox = id, error = kit::chain(&error), "cannot end a sandbox");
+            }
+        });
+        futures::future::join_all(ends).await;
+        *self.launcher.lock().await = None;
+        self.cgroups.close();
+    }
+
+    /// Both as asked, with the node's defaults where nothing was.
+    fn with_defaults(&self, asked: &Limits) -> Limits {
+        Limits {
+            memory: asked.memory.or(self.defaults.memory),
+            cpu: asked.cpu.or(self.defaults.cpu),
+            pids: asked.pids.or(self.defaults.pids),
+            disk: asked.disk.or(self.defaults.disk),
+        }
+    }
+
+    fn workspace(&self, asked: &Workspace) -> Result<launcher::Workspace, Error> {
+        let source = PathBuf::from(&asked.path);
+        let plain = source.components().all(|it| !matches!(it, std::path::Component::ParentDir));
+        if !source.is_absolute() || !plain || asked.path.len() > 4000 {
+            return Err(Error::Rejected(format!("the workspace {:?} is no absolute path", asked.path)));
+        }
+        fs::create_dir_all(&source)
+            .and_then(|()| self.ids.own(&source))
+            .map_err(Error::disk(format!("make the workspace {}", source.display())))?;
+        Ok(launcher::Workspace { source, read_only: asked.read_only })
+    }
+}
+
+fn take_lock(path: &Path) -> Result<fs::File, Error> {
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).read(true).open(path);
+    let file = file.map_err(Error::disk(format!("open {}", path.display())))?;
+    match sys::lock(file.as_fd()) {
+        Ok(true) => Ok(file),
+        Ok(false) => Err(Error::InUse(path.parent().unwrap_or(path).display().to_string())),
+        Err(source) => Err(Error::disk(format!("lock {}", path.display()))(source)),
+    }
+}
+
+/// A short name for what is outside the directory and belongs to it; the same for every node that works in it.
+fn name_of(data: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    Sha256::digest(data.as_os_str().as_bytes()).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Work that waits for the disk, off the threads that serve others.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(Error::machine("finish work on the disk"))
+}

@@ -1,0 +1,129 @@
+//! The process between the launcher and a sandbox: it has the launcher's rights, serves one request and goes.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags};
+use rustix::process::Pid;
+use rustix::thread::ThreadNameSpaceType;
+
+use super::stage::{Stage, shifted};
+use super::{Answer, Attach, Cgroup, Failure, Start, Step, Workspace, inside, message};
+use crate::guard::Guards;
+use crate::sys::{self, Fork};
+
+/// Makes the sandbox's first process and tells the node about it.
+pub(super) fn start(stage: &Stage, start: &Start, answer: &OwnedFd, inherits: Vec<OwnedFd>) -> Result<(), Failure> {
+    for cgroup in &start.cgroups {
+        join(cgroup)?;
+    }
+    let (here, there) = message::pair().step(|| "make a socket".into())?;
+    match sys::clone_into(namespaces(stage.guards)).step(|| "clone into namespaces".into())? {
+        Fork::Child => {
+            drop(here);
+            inside::run(stage, start, there, answer, inherits)
+        }
+        Fork::Parent { child, pidfd } => {
+            drop((there, inherits));
+            map_ids(child, start)?;
+            let mut trees = Vec::new();
+            if start.shift {
+                let ids = user_namespace(child)?;
+                for lower in &stage.lowers {
+                    trees.push(shifted(&lower.source, &ids).step(|| format!("shift the ids of /{}", lower.name))?);
+                }
+            }
+            if let Some(workspace) = &start.workspace {
+                trees.push(tree(workspace, stage.guards, start.shift.then_some(child))?);
+            }
+            let pidfd = pidfd.ok_or(Failure { step: "hold the process".into(), errno: libc::EBADF })?;
+            message::send(answer.as_fd(), &Answer::Made { pid: child.as_raw_nonzero().get() }, &[pidfd.as_fd()])
+                .step(|| "answer the node".into())?;
+            let trees: Vec<_> = trees.iter().map(AsFd::as_fd).collect();
+            message::send(here.as_fd(), &(), &trees).step(|| "hand mounts over".into())
+        }
+    }
+}
+
+fn namespaces(guards: Guards) -> u64 {
+    let always = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+    let optional = [
+        (Guards::PROCESSES, libc::CLONE_NEWPID),
+        (Guards::NETWORK, libc::CLONE_NEWNET),
+        (Guards::IPC, libc::CLONE_NEWIPC),
+    ];
+    optional.iter().filter(|(guard, _)| guards.has(*guard)).fold(always, |all, (_, flag)| all | flag) as u64
+}
+
+fn join(cgroup: &Cgroup) -> Result<(), Failure> {
+    let dir = &cgroup.dir;
+    match fs::create_dir(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(error).step(|| format!("make the control group {}", dir.display()));
+        }
+        _ => {}
+    }
+    for (file, value) in &cgroup.writes {
+        fs::write(dir.join(file), value).step(|| format!("write {value} to {}/{file}", dir.display()))?;
+    }
+    // Only ourselves, and with one thread: the kernel then needs no lock over all processes.
+    fs::write(dir.join(&cgroup.join), "0").step(|| format!("join the control group {}", dir.display()))
+}
+
+fn map_ids(child: Pid, start: &Start) -> Result<(), Failure> {
+    let text: String = start.ids.iter().map(|it| format!("{} {} {}\n", it.inside, it.outside, it.count)).collect();
+    for file in ["uid_map", "gid_map"] {
+        fs::write(format!("/proc/{}/{file}", child.as_raw_nonzero()), &text)
+            .step(|| format!("write {} to the sandbox's {file}", text.trim_end()))?;
+    }
+    Ok(())
+}
+
+fn user_namespace(of: Pid) -> Result<OwnedFd, Failure> {
+    let path = format!("/proc/{}/ns/user", of.as_raw_nonzero());
+    Ok(fs::File::open(path).step(|| "open the sandbox's user namespace".into())?.into())
+}
+
+/// A detached mount of a workspace, to be attached in a sandbox.
+fn tree(workspace: &Workspace, guards: Guards, shift: Option<Pid>) -> Result<OwnedFd, Failure> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    let source: &Path = &workspace.source;
+    let tree = rustix::mount::open_tree(CWD, source, flags).step(|| format!("open {}", source.display()))?;
+    let mut set = 0;
+    if guards.has(Guards::MOUNT_FLAGS) {
+        set |= sys::ATTR_NOSUID | sys::ATTR_NODEV;
+    }
+    if workspace.read_only {
+        set |= sys::ATTR_RDONLY;
+    }
+    let ids = shift.map(user_namespace).transpose()?;
+    sys::mount_setattr(tree.as_fd(), set, ids.as_ref().map(AsFd::as_fd), false)
+        .step(|| format!("prepare the mount of {}", source.display()))?;
+    Ok(tree)
+}
+
+/// Gives a running sandbox what it was started without, from within its namespaces.
+pub(super) fn attach(stage: &Stage, attach: &Attach, answer: &OwnedFd, pidfd: Option<OwnedFd>) -> Result<(), Failure> {
+    let gone = || Failure { step: "find the sandbox".into(), errno: libc::ESRCH };
+    let (pidfd, pid) = (pidfd.ok_or_else(gone)?, Pid::from_raw(attach.pid).ok_or_else(gone)?);
+    let tree = match &attach.workspace {
+        Some(workspace) => Some(tree(workspace, stage.guards, attach.shift.then_some(pid))?),
+        None => None,
+    };
+    let into =
+        ThreadNameSpaceType::USER | ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME;
+    rustix::thread::move_into_thread_name_spaces(pidfd.as_fd(), into).step(|| "enter the sandbox".into())?;
+    if let Some(tree) = tree {
+        // A link in its place is not followed; and everything is resolved within the sandbox's own root.
+        rustix::mount::move_mount(tree.as_fd(), "", CWD, inside::WORKSPACE, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .step(|| "mount the workspace".into())?;
+    }
+    if let Some(name) = &attach.hostname {
+        rustix::system::sethostname(name.as_bytes()).step(|| "set the host name".into())?;
+        let _ = fs::write("/etc/hostname", format!("{name}\n"));
+        let _ = fs::write("/etc/hosts", inside::hosts(name));
+    }
+    message::send(answer.as_fd(), &Answer::Done, &[]).step(|| "answer the node".into())
+}

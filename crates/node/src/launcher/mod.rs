@@ -1,0 +1,209 @@
+//! The launcher: a small single-threaded process that is kept ready and forks one process per sandbox.
+//!
+//! The node is threaded, so it must not fork; a program started anew per sandbox costs a millisecond and a half. So the
+//! node starts the launcher once, from its own program ([`main`]), and asks it over a socket: each request carries a
+//! socket of its own for the answer, and whatever descriptors the sandbox is to inherit. The launcher forks a *builder*
+//! (outside, with the launcher's rights), the builder clones the sandbox's first process into its namespaces, writes its
+//! id maps, tells the node who it is, and goes. Nothing of a sandbox is visible in the host's mount table: every mount is
+//! made in the launcher's or in the sandbox's own mount namespace.
+//!
+//! The first process waits for the node's word before it executes anything: the node first writes down who it is. A node
+//! that died in between never says it, the socket closes, and the process ends.
+
+mod builder;
+mod handle;
+mod inside;
+mod message;
+mod probe;
+mod stage;
+mod zygote;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub(crate) use handle::{Error, Handle, Made, Ranges};
+pub(crate) use probe::{Probe, Works};
+pub(crate) use zygote::main;
+
+use crate::guard::Guards;
+
+/// `argv[0]` under which a program that can be a launcher is one.
+pub(crate) const NAME: &str = "insula-launcher";
+
+/// How the launcher is to set itself up; its only argument, as JSON.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Setup {
+    /// An existing directory of ours to mount on, in the launcher's own mount namespace.
+    pub stage: PathBuf,
+    /// Ids of the host that a user namespace of the launcher's own is to hold; `None` as root, who needs none.
+    pub rootless: Option<Rootless>,
+    /// The file that a living node has locked.
+    pub lock: PathBuf,
+    pub guards: Guards,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) enum Rootless {
+    /// Our own id alone.
+    One,
+    /// Our own id and the ranges of /etc/subuid and /etc/subgid; the node runs `newuidmap` and `newgidmap`.
+    Range,
+}
+
+/// One line of a uid_map and gid_map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct IdMap {
+    pub inside: u32,
+    /// As seen from the launcher's user namespace.
+    pub outside: u32,
+    pub count: u32,
+}
+
+/// What the launcher can be asked; beside it, descriptors in the order named.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Ask {
+    /// Descriptors: answer, then [`Start::inherits`] in their order, the first of which is the program.
+    Start(Box<Start>),
+    /// Descriptors: answer, the sandbox's pidfd.
+    Attach(Attach),
+    /// Descriptors: answer (unused), the pidfd of a sandbox that an earlier launcher started. It is ended with ours when
+    /// no node comes back.
+    Adopt { cgroups: Vec<PathBuf> },
+}
+
+/// A sandbox to start.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Start {
+    pub hostname: String,
+    pub ids: Vec<IdMap>,
+    /// Show the host's files as owned by the same ids inside, as far as [`Start::ids`] reaches (root only).
+    pub shift: bool,
+    pub cgroups: Vec<Cgroup>,
+    pub layer: Layer,
+    /// Bytes of /tmp and of /dev/shm.
+    pub tmp: u64,
+    pub workspace: Option<Workspace>,
+    pub rlimits: Vec<(Rlimit, u64)>,
+    pub args: Vec<String>,
+    pub env: Vec<(String, String)>,
+    /// Numbers under which the program finds the descriptors that came after it.
+    pub inherits: Vec<i32>,
+    /// Instead of a program, try what works in there.
+    pub probe: Option<Probe>,
+}
+
+/// A control group to make, to write into and to join, before anything else happens.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Cgroup {
+    pub dir: PathBuf,
+    pub writes: Vec<(String, String)>,
+    /// The file that takes us in.
+    pub join: String,
+}
+
+/// Where what a sandbox writes outside its workspace goes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Layer {
+    /// Memory, at most so many bytes; gone with the sandbox.
+    Memory { bytes: u64 },
+    /// A directory on a disk that bounds it.
+    Disk(PathBuf),
+}
+
+/// A directory of the host that is seen as /workspace.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Workspace {
+    pub source: PathBuf,
+    pub read_only: bool,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) enum Rlimit {
+    Processes,
+    /// Bytes of memory that a process can write to.
+    Data,
+    Core,
+    Files,
+}
+
+/// What a running sandbox gets late.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Attach {
+    pub pid: i32,
+    pub workspace: Option<Workspace>,
+    pub shift: bool,
+    pub hostname: Option<String>,
+}
+
+/// What comes back on the answer's socket.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Answer {
+    /// Descriptor: its pidfd. The process exists and waits for one byte on the same socket before it executes.
+    Made {
+        pid: i32,
+    },
+    /// Attached.
+    Done,
+    Failed(Failure),
+}
+
+/// The step that failed, in words, and the system's error number.
+#[derive(Clone, Debug, Serialize, Deserialize, thiserror::Error)]
+#[error("cannot {step}: {}", std::io::Error::from_raw_os_error(*.errno))]
+pub(crate) struct Failure {
+    pub step: String,
+    pub errno: i32,
+}
+
+/// What the launcher says unasked on its own socket.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Tell {
+    /// It lives in a user namespace of its own and waits until ids are mapped into it.
+    MapMe,
+    /// Ready. What was found by doing it.
+    Ready(Found),
+    /// It could not become ready.
+    Failed(Failure),
+    /// A sandbox's first process has ended; said before it is reaped.
+    Exited { pid: i32, status: Status },
+}
+
+/// What the launcher found out about the machine.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Found {
+    /// Overlay mounts work inside a sandbox's user namespace.
+    pub overlay: bool,
+    /// Host files can be shown under shifted ids.
+    pub shift: bool,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Status {
+    Code(i32),
+    Signal(i32),
+}
+
+trait Step<T> {
+    /// Names what was being done, for the one who reads the failure.
+    fn step(self, step: impl FnOnce() -> String) -> Result<T, Failure>;
+}
+
+impl<T> Step<T> for rustix::io::Result<T> {
+    fn step(self, step: impl FnOnce() -> String) -> Result<T, Failure> {
+        self.map_err(|error| Failure { step: step(), errno: error.raw_os_error() })
+    }
+}
+
+impl<T> Step<T> for Result<T, std::ffi::NulError> {
+    fn step(self, step: impl FnOnce() -> String) -> Result<T, Failure> {
+        self.map_err(|_| Failure { step: step(), errno: libc::EINVAL })
+    }
+}
+
+impl<T> Step<T> for std::io::Result<T> {
+    fn step(self, step: impl FnOnce() -> String) -> Result<T, Failure> {
+        self.map_err(|error| Failure { step: step(), errno: error.raw_os_error().unwrap_or(libc::EIO) })
+    }
+}

@@ -1,0 +1,201 @@
+//! The launcher's own life: set up once, then fork for whoever asks, and tell who has ended.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::thread::UnshareFlags;
+
+use super::stage::Stage;
+use super::{Answer, Ask, Failure, Rootless, Setup, Status, Step, Tell, builder, message};
+use crate::guard::Guards;
+use crate::sys::{self, Fork};
+
+/// Is the launcher, if this program was started as one, and then never returns.
+///
+/// Must be the first thing that `main` does: the launcher must have one thread only.
+pub(crate) fn main() {
+    let mut args = std::env::args_os();
+    if args.next().is_none_or(|name| name != super::NAME) {
+        return;
+    }
+    let code = match args.next().and_then(|it| serde_json::from_slice::<Setup>(it.as_encoded_bytes()).ok()) {
+        None => 2,
+        Some(setup) => {
+            let node = sys::inherited(0);
+            match run(&setup, node.as_fd()) {
+                Ok(()) => 0,
+                Err(failure) => {
+                    let _ = message::send(node.as_fd(), &Tell::Failed(failure), &[]);
+                    1
+                }
+            }
+        }
+    };
+    sys::exit_now(code)
+}
+
+/// Serves until the node closes its end.
+fn run(setup: &Setup, node: BorrowedFd<'_>) -> Result<(), Failure> {
+    rustix::thread::set_name(c"insula-launcher").step(|| "name the launcher".into())?;
+    if setup.guards.has(Guards::DESCRIPTORS) {
+        sys::close_from(3).step(|| "close what the node left open".into())?;
+    }
+    let ended = sys::child_signals().step(|| "watch for children".into())?;
+    own_namespaces(setup, node)?;
+    let stage = Stage::build(setup)?;
+    message::send(node, &Tell::Ready(stage.found), &[]).step(|| "answer the node".into())?;
+
+    let mut family = Family::default();
+    loop {
+        let mut ready = [PollFd::new(&node, PollFlags::IN), PollFd::new(&ended, PollFlags::IN)];
+        match rustix::event::poll(&mut ready, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            other => other.step(|| "wait for requests".into())?,
+        };
+        let [asked, died] = ready.map(|it| !it.revents().is_empty());
+        if died {
+            let mut info = [0u8; 128];
+            while rustix::io::read(&ended, &mut info).is_ok() {}
+            family.reap(node);
+        }
+        if asked {
+            match message::receive::<Ask>(node) {
+                Ok(Some((ask, fds))) => family.serve(&stage, ask, fds),
+                // The node is gone: what runs, runs on for a while; the next node finds it.
+                Ok(None) => return Ok(family.await_heir(&setup.lock)),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error).step(|| "read a request".into()),
+            }
+        }
+    }
+}
+
+/// Own mounts always; own ids where we are not root, and then every capability over them.
+fn own_namespaces(setup: &Setup, node: BorrowedFd<'_>) -> Result<(), Failure> {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let mut flags = UnshareFlags::NEWNS;
+    if setup.rootless.is_some() {
+        flags |= UnshareFlags::NEWUSER;
+    }
+    sys::unshare(flags).step(|| "make namespaces for the launcher".into())?;
+    match setup.rootless {
+        None => {}
+        Some(Rootless::One) => {
+            for (file, text) in
+                [("setgroups", "deny".to_owned()), ("uid_map", format!("0 {uid} 1")), ("gid_map", format!("0 {gid} 1"))]
+            {
+                std::fs::write(Path::new("/proc/self").join(file), text).step(|| format!("write /proc/self/{file}"))?;
+            }
+        }
+        Some(Rootless::Range) => {
+            message::send(node, &Tell::MapMe, &[]).step(|| "ask for ids".into())?;
+            // Any message means: mapped.
+            message::receive::<serde_json::Value>(node)
+                .and_then(|it| it.ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into()))
+                .step(|| "wait for ids".into())?;
+            rustix::thread::set_thread_groups(&[]).step(|| "leave the user's groups".into())?;
+        }
+    }
+    Ok(())
+}
+
+/// What came from this launcher, and what it has taken over.
+#[derive(Default)]
+struct Family {
+    builders: HashSet<Pid>,
+    sandboxes: Vec<Member>,
+}
+
+/// A sandbox to be ended when no node comes back.
+struct Member {
+    pidfd: OwnedFd,
+    cgroups: Vec<PathBuf>,
+}
+
+impl Family {
+    fn serve(&mut self, stage: &Stage, ask: Ask, fds: Vec<OwnedFd>) {
+        let mut fds = fds.into_iter();
+        let Some(answer) = fds.next() else { return };
+        if let Ask::Adopt { cgroups } = ask {
+            self.sandboxes.retain(|it| !has_ended(&it.pidfd));
+            self.sandboxes.extend(fds.next().map(|pidfd| Member { pidfd, cgroups }));
+            return;
+        }
+        match sys::fork() {
+            Ok(Fork::Parent { child, .. }) => {
+                self.builders.insert(child);
+            }
+            Ok(Fork::Child) => {
+                let done = match ask {
+                    Ask::Start(start) => builder::start(stage, &start, &answer, fds.collect()),
+                    Ask::Attach(attach) => builder::attach(stage, &attach, &answer, fds.next()),
+                    Ask::Adopt { .. } => Ok(()),
+                };
+                if let Err(failure) = done {
+                    let _ = message::send(answer.as_fd(), &Answer::Failed(failure), &[]);
+                }
+                sys::exit_now(0)
+            }
+            Err(error) => {
+                let failure = Failure { step: "fork".into(), errno: error.raw_os_error().unwrap_or(libc::EAGAIN) };
+                let _ = message::send(answer.as_fd(), &Answer::Failed(failure), &[]);
+            }
+        }
+    }
+
+    /// Reaps every child that has ended and tells about those that are not builders.
+    fn reap(&mut self, node: BorrowedFd<'_>) {
+        while let Ok(Some((pid, status))) = rustix::process::waitpid(None, WaitOptions::NOHANG) {
+            if self.builders.remove(&pid) {
+                continue;
+            }
+            let status = match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => Status::Code(code),
+                (None, signal) => Status::Signal(signal.unwrap_or_default()),
+            };
+            let _ = message::send(node, &Tell::Exited { pid: pid.as_raw_nonzero().get(), status }, &[]);
+        }
+    }
+
+    /// The node died. Another one that starts over the same directory takes its lock, and the sandboxes are its own; when
+    /// nobody does in time, they end here.
+    fn await_heir(mut self, lock: &Path) {
+        for _ in 0..HEIR_TRIES {
+            self.sandboxes.retain(|it| !has_ended(&it.pidfd));
+            if self.sandboxes.is_empty() {
+                return;
+            }
+            match fs::File::open(lock).and_then(|file| sys::is_locked(file.as_fd())) {
+                Ok(true) => return,
+                Ok(false) => {}
+                // The whole directory is gone: nobody can come.
+                Err(_) => break,
+            }
+            let pause = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
+            let _ = rustix::thread::nanosleep(&pause);
+        }
+        for it in &self.sandboxes {
+            let _ = rustix::process::pidfd_send_signal(&it.pidfd, Signal::KILL);
+        }
+        for it in &self.sandboxes {
+            let mut end = [PollFd::new(&it.pidfd, PollFlags::IN)];
+            let _ = rustix::event::poll(&mut end, Some(&Timespec { tv_sec: 5, tv_nsec: 0 }));
+            while let Ok(Some(_)) = rustix::process::waitpid(None, WaitOptions::NOHANG) {}
+            for dir in &it.cgroups {
+                let _ = fs::remove_dir(dir);
+            }
+        }
+    }
+}
+
+/// A quarter of a second each: one minute.
+const HEIR_TRIES: u32 = 240;
+
+fn has_ended(pidfd: &OwnedFd) -> bool {
+    let mut end = [PollFd::new(pidfd, PollFlags::IN)];
+    matches!(rustix::event::poll(&mut end, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1))
+}

@@ -1,0 +1,4 @@
+//! What goes over wires between our own programs, each with its generation number. No I/O.
+
+pub mod execd;
+pub mod node;
