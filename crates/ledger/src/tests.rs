@@ -319,17 +319,27 @@ async fn what_is_too_large_is_refused_and_changes_nothing() {
     assert_eq!(error.to_string(), "a step has 1048602 bytes, more than 1048576");
     let answer = |bytes| Step::Answered { message: json!(large(bytes)), usage: Tokens::default() };
     assert!(ledger.append(&lease.run, lease.epoch, answer(ANSWER_LIMIT)).await.is_err());
-    let mut appended = 0;
-    let full = loop {
-        match ledger.append(&lease.run, lease.epoch, answer(7 << 20)).await {
-            Ok(_) => appended += 1,
-            Err(error) => break error,
-        }
-    };
-    assert!(matches!(full, Error::LogFull { .. }) && appended == 2, "{full} after {appended}");
-    ledger.append(&lease.run, lease.epoch, noted("a small one still fits")).await.unwrap();
     assert!(ledger.finish(&lease.run, lease.epoch, succeeded(&large(ANSWER_LIMIT + 1))).await.is_err());
     ledger.finish(&lease.run, lease.epoch, Outcome::Failed { error: "too large".to_owned() }).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_log_has_a_limit_over_all_attempts() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("ledger.db");
+    file(&path).unwrap().submit(ticket("r")).await.unwrap();
+    let database = rusqlite::Connection::open(&path).unwrap();
+    for (column, value) in [("bytes", LOG_BYTES - 100), ("entries", LOG_ENTRIES as usize - 2)] {
+        database.execute(&format!("UPDATE runs SET {column} = {value}"), []).unwrap();
+    }
+    let ledger = file(&path).unwrap();
+    let lease = ledger.lease("test").await.unwrap();
+    let (large, small) = (noted(&"x".repeat(100)), noted("x"));
+    for (step, fits) in [(large, false), (small.clone(), true), (small.clone(), true), (small, false)] {
+        let appended = ledger.append(&lease.run, lease.epoch, step).await;
+        assert!(appended.is_ok() == fits && matches!(appended, Ok(_) | Err(Error::LogFull { .. })), "{appended:?}");
+    }
+    ledger.finish(&lease.run, lease.epoch, Outcome::Failed { error: "full".to_owned() }).await.unwrap();
 }
 
 #[tokio::test]

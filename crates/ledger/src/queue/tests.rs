@@ -110,6 +110,7 @@ impl Naive {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
     #[test]
     fn limits_sessions_and_turns_hold_whatever_happens(ops in proptest::collection::vec(op(), 1..120)) {
         let (mut queue, mut naive) = (Queue::default(), Naive::default());
