@@ -1,25 +1,4 @@
-//! A run, seen from outside.
-//!
-//! `GET /api/v1/namespaces/{ns}/runs/{name}/events` answers with server-sent events and ends after the run's outcome:
-//!
-//! | event | data | id |
-//! |---|---|---|
-//! | `state` | `{"state": "pending", "conditions": [{type, status, reason, message}]}` before the run is queued | |
-//! | `state` | `{"state": "queued"}`, `{"state": "running", "attempt"}` | |
-//! | `state` | `{"state": "succeeded", "result", "usage"}`, `{"state": "failed", "reason", "message", "usage"}`: the last | yes |
-//! | `asked` | `{"turn", "model"}`: the model is asked | yes |
-//! | `text` | `{"text", "after"}`: a piece of the answer that is being written since the event `after` | |
-//! | `retry` | `{"why", "wait"}`: the model is asked again after so many seconds | yes |
-//! | `answer` | `{"text", "calls": [{id, name, arguments}]}`: the model's whole answer | yes |
-//! | `usage` | `{"inputTokens", "outputTokens", "totalTokens"}` of that answer | yes |
-//! | `tool_call` | `{"id", "name", "arguments"}`: a tool is about to act | yes |
-//! | `tool_result` | `{"id", "output", "failed"}` | yes |
-//! | `note` | `{"text"}` | yes |
-//!
-//! What has an id is durable, carries `at` (RFC 3339) and `attempt`, and comes again to nobody who sends the id as
-//! `Last-Event-ID`; after the last event that is answered with 204, at which browsers stop asking. When `retry` follows
-//! `text` instead of `answer`, that text counts for nothing. A comment keeps quiet connections alive. Who does not keep up
-//! is cut off, and goes on where it was by asking again.
+//! A run, seen from outside; the crate's documentation says how.
 
 mod events;
 mod told;
