@@ -31,8 +31,6 @@ pub struct Options {
     /// The instance id of this installation. The field manager and what else must not be shared between two
     /// installations on one cluster derive from it.
     pub instance: String,
-    /// [`Faults::default`] outside of tests.
-    pub faults: Arc<Faults>,
 }
 
 /// Why the controllers ended.
@@ -52,7 +50,15 @@ pub enum Error {
 /// # Errors
 /// When the ledger is gone. What the API server refuses is retried with backoff, and told by log and events.
 pub async fn run(options: Options) -> Result<(), Error> {
-    let Options { client, ledger, clock, tasks, instance, faults } = options;
+    run_under(options, Arc::default()).await
+}
+
+/// As [`run`], under faults: for showing that they change nothing but time.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_under(options: Options, faults: Arc<Faults>) -> Result<(), Error> {
+    let Options { client, ledger, clock, tasks, instance } = options;
     let shutdown = tasks.shutdown().clone();
     let manager = format!("insula-{instance}");
     // Asked for before anything is submitted: a change that nobody listens to is lost.

@@ -18,6 +18,8 @@ mod cache;
 mod plan;
 mod queue;
 mod recorder;
+#[cfg(test)]
+mod tests;
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
