@@ -67,6 +67,15 @@ const PACKAGES: &[(&str, &str, &str)] = &[
     ),
 ];
 
+/// Structs without tagged fields of their own, which Go prints even when they are zero.
+const VALUES: &[&str] = &[
+    "io.k8s.apimachinery.pkg.api.resource.Quantity",
+    "io.k8s.apimachinery.pkg.apis.meta.v1.Duration",
+    "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime",
+    "io.k8s.apimachinery.pkg.apis.meta.v1.Time",
+    "io.k8s.apimachinery.pkg.util.intstr.IntOrString",
+];
+
 pub fn run() -> Result<()> {
     let to = crate::root().join("crates/apiserver/src/object");
     let structs = structs()?;
@@ -186,16 +195,16 @@ fn strip(schema: &Value, keys: &BTreeSet<String>, definitions: &BTreeMap<String,
     Value::Object(to)
 }
 
-/// How Go prints a struct: `a`: always, zero or not; `s`: a struct that is always there; `p`: a pointer to a scalar, so
+/// How Go prints a struct: `a`: always, zero or not; `s`: a struct that is always there (a list or map is not); `p`: a pointer to a scalar, so
 /// that zero is not nothing.
 fn shape(it: &Struct, structs: &BTreeMap<String, Struct>) -> Option<Value> {
     let mut by: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for field in flat(it, structs) {
-        let (pointer, target) = (field.go.starts_with('*'), structs.get(&field.target));
-        let is_struct = target.is_some_and(|t| !t.fields.is_empty()) && !field.go.contains('[');
-        let opaque = matches!(field.go.as_str(), "metav1.Time" | "Time" | "MicroTime" | "metav1.MicroTime");
+        let pointer = field.go.starts_with('*');
+        let known = structs.get(&field.target).is_some_and(|t| !t.fields.is_empty());
+        let is_struct = (known || VALUES.contains(&field.target.as_str())) && !field.go.contains('[');
         let key = match () {
-            () if field.json.is_empty() || opaque || field.omit_zero => continue,
+            () if field.json.is_empty() || field.omit_zero => continue,
             () if pointer && !is_struct => "p",
             () if pointer => continue,
             () if is_struct => "s",

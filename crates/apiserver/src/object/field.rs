@@ -7,6 +7,7 @@ use serde_json::{Number, Value};
 /// Why a field was refused: the `reason` of a `metav1.StatusCause`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
+    NotFound,
     Required,
     Duplicate,
     Invalid,
@@ -21,6 +22,7 @@ impl Cause {
     /// The machine-readable reason, as it stands in `Status.details.causes[].reason`.
     pub(crate) fn reason(self) -> &'static str {
         match self {
+            Self::NotFound => "FieldValueNotFound",
             Self::Required => "FieldValueRequired",
             Self::Duplicate => "FieldValueDuplicate",
             Self::Invalid => "FieldValueInvalid",
@@ -34,6 +36,7 @@ impl Cause {
 
     fn words(self) -> &'static str {
         match self {
+            Self::NotFound => "Not found",
             Self::Required => "Required value",
             Self::Duplicate => "Duplicate value",
             Self::Invalid | Self::TypeInvalid => "Invalid value",
@@ -92,6 +95,10 @@ impl FieldError {
 
     pub(crate) fn type_invalid(path: impl Into<String>, value: &str, detail: &str) -> Self {
         Self::new(path, Cause::TypeInvalid, Some(quote(value)), detail)
+    }
+
+    pub(crate) fn not_found(path: impl Into<String>, value: &Value) -> Self {
+        Self::new(path, Cause::NotFound, Some(print(value)), "")
     }
 
     pub(crate) fn duplicate(path: impl Into<String>, value: &Value) -> Self {

@@ -202,6 +202,11 @@ impl Problem {
         Self::new(500, "InternalError", format!("Internal error occurred: {message}"), Some(details))
     }
 
+    /// An error that Kubernetes passes on as it is: 500 without a reason.
+    pub(crate) fn unexplained(message: impl Into<String>) -> Self {
+        Self::new(500, "", message, None)
+    }
+
     /// The `v1 Status` object, fields in Kubernetes' order, empty ones left out.
     pub(crate) fn to_value(&self) -> Value {
         let mut out = Map::new();
@@ -210,7 +215,9 @@ impl Problem {
         out.insert("metadata".into(), json!({}));
         out.insert("status".into(), json!("Failure"));
         out.insert("message".into(), json!(self.message));
-        out.insert("reason".into(), json!(self.reason));
+        if !self.reason.is_empty() {
+            out.insert("reason".into(), json!(self.reason));
+        }
         if let Some(details) = &self.details {
             out.insert("details".into(), details.to_value());
         }

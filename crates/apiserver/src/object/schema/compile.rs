@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::{Additional, Checks, Field, Kind, Link, List, Node, Patch, Pattern, builtin};
+use super::{Additional, Checks, Field, Go, Kind, Link, List, Node, Patch, Pattern, builtin};
 
 /// `inherited`: an ancestor preserves unknown fields, which for server-side apply goes for all below it.
 pub(super) fn node(openapi: &Value, inherited: bool) -> Node {
@@ -49,8 +49,16 @@ pub(super) fn node(openapi: &Value, inherited: bool) -> Node {
         format: text(from, "format").filter(|f| !f.is_empty()).map(Into::into),
         default: from.get("default").filter(|d| !d.is_null()).cloned(),
         checks: checks(from),
+        go: from.get("x-go").map(|go| Box::new(shape(go))),
         rules: from.get("x-kubernetes-validations").filter(|r| r.as_array().is_some_and(|r| !r.is_empty())).cloned(),
     }
+}
+
+fn shape(go: &Value) -> Go {
+    let names = |key: &str| {
+        go.get(key).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).map(Into::into).collect()
+    };
+    Go { always: names("a"), structs: names("s"), pointers: names("p") }
 }
 
 fn text<'a>(from: &'a Map<String, Value>, key: &str) -> Option<&'a str> {

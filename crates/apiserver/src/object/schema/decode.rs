@@ -10,25 +10,21 @@ use super::{Additional, Kind, Node, Schema};
 use crate::object::{builtin, quantity};
 
 impl Schema {
-    /// Checks an object's types the way the API server's decoder does, before pruning. The error is the message of the
-    /// 400: `ConfigMap in version "v1" cannot be handled as a ConfigMap: json: cannot unmarshal number into Go struct
-    /// field ConfigMap.data of type string`. Of a custom resource only the metadata is checked (the rest is validated).
+    /// Checks an object's types the way the API server's decoder does, before pruning. The error is what stands in the
+    /// 400 after `ConfigMap in version "v1" cannot be handled as a ConfigMap: `, for example `json: cannot unmarshal
+    /// number into Go struct field ConfigMap.data of type string`. Of a custom resource only metadata and embedded
+    /// resources are checked; the rest is validated.
     pub(crate) fn check_types(&self, object: &Value) -> Result<(), String> {
-        let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default();
-        let (kind, version) = (text("kind"), text("apiVersion"));
         let mut decoder = Decoder { path: String::new() };
-        let outcome = if self.custom {
+        if self.custom {
             let metadata = object.get("metadata").filter(|m| !m.is_null());
-            metadata
-                .zip(builtin::object_meta())
-                .map_or(Ok(()), |(m, node)| decoder.value(m, node, "ObjectMeta"))
-                .and_then(|()| embedded(object, self.root(), ""))
-        } else {
-            let name = self.root().name.and_then(|n| n.rsplit('.').next()).unwrap_or(kind);
-            decoder.value(object, self.root(), name)
-        };
-        let version = version.rsplit('/').next().unwrap_or_default();
-        outcome.map_err(|why| format!("{kind} in version \"{version}\" cannot be handled as a {kind}: {why}"))
+            if let Some((metadata, node)) = metadata.zip(builtin::object_meta()) {
+                decoder.value(metadata, node, "ObjectMeta")?;
+            }
+            return embedded(object, self.root(), "");
+        }
+        let name = self.root().name.and_then(|n| n.rsplit('.').next()).unwrap_or_default();
+        decoder.value(object, self.root(), name)
     }
 }
 

@@ -8,6 +8,7 @@ mod default;
 mod format;
 mod pattern;
 mod prune;
+mod shape;
 mod validate;
 
 use std::sync::Arc;
@@ -92,6 +93,8 @@ pub(crate) struct Node {
     pub(crate) format: Option<Box<str>>,
     pub(crate) default: Option<Value>,
     pub(crate) checks: Option<Box<Checks>>,
+    /// Of a built-in definition.
+    pub(crate) go: Option<Box<Go>>,
     /// `x-kubernetes-validations`, as they were written; evaluated by whoever speaks CEL.
     pub(crate) rules: Option<Value>,
 }
@@ -111,6 +114,17 @@ pub(crate) struct Patch {
     pub(crate) retain_keys: bool,
     /// `x-kubernetes-patch-merge-key`.
     pub(crate) key: Option<Box<str>>,
+}
+
+/// How Go prints a struct: what does not follow from the types. Fields in no list are left out when they are zero.
+#[derive(Debug, Default)]
+pub(crate) struct Go {
+    /// Printed even when they are zero.
+    pub(crate) always: Vec<Box<str>>,
+    /// Structs by value, always printed.
+    pub(crate) structs: Vec<Box<str>>,
+    /// Pointers to scalars: left out when they are nil, not when they are zero.
+    pub(crate) pointers: Vec<Box<str>>,
 }
 
 #[derive(Clone, Debug, Default)]

@@ -4,18 +4,20 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value};
 
+use super::shape::shape;
 use super::{Additional, Node, Schema};
 use crate::object::builtin;
 
 impl Schema {
     /// Drops what the schema does not know and returns the paths (`spec.foo`, `spec.list[0].bar`), sorted, as they stand
-    /// in `unknown field "spec.foo"`.
+    /// in `unknown field "spec.foo"`. Objects of built-in kinds get the form that Go prints too.
     pub(crate) fn prune(&self, object: &mut Value) -> Vec<String> {
         let mut pruner = Pruner { path: String::new(), unknown: Vec::new() };
         if self.custom {
             pruner.resource(object, self.root(), self.root().preserve_unknown);
         } else {
             pruner.value(object, Some(self.root()));
+            self.shape(object);
         }
         let mut unknown = pruner.unknown;
         unknown.sort_unstable();
@@ -89,16 +91,7 @@ impl Pruner {
         let Value::Object(map) = value else { return };
         if let (Some(metadata), Some(known)) = (map.get_mut("metadata"), builtin::object_meta()) {
             self.at("metadata", |this| this.value(metadata, Some(known)));
-            if let Value::Object(metadata) = metadata {
-                // Go leaves out what is empty.
-                metadata.retain(|_, value| match value {
-                    Value::Null => false,
-                    Value::String(text) => !text.is_empty(),
-                    Value::Array(items) => !items.is_empty(),
-                    Value::Object(map) => !map.is_empty(),
-                    _ => true,
-                });
-            }
+            shape(metadata, known);
         }
         self.map(map, node, free, true);
     }

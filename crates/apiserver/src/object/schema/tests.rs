@@ -17,7 +17,7 @@ fn custom_resources_are_decoded_defaulted_and_refused_as_a_real_api_server_does(
         object["spec"] = record["spec"].clone();
         let said = || format!("{}", record["spec"]);
         if let Some(problem) = record.get("problem") {
-            assert_eq!(schema.check_types(&object).unwrap_err(), problem[1].as_str().unwrap(), "{}", said());
+            assert!(problem[1].as_str().unwrap().ends_with(&schema.check_types(&object).unwrap_err()), "{}", said());
             continue;
         }
         schema.check_types(&object).unwrap();
@@ -47,7 +47,11 @@ fn wrong_types_in_built_in_kinds_are_refused_in_the_words_of_gos_decoder() {
         let mut object = json!({"apiVersion": version, "kind": kind});
         object.as_object_mut().unwrap().extend(record[1].as_object().unwrap().clone());
         let schema = builtin::schema_of(group, "v1", kind).unwrap();
-        assert_eq!(schema.check_types(&object).unwrap_err(), record[2].as_str().unwrap());
+        let said = schema.check_types(&object).unwrap_err();
+        assert_eq!(
+            format!("{kind} in version \"v1\" cannot be handled as a {kind}: {said}"),
+            record[2].as_str().unwrap()
+        );
     }
 }
 
@@ -79,7 +83,7 @@ fn the_schema_of_a_custom_resource_cannot_unteach_metadata() {
     object["metadata"]["labels"] = json!({"a": 1});
     assert_eq!(
         schema.check_types(&object).unwrap_err(),
-        "A in version \"v1\" cannot be handled as a A: json: cannot unmarshal number into Go struct field ObjectMeta.labels of type string"
+        "json: cannot unmarshal number into Go struct field ObjectMeta.labels of type string"
     );
 }
 
