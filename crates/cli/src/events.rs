@@ -146,7 +146,7 @@ impl Gateway {
                 Ok(answer) => give_up(&format!("the gateway answered {}", answer.status()), &backoff)?,
                 Err(error) => give_up(&kit::chain(&error), &backoff)?,
             }
-            tokio::time::sleep(backoff.next()).await;
+            tokio::time::sleep(backoff.pause()).await;
         }
     }
 }

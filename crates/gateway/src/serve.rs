@@ -51,7 +51,7 @@ pub(crate) fn start(listener: TcpListener, router: Router, tasks: &Tasks) {
                 // No descriptors left, for instance: connections that end will free some.
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(backoff.next()).await;
+                    tokio::time::sleep(backoff.pause()).await;
                 }
             }
         }

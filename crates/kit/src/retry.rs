@@ -14,7 +14,7 @@ impl Backoff {
     }
 
     /// How long to wait after one more failure: between half of and the whole of `base * 2^failures`, at most `max`.
-    pub fn next(&mut self) -> Duration {
+    pub fn pause(&mut self) -> Duration {
         let full = self.base.saturating_mul(1u32 << self.failures.min(20)).min(self.max);
         self.failures = self.failures.saturating_add(1);
         full.mul_f64(0.5 + rand::random::<f64>() / 2.0)
@@ -38,10 +38,10 @@ mod tests {
     fn waits_double_up_to_the_maximum_and_start_over() {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(5));
         for full in [1, 2, 4, 5, 5] {
-            let wait = backoff.next();
+            let wait = backoff.pause();
             assert!(wait >= Duration::from_secs(full) / 2 && wait <= Duration::from_secs(full), "{wait:?} of {full}");
         }
         backoff.reset();
-        assert!(backoff.next() <= Duration::from_secs(1));
+        assert!(backoff.pause() <= Duration::from_secs(1));
     }
 }

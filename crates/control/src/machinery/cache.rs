@@ -218,7 +218,7 @@ impl<K: Cached> Cache<K> {
                         *streaming = false;
                         return;
                     }
-                    let wait = backoff.next();
+                    let wait = backoff.pause();
                     tracing::warn!(%kind, error = %kit::chain(&error), ?wait, "watching failed");
                     tokio::time::sleep(wait).await;
                 }

@@ -185,7 +185,7 @@ impl State {
                     .failing
                     .as_mut()
                     .map(|(_, backoff)| {
-                        let wait = backoff.next();
+                        let wait = backoff.pause();
                         (backoff.failures(), wait)
                     })
                     .unwrap_or_default();
