@@ -48,7 +48,7 @@ pub(crate) async fn answer(core: &Arc<Core>, request: &Parts, path: &str) -> Res
         ["openapi", "v2"] => return openapi::v2(core, request),
         ["openapi", "v3"] => return openapi::index(core, request),
         ["openapi", "v3", rest @ ..] => return openapi::v3(core, request, rest),
-        _ => return Err(Problem::no_such_path()),
+        _ => return Ok(Reply::nothing_here()),
     };
     crate::http::resource::encoded(&Accept::of(&request.headers).unwrap_or(Accept::JSON), 200, &value)
 }

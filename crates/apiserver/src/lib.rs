@@ -116,6 +116,7 @@ impl ApiServer {
         for name in NAMESPACES {
             server.ensure_namespace(name).await?;
         }
+        local::start(&server.core, server.pki.authority());
         server.core.tasks.platform("custom resource definitions", cleanup::run(server.core.clone()));
         Ok(server)
     }

@@ -63,7 +63,7 @@ async fn accept(core: Arc<Core>, tls: TlsAcceptor, listener: TcpListener) -> io:
             // Out of descriptors, mostly: it passes when connections end.
             Err(error) => {
                 tracing::warn!(%error, "cannot take a connection");
-                tokio::time::sleep(failures.next()).await;
+                tokio::time::sleep(failures.pause()).await;
             }
         }
     }

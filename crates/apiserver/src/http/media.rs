@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::json;
 use crate::object::protobuf;
-use crate::object::status::Problem;
+use crate::object::status::{Details, Problem};
 
 /// What Kubernetes names as acceptable.
 pub(crate) const MEDIA_TYPES: [&str; 3] =
@@ -47,10 +47,7 @@ impl Accept {
         // A stable sort by weight, as goautoneg does: order decides between equals.
         let mut weighted: Vec<(f32, &str)> = clauses.iter().map(|clause| (weight(clause), *clause)).collect();
         weighted.sort_by(|a, b| b.0.total_cmp(&a.0));
-        weighted
-            .iter()
-            .find_map(|(_, clause)| Self::clause(clause))
-            .ok_or_else(|| Problem::not_acceptable(&SERVED_TYPES))
+        weighted.iter().find_map(|(_, clause)| Self::clause(clause)).ok_or_else(|| refusal(&clauses))
     }
 
     fn clause(clause: &str) -> Option<Self> {
@@ -84,6 +81,16 @@ impl Accept {
         };
         Some(Self { shape, yaml })
     }
+}
+
+/// Which words tell that nothing fits: the router's when no media type is known, the serializer's otherwise.
+fn refusal(clauses: &[&str]) -> Problem {
+    let known = |clause: &&str| MEDIA_TYPES.contains(&clause.split(';').next().unwrap_or_default().trim());
+    if clauses.iter().any(known) {
+        return Problem::not_acceptable(&SERVED_TYPES);
+    }
+    let message = format!("406: Not Acceptable\n\nAvailable representations: {}", MEDIA_TYPES.join(", "));
+    Problem { message, details: Some(Details::default()), ..Problem::not_acceptable(&MEDIA_TYPES) }
 }
 
 fn weight(clause: &str) -> f32 {

@@ -1,6 +1,6 @@
 //! The options of a request: `metav1.CreateOptions` and its kin, from the query (and for a delete from the body).
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::url::Query;
 use crate::object::FieldError;
@@ -72,15 +72,11 @@ fn manager_of(user_agent: &str) -> String {
 }
 
 fn dry_run(values: impl Iterator<Item = String>, errors: &mut Vec<FieldError>) -> bool {
-    let mut on = false;
-    for value in values {
-        if value == "All" {
-            on = true;
-        } else {
-            errors.push(FieldError::not_supported("dryRun", &Value::String(value), &["All"]));
-        }
+    let all: Vec<String> = values.collect();
+    if all.iter().any(|value| value != "All") {
+        errors.push(FieldError::not_supported("dryRun", &all.iter().map(|it| json!(it)).collect(), &["All"]));
     }
-    on
+    !all.is_empty()
 }
 
 /// How dependents of a deleted object are treated.
@@ -195,12 +191,9 @@ impl List {
         let revision = match query.get("resourceVersion") {
             None => None,
             Some(text) => Some(text.parse::<u64>().map_err(|_| {
-                let why = FieldError::invalid_str(
-                    "resourceVersion",
-                    &text,
-                    &format!("strconv.ParseUint: parsing {text:?}: invalid syntax"),
-                );
-                Problem::invalid(What::new("meta.k8s.io", "ListOptions"), "", &[why])
+                let why = format!("strconv.ParseUint: parsing {text:?}: invalid syntax");
+                let why = FieldError::invalid_str("resourceVersion", &text, &why);
+                Problem::bad_request(format!("invalid resource version: {why}"))
             })?),
         };
         let limit = match query.get("limit") {

@@ -40,6 +40,11 @@ impl Reply {
         Self::new(status, "text/plain; charset=utf-8", Bytes::from(text.into()))
     }
 
+    /// What is at no path that the server knows.
+    pub(crate) fn nothing_here() -> Self {
+        Self::text(404, "404 page not found\n")
+    }
+
     pub(crate) fn problem(problem: &Problem) -> Self {
         Self::json(problem.code, &problem.to_value())
     }

@@ -14,7 +14,7 @@ use super::url::{Query, Target};
 use crate::access::User;
 use crate::core::Core;
 use crate::kinds::{convert, subresources};
-use crate::object::status::{Problem, What};
+use crate::object::status::{Details, Problem, What};
 use crate::reviews;
 use crate::store::Entry;
 use crate::verbs::patch::Language;
@@ -45,14 +45,28 @@ impl Asked<'_> {
 /// Answers a request on a resource. Warnings are left in `warnings`, whatever becomes of it.
 pub(crate) async fn answer(core: &Arc<Core>, asked: Asked<'_>, warnings: &mut Vec<String>) -> Result<Reply, Problem> {
     let resources = core.registry.now();
-    let Target { group, version, resource, .. } = &asked.target;
+    let Target { group, version, resource, verb, .. } = &asked.target;
+    if resources.version(group, version).is_none() {
+        return Ok(Reply::nothing_here());
+    }
     let Some(resource) = resources.find(group, version, resource).cloned() else { return Err(Problem::no_such_path()) };
     drop(resources);
-    if resource.namespaced && asked.target.namespace.is_empty() && !matches!(asked.target.verb, "list" | "watch") {
-        return Err(Problem::no_such_path());
+    let everywhere = resource.namespaced && asked.target.namespace.is_empty();
+    if everywhere && !matches!(*verb, "list" | "watch") {
+        return Err(if asked.target.name.is_empty() { not_allowed() } else { Problem::no_such_path() });
     }
     if !resource.namespaced && !asked.target.namespace.is_empty() && !resource.is("", "namespaces") {
         return Err(Problem::no_such_path());
+    }
+    let collection = asked.target.name.is_empty();
+    if asked.target.subresource.is_empty()
+        && match *verb {
+            "create" => !collection,
+            "update" | "patch" => collection,
+            verb => verb.is_empty(),
+        }
+    {
+        return Err(not_allowed());
     }
     let namespace = if resource.namespaced { asked.target.namespace.clone() } else { String::new() };
     let mut call = Call {
@@ -79,7 +93,7 @@ async fn dispatch(call: &mut Call, asked: &Asked<'_>) -> Result<Reply, Problem> 
     if call.resource.review {
         return match asked.target.verb {
             "create" if asked.target.name.is_empty() => reviews::answer(call, asked).await,
-            verb => Err(unsupported(call, verb)),
+            _ => Err(not_allowed()),
         };
     }
     match (call.subresource.as_str(), asked.target.verb) {
@@ -143,22 +157,15 @@ async fn dispatch(call: &mut Call, asked: &Asked<'_>) -> Result<Reply, Problem> 
             };
             encoded(&accept, 200, &shown)
         }
-        ("", verb) => Err(unsupported(call, verb)),
+        ("", _) => Err(not_allowed()),
         _ => subresources::answer(call, asked, &accept).await,
     }
 }
 
-fn unsupported(call: &Call, verb: &str) -> Problem {
-    let what = What::new(&call.resource.group, &call.resource.plural);
-    match verb {
-        // No route takes this method on this path.
-        "create" | "update" | "patch" | "delete" | "proxy" | "" => {
-            let mut problem = Problem::method_not_supported(what, verb);
-            problem.message = "the server does not allow this method on the requested resource".into();
-            problem
-        }
-        _ => Problem::method_not_supported(what, verb),
-    }
+/// No route takes this method on this path.
+fn not_allowed() -> Problem {
+    let message = "the server does not allow this method on the requested resource".into();
+    Problem { message, details: Some(Details::default()), ..Problem::method_not_supported(What::new("", ""), "") }
 }
 
 fn delete_options(asked: &Asked<'_>) -> Result<DeleteOptions, Problem> {

@@ -53,7 +53,15 @@ pub(crate) fn check(resource: &Resource, field: &str) -> Result<(), Problem> {
         Model::Builtin(_) => known(resource).contains(&field),
         Model::Custom(custom) => custom.selectable.iter().any(|path| path.trim_start_matches('.') == field),
     };
-    if fits { Ok(()) } else { Err(Problem::bad_request(format!("field label not supported: {field}"))) }
+    if fits {
+        return Ok(());
+    }
+    // Kinds with fields of their own have words of their own.
+    Err(Problem::bad_request(if resource.is_custom() || !known(resource).is_empty() {
+        format!("field label not supported: {field}")
+    } else {
+        format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+    }))
 }
 
 /// The text of a field of a served object; an absent one is empty, or its zero where it is a number or a truth.

@@ -18,10 +18,13 @@ fn of(resource: &Resource) -> (&str, &str) {
     if resource.is_custom() { ("", "") } else { (resource.stored_group.as_str(), resource.plural.as_str()) }
 }
 
-/// Fills in the defaults of a built-in kind.
-pub(crate) fn default(resource: &Resource, object: &mut Value) {
+/// Brings an object of a built-in kind into the form in which Kubernetes keeps it: without what is empty, with what is
+/// default.
+pub(crate) fn complete(resource: &Resource, object: &mut Value) {
     let schema = resource.schema();
+    schema.shape(object);
     defaults::fill(object, schema.root());
+    schema.shape(object);
 }
 
 pub(crate) fn name_rule(resource: &Resource) -> NameRule {
@@ -119,9 +122,7 @@ fn remove(object: &mut Value, field: &str) {
 pub(crate) fn reset_for_create(resource: &Resource, object: &mut Value) {
     if resource.status && object.get("status").is_some() {
         remove(object, "status");
-        if !resource.is_custom() {
-            default(resource, object);
-        }
+        resource.schema().shape(object);
     }
 }
 
@@ -246,9 +247,11 @@ pub(crate) fn prepare_create(call: &Call, object: &mut Value) -> Result<(), Prob
     if has_generation(resource) {
         meta::set(object, "generation", 1);
     }
+    if resource.status && !resource.is_custom() {
+        complete(resource, object);
+    }
     match of(resource) {
         ("", "namespaces") => {
-            default(resource, object);
             let spec = meta::map(object).entry("spec").or_insert_with(|| json!({}));
             let finalizers = meta::map(spec).entry("finalizers").or_insert_with(|| json!([]));
             if let Some(finalizers) = finalizers.as_array_mut()

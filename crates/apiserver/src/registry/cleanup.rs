@@ -35,8 +35,8 @@ pub(crate) async fn run(core: Arc<Core>) -> Result<(), TooOld> {
                     None => std::future::pending().await,
                 }
             } => {}
-            () = tokio::time::sleep(backoff.clone().next()), if failed => {
-                let _ = backoff.next();
+            () = tokio::time::sleep(backoff.clone().pause()), if failed => {
+                let _ = backoff.pause();
             }
         }
     }

@@ -77,17 +77,10 @@ pub(crate) fn take(
             summary(shown.as_bytes())
         )));
     }
-    if !api_version.is_empty() && api_version != expected {
-        return Err(Problem::bad_request(format!(
-            "the API version in the data ({api_version}) does not match the expected API version ({expected})"
-        )));
-    }
-    if !kind.is_empty() && kind != resource.kind {
-        let version = &resource.version;
-        return Err(Problem::bad_request(format!(
-            "{kind} in version {version:?} cannot be handled as a {}: converting ({version}.{kind}) to ({version}.{}): unknown conversion",
-            resource.kind, resource.kind
-        )));
+    if (!api_version.is_empty() && api_version != expected) || (!kind.is_empty() && kind != resource.kind) {
+        let said = if api_version.is_empty() { expected.as_str() } else { api_version.as_str() };
+        let kind = if kind.is_empty() { resource.kind.as_str() } else { kind.as_str() };
+        return Err(Problem::bad_request(another_kind(call, resource, said, kind)));
     }
     root.insert("apiVersion".into(), expected.into());
     root.insert("kind".into(), resource.kind.clone().into());
@@ -98,6 +91,26 @@ pub(crate) fn take(
         ))
     })?;
     Ok(value)
+}
+
+/// What is said of an object of another kind than the resource's.
+fn another_kind(call: &Call, resource: &Resource, api_version: &str, kind: &str) -> String {
+    let expected = resource.api_version();
+    let version = api_version.rsplit('/').next().unwrap_or_default();
+    let known = call.core.registry.now().of_kind(api_version, kind).is_some_and(|it| !it.is_custom());
+    if resource.is_custom() || (known && kind == resource.kind) {
+        return format!(
+            "the API version in the data ({api_version}) does not match the expected API version ({expected})"
+        );
+    }
+    let why = if known {
+        // The package of the internal type.
+        let package = resource.group.split('.').next().filter(|it| !it.is_empty()).unwrap_or("core");
+        format!("converting ({version}.{kind}) to ({package}.{}): unknown conversion", resource.kind)
+    } else {
+        format!("no kind {kind:?} is registered for version {api_version:?} in scheme \"pkg/runtime/scheme.go:110\"")
+    };
+    format!("{kind} in version {version:?} cannot be handled as a {}: {why}", resource.kind)
 }
 
 /// Fits a value to the resource's type: wrong types are refused, unknown fields dropped (and told, or refused), defaults
@@ -129,10 +142,7 @@ pub(crate) fn fit(
 /// Fills in the defaults of the resource's type.
 pub(crate) fn default(resource: &Resource, value: &mut Value) {
     match &resource.model {
-        Model::Builtin(kind) => {
-            let _ = kind;
-            strategy::default(resource, value);
-        }
+        Model::Builtin(_) => strategy::complete(resource, value),
         Model::Custom(custom) => custom.schema().default(value),
     }
 }

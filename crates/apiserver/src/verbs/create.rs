@@ -5,7 +5,7 @@ use super::{Call, Object, WriteOptions, Written, admit, in_order, meta, refused}
 use crate::kinds::strategy;
 use crate::object::apply::{self, Updater};
 use crate::object::meta::validate_object_meta;
-use crate::object::status::{Details, Problem};
+use crate::object::status::Problem;
 use crate::store::{Change, Expect, WriteError};
 
 /// How often another name is tried for a `generateName` whose first was taken.
@@ -19,7 +19,7 @@ pub(crate) async fn create(call: &mut Call, mut object: Value, options: &WriteOp
     meta::wipe_system_fields(&mut object);
     if !meta::text(&object, "resourceVersion").is_empty() {
         let message = "resourceVersion should not be set on objects to be created".to_owned();
-        return Err(Problem { code: 500, reason: "", message, details: Some(Details::default()) });
+        return Err(Problem { code: 500, reason: "", message, details: None });
     }
     admit::settle_namespace(call, &mut object)?;
     admit::dedup_owners(call, &mut object);

@@ -52,7 +52,7 @@ pub(crate) async fn delete(call: &mut Call, options: &DeleteOptions) -> Result<D
 }
 
 fn preconditions(call: &Call, object: &Value, options: &DeleteOptions) -> Result<(), Problem> {
-    let what = call.resource.what();
+    let what = call.resource.what_kind();
     if let Some(uid) = options.uid.as_deref().filter(|uid| *uid != meta::uid(object)) {
         let why = format!(
             "the UID in the precondition ({uid}) does not match the UID in record ({}). The object might have been deleted and then recreated",

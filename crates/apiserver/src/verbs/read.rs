@@ -210,6 +210,7 @@ fn parse_token(resource: &Resource, token: &str) -> Result<(Option<u64>, Key), P
         let (namespace, name) = if resource.namespaced { start.split_once('/')? } else { ("", start) };
         Some((u64::try_from(rev).ok().filter(|rev| *rev > 0), resource.key(namespace, name)))
     };
-    parse()
-        .ok_or_else(|| Problem::bad_request("continue key is not valid: encoding/base64 or JSON of the token is wrong"))
+    parse().ok_or_else(|| {
+        Problem::bad_request("invalid continue token: continue key is not valid: it is not one of this server")
+    })
 }

@@ -23,6 +23,15 @@ pub(crate) async fn update(call: &mut Call, mut object: Value, options: &WriteOp
     let schema = call.resource.schema();
     guaranteed(call, options, created, |call, current| {
         let mut object = object.clone();
+        let (uid, current_uid) = (meta::uid(&object), current.map(meta::uid).unwrap_or_default());
+        if current.is_some() && !uid.is_empty() && uid != current_uid {
+            let why = format!(
+                "StorageError: invalid object, Code: 4, Key: /registry/{}/{}/{}, ResourceVersion: 0, AdditionalErrorMsg: \
+                 Precondition failed: UID in precondition: {uid}, UID in object meta: {current_uid}",
+                call.resource.plural, call.namespace, call.name
+            );
+            return Err(Problem::conflict(call.resource.what(), &call.name, &why));
+        }
         if current.is_none() {
             strategy::reset_for_create(&call.resource, &mut object);
         } else if let Some(current) = current {
@@ -78,13 +87,7 @@ pub(crate) async fn guaranteed(
         let mut object = make(call, Some(&old))?;
         admit::settle_namespace(call, &mut object)?;
         admit::check_name(call, &object)?;
-        let uid = meta::uid(&object);
-        if !uid.is_empty() && uid != meta::uid(&old) {
-            let why =
-                format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", meta::uid(&old));
-            return Err(Problem::conflict(resource.what(), &call.name, &why));
-        }
-        check_revision(call, &object, &current)?;
+        check_revision(call, &mut object, &current)?;
         // Somebody else was first: the next round decides anew, and an update that names its revision is refused there.
         if let Some(written) = commit(call, &current, &old, object, options.dry_run).await? {
             return Ok(written);
@@ -94,10 +97,11 @@ pub(crate) async fn guaranteed(
 }
 
 /// The revision that the object names must be the current one, or none where that is allowed.
-fn check_revision(call: &Call, object: &Value, current: &Entry) -> Result<(), Problem> {
+fn check_revision(call: &Call, object: &mut Value, current: &Entry) -> Result<(), Problem> {
     let said = meta::text(object, "resourceVersion");
     if said.is_empty() || said == "0" {
         if strategy::may_update_unconditionally(&call.resource) {
+            meta::set(object, "resourceVersion", current.rev.to_string());
             return Ok(());
         }
         let error = FieldError::invalid("metadata.resourceVersion", &json!(0), "must be specified for an update");
