@@ -76,7 +76,9 @@ impl Home {
     pub fn ephemeral() -> Result<Self, Error> {
         let all = std::env::temp_dir().join(format!("insula-{}", rustix::process::getuid().as_raw()));
         sweep(&all);
-        Ok(Self { ephemeral: true, ..Self::open(&all.join(kit::id()))? })
+        let mut home = Self::open(&all.join(kit::id()))?;
+        home.ephemeral = true;
+        Ok(home)
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

@@ -86,6 +86,7 @@ impl House {
             http,
             concurrency: options.concurrency,
             providers: options.providers,
+            tools: None,
         });
         tasks.platform("runner", runner.run(tasks.shutdown().clone()));
 

@@ -1,7 +1,12 @@
 //! The composition root: every role, and `main`. The only place that installs a TLS provider and reads the environment.
 
+mod bench;
+mod demo;
+mod doctor;
 mod home;
 mod house;
+mod model;
+mod run;
 mod signals;
 mod up;
 
@@ -24,13 +29,19 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Up(up::Up),
+    Demo(demo::Demo),
+    Run(run::Run),
+    Model(model::Model),
+    Doctor(doctor::Doctor),
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
+    node::launcher_main();
     let cli = Cli::parse();
-    let done = start(cli);
-    match done {
-        Ok(code) => code,
+    match start(cli) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("insula: {}", kit::chain(&*error));
             ExitCode::FAILURE
@@ -38,7 +49,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(cli: Cli) -> anyhow::Result<ExitCode> {
+fn start(cli: Cli) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&cli.log)?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
@@ -47,7 +58,12 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match cli.command {
-            Command::Up(it) => it.run().await.map(|()| ExitCode::SUCCESS),
+            Command::Up(it) => it.run().await,
+            Command::Demo(it) => it.run().await,
+            Command::Run(it) => it.run().await,
+            Command::Model(it) => it.run().await,
+            Command::Doctor(it) => it.run().await,
+            Command::Bench(it) => it.run().await,
         }
     })
 }
