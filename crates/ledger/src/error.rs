@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use kit::Class;
 
-use crate::{Epoch, RunId};
+use crate::{ClaimEpoch, Epoch, RunId};
 
 /// Why the ledger could not do it. Nothing was written.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +22,13 @@ pub enum Error {
     Database { source: Box<dyn std::error::Error + Send + Sync> },
     #[error("the lease of run {run} by attempt {attempt} is over", attempt = .epoch.0)]
     Stale { run: RunId, epoch: Epoch },
+    /// The sandbox is somebody's, or the claimant has another one.
+    #[error("the sandbox {sandbox} cannot be claimed: it is somebody's, or who asks has another one")]
+    Claimed { sandbox: String },
+    #[error("the claim {} is over", .epoch.0)]
+    Unclaimed { epoch: ClaimEpoch },
+    #[error("the run {run} is not going on")]
+    NotLeased { run: RunId },
     #[error("{what} has {size} bytes, more than {limit}")]
     TooLarge { what: &'static str, size: usize, limit: usize },
     #[error("the log of run {run} is full")]
@@ -36,7 +43,8 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Self::Full | Self::Database { .. } | Self::TooSlow => Class::Retry(None),
-            Self::Stale { .. } => Class::Gone,
+            Self::Claimed { .. } => Class::Conflict,
+            Self::Stale { .. } | Self::Unclaimed { .. } | Self::NotLeased { .. } => Class::Gone,
             Self::TooLarge { .. } | Self::LogFull { .. } | Self::Newer { .. } | Self::Open { .. } => Class::Rejected,
             Self::Corrupt { .. } | Self::Closed => Class::Bug,
         }

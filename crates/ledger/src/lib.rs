@@ -1,4 +1,5 @@
-//! What machines make: the runs that wait, who does them, what happened in them, and what their sessions remember.
+//! What machines make: the runs that wait, who does them, what happened in them, what their sessions remember, and which
+//! sandbox is whose.
 //!
 //! ```text
 //! submit -> queued -> lease -> running -> finish -> done
@@ -14,11 +15,14 @@
 //!   open; the lock of the data directory is the caller's.
 //! - Never more leased runs of an instance than its limit, never two of one session, sessions in the order of creation,
 //!   instances in turn.
+//! - A sandbox has at most one claim, and a session at most one sandbox. Each claim has a [`ClaimEpoch`]; it ends with its
+//!   instance, or with its run where the sandbox is that run's alone.
 //! - What is told ([`Ledger::changes`], [`Ledger::follow`]) is durable by then. A slow listener slows nobody.
 //! - A full disk refuses writes ([`Error::Full`]); reads go on.
 //!
 //! Only queued and leased runs take memory, and what their followers have not fetched yet.
 
+mod claims;
 mod error;
 mod live;
 mod queue;
@@ -35,6 +39,7 @@ use kit::Clock;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
+pub use claims::{Claim, ClaimEpoch, Claimant};
 pub use error::Error;
 use live::Live;
 pub use live::{Change, Changes, Event, Follow};
@@ -42,7 +47,7 @@ pub use run::{
     Action, Entry, Epoch, Gate, Job, Outcome, Run, RunId, Sandbox, Seq, State, Step, Ticket, Tokens, ToolRules, Turn,
     Usage,
 };
-use writer::{Grant, Order, Waiter, Writer, Written};
+use writer::{Grant, Order, Receipt, Waiter, Writer, Written};
 
 /// Bytes of a step in JSON; an answer of the model may have more.
 pub const STEP_LIMIT: usize = 1 << 20;
@@ -161,8 +166,10 @@ impl Ledger {
         let limit = if matches!(step, Step::Answered { .. }) { ANSWER_LIMIT } else { STEP_LIMIT };
         fits("a step", json.len(), limit)?;
         let bytes = json.len();
-        let seq = self.order(Order::Append { run: run.clone(), epoch, step, json }, bytes).await?;
-        seq.ok_or(Error::Closed)
+        match self.order(Order::Append { run: run.clone(), epoch, step, json }, bytes).await? {
+            Receipt::Entry(seq) => Ok(seq),
+            Receipt::Nothing | Receipt::Claim(_) => Err(Error::Closed),
+        }
     }
 
     /// Shows live text to followers. Never stored, never waits; what an old epoch says is dropped.

@@ -73,7 +73,7 @@ fn odd(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> 
     rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error))
 }
 
-fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Timestamp>> {
+pub(crate) fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Timestamp>> {
     let micros: Option<i64> = row.get(column)?;
     micros.map(|micros| Timestamp::from_microsecond(micros).map_err(|error| odd(column, error))).transpose()
 }
@@ -85,7 +85,7 @@ pub(crate) fn count(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
 
 pub(crate) fn run(database: &Connection, run: &RunId) -> rusqlite::Result<Option<Run>> {
     let mut statement = database.prepare_cached(
-        "SELECT namespace, name, state, epoch, started, finished, input, output, total, calls, outcome
+        "SELECT namespace, name, state, epoch, started, finished, input, output, total, calls, outcome, pod
          FROM runs WHERE run = ?",
     )?;
     let found = statement.query_row([run.as_str()], |row| {
@@ -106,6 +106,7 @@ pub(crate) fn run(database: &Connection, run: &RunId) -> rusqlite::Result<Option
                 tokens: Tokens { input: count(row, 6)?, output: count(row, 7)?, total: count(row, 8)? },
                 tool_calls: count(row, 9)?,
             },
+            pod: row.get(11)?,
         })
     });
     found.optional()

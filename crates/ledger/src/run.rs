@@ -241,6 +241,8 @@ pub struct Run {
     pub started: Option<Timestamp>,
     pub finished: Option<Timestamp>,
     pub usage: Usage,
+    /// The sandbox in which its tools acted last, by the name that people see.
+    pub pod: Option<String>,
 }
 
 impl Run {

@@ -11,7 +11,8 @@ use crate::Error;
 const APPLICATION: u32 = 0x696e_736c;
 
 /// Each brings the schema from its index to the next number. Never edited once released: another one is added.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     -- Times are microseconds since 1970. `epoch` counts leases; `state` is 0 queued, 1 leased, 2 done.
     CREATE TABLE runs (
         id INTEGER PRIMARY KEY,
@@ -61,7 +62,26 @@ const MIGRATIONS: &[&str] = &["
         runs INTEGER NOT NULL,
         PRIMARY KEY (namespace, instance)
     ) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+    -- Which sandbox is whose. `epoch` is never given twice. A sandbox without a session is its run's alone.
+    CREATE TABLE claims (
+        epoch INTEGER PRIMARY KEY AUTOINCREMENT,
+        sandbox TEXT NOT NULL UNIQUE,
+        namespace TEXT NOT NULL,
+        instance TEXT NOT NULL,
+        session TEXT NOT NULL,
+        run TEXT NOT NULL,
+        pod TEXT NOT NULL,
+        shape TEXT NOT NULL,
+        since INTEGER NOT NULL,
+        used INTEGER NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX claims_session ON claims (namespace, instance, session) WHERE session != '';
+    CREATE UNIQUE INDEX claims_run ON claims (run) WHERE session = '';
+    ALTER TABLE runs ADD COLUMN pod TEXT;
+",
+];
 
 /// The schema this program writes.
 pub(crate) const VERSION: u32 = MIGRATIONS.len() as u32;

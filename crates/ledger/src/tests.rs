@@ -459,3 +459,77 @@ async fn many_at_once_lose_nothing_and_double_nothing() {
     leased.sort();
     assert_eq!(leased, (0..200).map(|run| format!("{run:03}")).collect::<Vec<_>>());
 }
+
+fn claimant(run: &str, session: &str) -> Claimant {
+    Claimant {
+        namespace: "default".to_owned(),
+        instance: "me".to_owned(),
+        session: session.to_owned(),
+        run: run.into(),
+        pod: format!("pod-of-{session}"),
+        shape: "{}".to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_is_one_sessions_and_a_session_has_one_sandbox() {
+    let ledger = memory();
+    for (run, session) in [("a", "s"), ("b", "t"), ("c", ""), ("d", "")] {
+        ledger.submit(in_session(run, session)).await.unwrap();
+    }
+    let not_begun = ledger.claim("one", claimant("a", "s")).await;
+    assert!(matches!(not_begun, Err(Error::NotLeased { .. })));
+    let mut leases = Vec::new();
+    for _ in 0..4 {
+        leases.push(ledger.lease("test").await.unwrap());
+    }
+    let mut changes = ledger.changes();
+    let first = ledger.claim("one", claimant("a", "s")).await.unwrap();
+    assert!(matches!(changes.next().await, Some(Change::Run { run, .. }) if run == "a".into()));
+    assert_eq!(ledger.run(&"a".into()).await.unwrap().unwrap().pod.as_deref(), Some("pod-of-s"));
+    for (sandbox, run, session) in [("one", "b", "t"), ("two", "a", "s")] {
+        let taken = ledger.claim(sandbox, claimant(run, session)).await;
+        assert!(matches!(taken, Err(Error::Claimed { .. })), "{sandbox} {session}");
+    }
+    ledger.claim("two", claimant("c", "")).await.unwrap();
+    ledger.claim("three", claimant("d", "")).await.unwrap();
+    assert!(ledger.claim("four", claimant("d", "")).await.is_err(), "one each");
+
+    ledger.unclaim(first).await.unwrap();
+    let second = ledger.claim("one", claimant("b", "t")).await.unwrap();
+    assert!(second > first);
+    ledger.unclaim(first).await.unwrap();
+    assert!(matches!(ledger.reuse(first, &"b".into()).await, Err(Error::Unclaimed { .. })), "an old epoch");
+    let held = ledger.claims().await.unwrap();
+    assert_eq!(held.iter().map(|it| it.sandbox.as_str()).collect::<Vec<_>>(), ["two", "three", "one"]);
+    assert_eq!(held[2].by, claimant("b", "t"));
+}
+
+#[tokio::test]
+async fn claims_outlive_the_process_and_end_with_their_run_or_instance() {
+    let home = tempfile::tempdir().unwrap();
+    let ledger = file(&home.path().join("ledger.db")).unwrap();
+    for (run, session) in [("a", "s"), ("b", "")] {
+        ledger.submit(in_session(run, session)).await.unwrap();
+    }
+    let (_a, _b) = (ledger.lease("test").await.unwrap(), ledger.lease("test").await.unwrap());
+    let first = ledger.claim("one", claimant("a", "s")).await.unwrap();
+    ledger.claim("two", claimant("b", "")).await.unwrap();
+    ledger.finish(&"a".into(), _a.epoch, succeeded("x")).await.unwrap();
+    assert!(matches!(ledger.reuse(first, &"a".into()).await, Err(Error::NotLeased { .. })), "the run is over");
+    ledger.submit(in_session("c", "s")).await.unwrap();
+    let _c = ledger.lease("test").await.unwrap();
+    ledger.reuse(first, &"c".into()).await.unwrap();
+    assert_eq!(ledger.run(&"c".into()).await.unwrap().unwrap().pod.as_deref(), Some("pod-of-s"));
+
+    let copy = killed(&home.path().join("ledger.db"));
+    let again = file(&copy.path().join("ledger.db")).unwrap();
+    assert_eq!(again.claims().await.unwrap(), ledger.claims().await.unwrap());
+    let held = async || again.claims().await.unwrap().into_iter().map(|it| it.sandbox).collect::<Vec<_>>();
+    again.forget(&"c".into()).await.unwrap();
+    assert_eq!(held().await, ["one", "two"], "a session's sandbox outlives its runs");
+    again.forget(&"b".into()).await.unwrap();
+    assert_eq!(held().await, ["one"]);
+    again.forget_instance("default", "me").await.unwrap();
+    assert!(held().await.is_empty());
+}

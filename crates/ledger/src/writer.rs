@@ -11,8 +11,8 @@ use tokio::sync::{oneshot, watch};
 use crate::live::{Change, Event, Live};
 use crate::queue::{Item, Queue, Tenant};
 use crate::{
-    Entry, Epoch, Error, Hold, Inner, LOG_BYTES, LOG_ENTRIES, Ledger, Outcome, RunId, Seq, State, Step, Ticket, Tokens,
-    Usage, read,
+    ClaimEpoch, Claimant, Entry, Epoch, Error, Hold, Inner, LOG_BYTES, LOG_ENTRIES, Ledger, Outcome, RunId, Seq, State,
+    Step, Ticket, Tokens, Usage, claims, read,
 };
 
 /// Something to be written. Everything in it was checked for its size.
@@ -24,10 +24,20 @@ pub(crate) enum Order {
     Cancel { run: RunId, reason: String },
     Forget { run: RunId },
     ForgetInstance { namespace: String, instance: String },
+    Claim { sandbox: String, by: Box<Claimant> },
+    Reuse { epoch: ClaimEpoch, run: RunId },
+    Unclaim { epoch: ClaimEpoch },
 }
 
-/// The place of what was appended, if something was.
-pub(crate) type Written = Result<Option<Seq>, Error>;
+/// What came of an order.
+pub(crate) enum Receipt {
+    Nothing,
+    /// The place of what was appended.
+    Entry(Seq),
+    Claim(ClaimEpoch),
+}
+
+pub(crate) type Written = Result<Receipt, Error>;
 
 /// Somebody who waits for a run.
 pub(crate) struct Waiter {
@@ -96,6 +106,12 @@ enum Told {
         started: Timestamp,
         seq: Seq,
     },
+    /// Something of it that no follower sees.
+    Noted {
+        run: RunId,
+        tenant: Tenant,
+        name: Arc<str>,
+    },
     Gone(RunId),
 }
 
@@ -129,7 +145,7 @@ impl Writer {
                 let mut each = Vec::with_capacity(orders.len());
                 for order in &orders {
                     each.push(match self.transact(std::slice::from_ref(order), false) {
-                        Ok(mut written) => written.pop().unwrap_or(Ok(None)),
+                        Ok(mut written) => written.pop().unwrap_or(Ok(Receipt::Nothing)),
                         Err(error) => Err(error),
                     });
                 }
@@ -187,8 +203,14 @@ impl Writer {
         let mut written = Vec::with_capacity(orders.len());
         for (index, order) in orders.iter().enumerate() {
             written.push(match batch.apply(index, order) {
-                Ok(seq) => Ok(seq),
-                Err(refused @ (Error::Stale { .. } | Error::LogFull { .. })) => Err(refused),
+                Ok(receipt) => Ok(receipt),
+                Err(
+                    refused @ (Error::Stale { .. }
+                    | Error::LogFull { .. }
+                    | Error::Claimed { .. }
+                    | Error::Unclaimed { .. }
+                    | Error::NotLeased { .. }),
+                ) => Err(refused),
                 Err(failed) => return Err(failed),
             });
         }
@@ -231,6 +253,9 @@ impl Writer {
                         let _ = waiter.granted.send(Ok(Grant { hold, started, stopped }));
                     }
                 }
+                Told::Noted { run, tenant: (namespace, _), name } => {
+                    self.live.changed(Change::Run { run, namespace, name });
+                }
                 Told::Gone(run) => self.live.end(&run),
             }
         }
@@ -249,7 +274,9 @@ impl Batch<'_> {
     fn apply(&mut self, index: usize, order: &Order) -> Written {
         match order {
             Order::Submit { ticket, job } => self.submit(ticket, job)?,
-            Order::Append { run, epoch, step, json } => return self.append(index, run, *epoch, step, json).map(Some),
+            Order::Append { run, epoch, step, json } => {
+                return self.append(index, run, *epoch, step, json).map(Receipt::Entry);
+            }
             Order::Finish { run, epoch, outcome } => {
                 self.books.held(run, *epoch)?;
                 self.finish(run, outcome, false)?;
@@ -262,8 +289,20 @@ impl Batch<'_> {
             }
             Order::Forget { run } => self.forget(run)?,
             Order::ForgetInstance { namespace, instance } => self.forget_instance(namespace, instance)?,
+            Order::Claim { sandbox, by } => {
+                let changed = self.books.goes_on(&by.run)?;
+                let epoch = claims::claim(self.database, self.now, sandbox, by)?;
+                self.told.push(changed);
+                return Ok(Receipt::Claim(epoch));
+            }
+            Order::Reuse { epoch, run } => {
+                let changed = self.books.goes_on(run)?;
+                claims::reuse(self.database, self.now, *epoch, run)?;
+                self.told.push(changed);
+            }
+            Order::Unclaim { epoch } => claims::unclaim(self.database, *epoch)?,
         }
-        Ok(None)
+        Ok(Receipt::Nothing)
     }
 
     fn run(&self, sql: &str, values: impl rusqlite::Params) -> Result<usize, Error> {
@@ -386,6 +425,7 @@ impl Batch<'_> {
 
     fn forget(&mut self, run: &RunId) -> Result<(), Error> {
         self.finish(run, &Outcome::Cancelled { reason: "the run was deleted".to_owned() }, true)?;
+        claims::forget(self.database, run)?;
         let key = [run.as_str()];
         self.run("DELETE FROM log WHERE id = (SELECT id FROM runs WHERE run = ?)", key)?;
         self.run("DELETE FROM runs WHERE run = ?", key)?;
@@ -401,7 +441,7 @@ impl Batch<'_> {
         }
         self.run("DELETE FROM turns WHERE namespace = ? AND instance = ?", [namespace, instance])?;
         self.run("DELETE FROM limits WHERE namespace = ? AND instance = ?", [namespace, instance])?;
-        Ok(())
+        claims::forget_instance(self.database, namespace, instance)
     }
 
     /// Leases the run that is due, if there is one.
@@ -464,6 +504,13 @@ impl Books {
             books.active.insert(run, active);
         }
         Ok(books)
+    }
+
+    /// What is told of a run that somebody holds.
+    fn goes_on(&self, run: &RunId) -> Result<Told, Error> {
+        let active = self.active.get(run).filter(|active| active.leased);
+        let active = active.ok_or_else(|| Error::NotLeased { run: run.clone() })?;
+        Ok(Told::Noted { run: run.clone(), tenant: active.tenant.clone(), name: active.name.clone() })
     }
 
     /// The run, if this epoch holds its lease.

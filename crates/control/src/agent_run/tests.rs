@@ -51,6 +51,7 @@ fn known(state: State) -> World {
         started: Some(later(1)),
         finished: None,
         usage: Usage { tokens: Tokens { input: 10, output: 5, total: 15 }, tool_calls: 2 },
+        pod: None,
     };
     World { known: Some(run), ..world() }
 }
