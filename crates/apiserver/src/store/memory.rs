@@ -155,6 +155,16 @@ impl Memory {
         self.shelves.values().flat_map(HashMap::values).flat_map(|shelf| shelf.objects.values())
     }
 
+    /// Every live object of a namespace.
+    pub(super) fn in_namespace<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a Arc<Entry>> {
+        let first = Place { namespace: namespace.into(), name: "".into() };
+        let shelves = self.shelves.values().flat_map(HashMap::values);
+        let of = move |shelf: &'a Shelf| {
+            shelf.objects.range(first.clone()..).take_while(move |it| *it.0.namespace == *namespace).map(|it| it.1)
+        };
+        shelves.flat_map(of)
+    }
+
     /// The resource's objects in order, strictly after a key, as they are but for what `undo` says was otherwise.
     pub(super) fn list(
         &self,

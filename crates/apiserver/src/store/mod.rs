@@ -268,6 +268,11 @@ impl Store {
         (memory.everything().cloned().collect(), memory.revision)
     }
 
+    /// Every live object in a namespace.
+    pub(crate) fn in_namespace(&self, namespace: &str) -> Vec<Arc<Entry>> {
+        self.memory().in_namespace(namespace).cloned().collect()
+    }
+
     /// Does the change if the key is as expected. Durable when it returns, and then already seen by every reader.
     ///
     /// The write happens even if the caller stops waiting for it.

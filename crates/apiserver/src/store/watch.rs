@@ -53,6 +53,14 @@ impl Watch {
         }
     }
 
+    /// The next event if it is in memory already.
+    pub(crate) fn ready(&mut self) -> Option<Arc<Event>> {
+        if self.taken.is_empty() {
+            self.refill();
+        }
+        self.taken.pop_front()
+    }
+
     /// The revision through which [`Watch::next`] has given all there was: a bookmark's.
     pub(crate) fn progress(&mut self) -> u64 {
         if self.taken.is_empty() {

@@ -1,0 +1,114 @@
+//! The small loops that the API itself needs: what Kubernetes' own controllers do for any object, whatever its kind.
+//!
+//! Each looks at the whole state first and then at every change of it, so that a missed or doubled event changes
+//! nothing but time. They act as requests do, through [`crate::verbs`], as the administrator.
+
+mod agenda;
+mod defaults;
+mod expiry;
+mod garbage;
+mod namespaces;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::access::User;
+use crate::core::Core;
+use crate::http::FieldValidation;
+use crate::object::status::Problem;
+use crate::store::{Entry, Key};
+use crate::verbs::patch::{Language, patch};
+use crate::verbs::{Call, WriteOptions};
+
+/// Changes that one loop has in flight at once: they share the commits.
+const AT_ONCE: usize = 16;
+
+/// Starts the loops. `authority` is the certificate (PEM) that each namespace publishes.
+pub(crate) fn start(core: &Arc<Core>, authority: &str) {
+    core.tasks.platform("garbage collection", garbage::run(core.clone()));
+    core.tasks.platform("namespaces", namespaces::run(core.clone()));
+    core.tasks.platform("namespace defaults", defaults::run(core.clone(), authority.to_owned()));
+    core.tasks.platform("expiry of events", expiry::run(core.clone()));
+}
+
+/// A call about one object. None when its kind is not served (any more).
+fn call(core: &Arc<Core>, key: &Key) -> Option<Call> {
+    let resources = core.registry.now();
+    let resource = resources.preferred().find(|it| it.is(&key.group, &key.resource))?.clone();
+    Some(Call {
+        core: core.clone(),
+        resource,
+        user: User::admin(),
+        namespace: key.namespace.to_string(),
+        name: key.name.to_string(),
+        subresource: String::new(),
+        warnings: Vec::new(),
+    })
+}
+
+fn options(manager: &str) -> WriteOptions {
+    WriteOptions { dry_run: false, manager: manager.to_owned(), validation: FieldValidation::Ignore, force: false }
+}
+
+/// Changes the object's metadata, if it still is as `entry` says.
+async fn merge_metadata(call: &mut Call, entry: &Entry, mut change: Value, manager: &str) -> Result<(), Problem> {
+    if let Some(change) = change.as_object_mut() {
+        change.insert("resourceVersion".into(), entry.rev.to_string().into());
+    }
+    let body = Bytes::from(serde_json::json!({"metadata": change}).to_string());
+    patch(call, Language::Merge, &body, &options(manager)).await.map(drop)
+}
+
+/// Whether the problem is that the object changed or went meanwhile: then look again.
+fn is_stale(problem: &Problem) -> bool {
+    matches!(problem.code, 404 | 409)
+}
+
+/// What the loops want to know of an object, without building the whole of it.
+#[derive(Default, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+struct Meta {
+    uid: String,
+    deletion_timestamp: Option<String>,
+    finalizers: Option<Vec<String>>,
+    owner_references: Option<Vec<Owner>>,
+}
+
+#[derive(Default, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+struct Owner {
+    api_version: String,
+    kind: String,
+    name: String,
+    uid: String,
+    block_owner_deletion: Option<bool>,
+}
+
+impl Meta {
+    fn of(entry: &Entry) -> Self {
+        #[derive(Deserialize)]
+        struct Object {
+            metadata: Meta,
+        }
+        // What does not parse was never an object of ours: it owns nothing and waits for nothing.
+        serde_json::from_slice::<Object>(&entry.json).map(|it| it.metadata).unwrap_or_default()
+    }
+
+    fn is_deleting(&self) -> bool {
+        self.deletion_timestamp.is_some()
+    }
+
+    fn has_finalizer(&self, name: &str) -> bool {
+        self.finalizers.iter().flatten().any(|it| it == name)
+    }
+
+    fn owners(&self) -> &[Owner] {
+        self.owner_references.as_deref().unwrap_or_default()
+    }
+}
