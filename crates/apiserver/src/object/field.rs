@@ -131,6 +131,21 @@ pub(crate) fn print(value: &Value) -> String {
     }
 }
 
+/// Go's `%v` of a value, keys sorted.
+pub(crate) fn plain(value: &Value) -> String {
+    match value {
+        Value::String(s) => s.clone(),
+        Value::Null => "<nil>".to_owned(),
+        Value::Array(items) => format!("[{}]", items.iter().map(plain).collect::<Vec<_>>().join(" ")),
+        Value::Object(map) => {
+            let mut fields: Vec<_> = map.iter().map(|(k, v)| format!("{k}:{}", plain(v))).collect();
+            fields.sort_unstable();
+            format!("map[{}]", fields.join(" "))
+        }
+        other => print(other),
+    }
+}
+
 /// Go's `%q`.
 pub(crate) fn quote(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);

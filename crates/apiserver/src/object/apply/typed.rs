@@ -152,21 +152,6 @@ fn list(value: Option<&Value>) -> Option<&[Value]> {
 
 // Validate
 
-/// Go's `%v` of a value.
-fn plain(value: &Value) -> String {
-    match value {
-        Value::String(s) => s.clone(),
-        Value::Null => "<nil>".to_owned(),
-        Value::Array(items) => format!("[{}]", items.iter().map(plain).collect::<Vec<_>>().join(" ")),
-        Value::Object(map) => {
-            let mut fields: Vec<_> = map.iter().map(|(k, v)| format!("{k}:{}", plain(v))).collect();
-            fields.sort_unstable();
-            format!("map[{}]", fields.join(" "))
-        }
-        other => field::print(other),
-    }
-}
-
 /// Go's `%#v` of a value.
 fn syntax(value: &Value) -> String {
     match value {
@@ -226,9 +211,9 @@ fn check(of: Type<'_>, value: &Value, strict: bool, path: &mut String, errors: &
                     fail(path, format!("expected string, got &value.valueUnstructured{{Value:{}}}", syntax(value)));
                 }
                 Kind::Boolean if !value.is_boolean() => {
-                    fail(path, format!("expected boolean, got &{{{}}}", plain(value)))
+                    fail(path, format!("expected boolean, got &{{{}}}", field::plain(value)))
                 }
-                _ if !untyped(value) => fail(path, format!("expected any scalar, got &{{{}}}", plain(value))),
+                _ if !untyped(value) => fail(path, format!("expected any scalar, got &{{{}}}", field::plain(value))),
                 _ => {}
             }
         }
@@ -268,8 +253,8 @@ fn check(of: Type<'_>, value: &Value, strict: bool, path: &mut String, errors: &
                 path.truncate(length);
             }
         }
-        (Shape::Map, other) => fail(path, format!("expected map, got &{{{}}}", plain(other))),
-        (Shape::List, other) => fail(path, format!("expected list, got &{{{}}}", plain(other))),
+        (Shape::Map, other) => fail(path, format!("expected map, got &{{{}}}", field::plain(other))),
+        (Shape::List, other) => fail(path, format!("expected list, got &{{{}}}", field::plain(other))),
     }
 }
 

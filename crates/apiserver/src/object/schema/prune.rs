@@ -92,6 +92,9 @@ impl Pruner {
         if let (Some(metadata), Some(known)) = (map.get_mut("metadata"), builtin::object_meta()) {
             self.at("metadata", |this| this.value(metadata, Some(known)));
             shape(metadata, known);
+            if metadata.get("managedFields").and_then(Value::as_array).is_some_and(Vec::is_empty) {
+                metadata.as_object_mut().map(|m| m.shift_remove("managedFields"));
+            }
         }
         self.map(map, node, free, true);
     }

@@ -76,7 +76,8 @@ fn structure(map: &mut Map<String, Value>, node: &Node) {
             Value::String(text) => kept || is(&go.pointers, key) || !text.is_empty(),
             Value::Bool(set) => kept || is(&go.pointers, key) || *set,
             Value::Number(n) => kept || is(&go.pointers, key) || n.as_f64() != Some(0.0),
-            Value::Array(items) => kept || !items.is_empty(),
+            // An empty list of managed fields is a request to wipe them.
+            Value::Array(items) => kept || !items.is_empty() || key == "managedFields",
             Value::Object(fields) => kept || !fields.is_empty(),
         }
     });
