@@ -102,7 +102,11 @@ impl<'a> Attempt<'a> {
             Some(name) => Some(self.key(name).await?),
             None => None,
         };
-        let base_url = llm::base_url(&job.provider, &job.base_url);
+        let given = match self.shared.providers.get(&job.provider) {
+            Some(ours) if job.base_url.is_empty() => ours,
+            _ => &job.base_url,
+        };
+        let base_url = llm::base_url(&job.provider, given);
         Ok(base_url.and_then(|base_url| llm::Client::new(&base_url, key, self.shared.http.clone())))
     }
 
@@ -149,7 +153,7 @@ impl<'a> Attempt<'a> {
             if *tries == limit {
                 return Ok(Some(Outcome::Failed { error: format!("{why} (asked {tries} times)") }));
             }
-            let wait = self.backoff.next().max(after.unwrap_or_default());
+            let wait = self.backoff.pause().max(after.unwrap_or_default());
             if self.left() < wait {
                 let timeout = shown(self.lease.ticket.timeout);
                 let error = format!("timeout: too little is left of the run's {timeout} to ask again; {why}");
@@ -242,7 +246,7 @@ impl<'a> Attempt<'a> {
     }
 
     async fn wait(&mut self) {
-        let wait = self.backoff.next();
+        let wait = self.backoff.pause();
         let until = self.shared.clock.now().saturating_add(wait).unwrap_or(Timestamp::MAX);
         self.shared.clock.until(until).await;
     }

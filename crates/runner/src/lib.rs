@@ -13,6 +13,7 @@ mod tools;
 mod transcript;
 mod window;
 
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +40,8 @@ pub struct Options {
     pub http: reqwest::Client,
     /// Runs driven at once; 2,000 is a good number for one machine, each costs less than 100 KB.
     pub concurrency: usize,
+    /// Addresses of providers by name, for jobs that name none: in place of the providers' own.
+    pub providers: BTreeMap<String, String>,
     /// `None`: runs have no tools, and models that call one are told so.
     pub tools: Option<Arc<dyn Tools>>,
 }
@@ -55,6 +58,7 @@ struct Shared {
     client: kube::Client,
     clock: Clock,
     http: reqwest::Client,
+    providers: BTreeMap<String, String>,
     tools: Option<Arc<dyn Tools>>,
     /// How failures are spaced.
     backoff: Backoff,
@@ -67,9 +71,9 @@ pub struct Error(#[from] ledger::Error);
 
 impl Runner {
     pub fn new(options: Options) -> Self {
-        let Options { ledger, client, clock, tasks, http, concurrency, tools } = options;
+        let Options { ledger, client, clock, tasks, http, concurrency, providers, tools } = options;
         let backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
-        let shared = Arc::new(Shared { ledger, client, clock, http, tools, backoff });
+        let shared = Arc::new(Shared { ledger, client, clock, http, providers, tools, backoff });
         Self { shared, tasks, concurrency: concurrency.max(1) }
     }
 
@@ -116,7 +120,7 @@ impl Runner {
                 Class::Gone => {}
                 Class::Retry(_) => {
                     tracing::warn!(error = kit::chain(&error), "cannot lease a run now");
-                    tokio::time::sleep(backoff.next()).await;
+                    tokio::time::sleep(backoff.pause()).await;
                 }
                 Class::Conflict | Class::Rejected | Class::Bug => return Err(error.into()),
             }
@@ -175,7 +179,7 @@ impl Shared {
             let Err(error) = self.ledger.finish(&lease.run, lease.epoch, outcome.clone()).await else { return };
             tracing::warn!(run = %lease.run, error = kit::chain(&error), "cannot finish the run");
             match error.class() {
-                Class::Retry(_) => tokio::time::sleep(backoff.next()).await,
+                Class::Retry(_) => tokio::time::sleep(backoff.pause()).await,
                 Class::Conflict | Class::Rejected | Class::Gone | Class::Bug => return,
             }
         }

@@ -103,6 +103,7 @@ impl House {
             client: cluster(self.secrets.clone()),
             clock: Clock::system(),
             http: kit::http::client().unwrap(),
+            providers: [("ours".to_owned(), self.model.base_url())].into(),
             tools: Some(self.tools.clone()),
             backoff: Backoff::new(Duration::from_millis(2), Duration::from_millis(10)),
         };

@@ -160,9 +160,21 @@ async fn what_does_not_pass_fails_the_run_with_the_reason_and_without_the_key() 
         let found = house.model.asked().iter().filter(|(_, body)| body["model"] == model).count();
         assert_eq!(found, asked, "{model}");
     }
-    let mut ticket = house.ticket("nowhere");
-    ticket.job.base_url = "not an address".to_owned();
-    assert!(house.fails(ticket).await.contains("baseURL"));
+    for (run, provider, base_url) in [("nowhere", "ours", "not an address"), ("unknown", "theirs", "")] {
+        let mut ticket = house.ticket(run);
+        ticket.job.provider = provider.to_owned();
+        ticket.job.base_url = base_url.to_owned();
+        assert!(house.fails(ticket).await.contains("baseURL"));
+    }
+}
+
+#[tokio::test]
+async fn a_provider_without_an_address_is_asked_at_the_one_given_for_its_name() {
+    let house = House::new(|_, _| Reply::Text("ok")).await;
+    let mut ticket = house.ticket("r");
+    ticket.job.provider = "ours".to_owned();
+    ticket.job.base_url = String::new();
+    assert_eq!(answer(&house.run(ticket).await), "ok");
 }
 
 #[tokio::test]
