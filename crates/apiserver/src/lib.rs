@@ -21,7 +21,7 @@ mod verbs;
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -35,7 +35,7 @@ use crate::http::{FieldValidation, Service};
 use crate::pki::Pki;
 pub use crate::pki::PkiError;
 use crate::registry::{cleanup, custom};
-pub use crate::store::OpenError;
+pub use crate::store::{BackupError, OpenError};
 use crate::store::Store;
 use crate::verbs::patch::{Language, patch};
 use crate::verbs::{Call, WriteOptions, create};
@@ -72,6 +72,8 @@ pub enum Error {
     /// It was taken, but another definition in its group has its names.
     #[error("the CustomResourceDefinition {name} is not established: {why}")]
     NotEstablished { name: String, why: String },
+    #[error("cannot back up the Kubernetes API to {}", to.display())]
+    Backup { to: PathBuf, source: BackupError },
     #[error("the namespace {name} cannot be created: {why}")]
     Namespace { name: &'static str, why: String },
 }
@@ -82,7 +84,7 @@ impl Error {
         match self {
             Self::Store(_) | Self::Pki(_) | Self::Listen { .. } | Self::Refused { .. } => Class::Rejected,
             Self::NotEstablished { .. } => Class::Conflict,
-            Self::Namespace { .. } => Class::Retry(None),
+            Self::Namespace { .. } | Self::Backup { .. } => Class::Retry(None),
         }
     }
 }
@@ -180,6 +182,16 @@ impl ApiServer {
             }
         }
         Ok(())
+    }
+
+    /// Writes a consistent copy of all objects into a new file, while everything goes on. A data directory with that file
+    /// as its `kubernetes.db` is the server as it was at this moment.
+    ///
+    /// # Errors
+    /// When the file is there already or cannot be written, or the server's data is in memory alone.
+    pub async fn backup(&self, to: &Path) -> Result<(), Error> {
+        let copied = self.core.store.backup(to.to_owned()).await;
+        copied.map_err(|source| Error::Backup { to: to.to_owned(), source })
     }
 
     /// A call of our own, as the administrator.

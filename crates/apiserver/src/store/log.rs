@@ -5,6 +5,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -38,34 +39,33 @@ pub(super) struct Opened {
     pub(super) reader: Reader,
     pub(super) revision: u64,
     pub(super) compacted: u64,
-    pub(super) cluster: String,
     pub(super) live: Vec<Entry>,
 }
 
 impl Log {
     /// Opens `kubernetes.db` in a directory, or makes it.
-    pub(super) fn open(dir: &Path, uid: impl FnOnce() -> String) -> Result<Opened, OpenError> {
+    pub(super) fn open(dir: &Path) -> Result<Opened, OpenError> {
         let path = dir.join("kubernetes.db");
         let lock = lock(&dir.join("kubernetes.lock"))?;
         let failed = |source| OpenError::of(&path, source);
-        if path.exists() {
-            // Without a right to write: a newer version's file must stay as it is, its journal included.
-            check_version(
-                &Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed)?,
-                &path,
-            )?;
+        let fresh = !path.exists();
+        if fresh {
+            create(&path).map_err(|source| OpenError::NotWritable { path: path.clone(), source })?;
+        } else {
+            // Without a right to write: a newer version's file must stay as it is.
+            let db = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed)?;
+            check_version(&db, &path)?;
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut db = Connection::open_with_flags(&path, flags).map_err(failed)?;
-        prepare(&mut db, uid).map_err(failed)?;
+        prepare(&mut db).map_err(failed)?;
         let meta = |name| meta(&db, name).map_err(failed);
         let compacted = meta("compacted_rev")?.and_then(|it| it.parse().ok()).unwrap_or(0);
-        let cluster = meta("cluster_uid")?.unwrap_or_default();
         let revision = db.query_row("SELECT coalesce(max(rev), 0) FROM log", [], |row| rev(row, 0)).map_err(failed)?;
         let live = load(&db, &path)?;
         let db_read = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed)?;
         let reader = Reader { db: Mutex::new(db_read), path };
-        Ok(Opened { log: Self { db, _lock: lock }, reader, revision, compacted, cluster, live })
+        Ok(Opened { log: Self { db, _lock: lock }, reader, revision, compacted, live })
     }
 
     /// Makes the events durable, all or none.
@@ -162,25 +162,26 @@ impl Reader {
     }
 
     /// Writes a consistent copy of the log as it is now into a new file.
-    pub(super) fn backup(&self, to: &Path) -> Result<(), ReadError> {
+    pub(super) fn backup(&self, to: &Path) -> Result<(), BackupError> {
         if to.exists() {
             return Err(io::Error::from(io::ErrorKind::AlreadyExists).into());
         }
         let mut partial = to.as_os_str().to_owned();
         partial.push(".partial");
         let partial = PathBuf::from(partial);
-        let copy = || -> Result<(), ReadError> {
+        let copy = || -> Result<(), BackupError> {
             match std::fs::remove_file(&partial) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
                 _ => {}
             }
+            // An empty file is written into as if it were not there.
+            create(&partial)?;
             // A connection of its own: a backup of gigabytes must not hold up those who resume a watch.
             let db = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
             db.execute("VACUUM INTO ?", params![partial.to_string_lossy()])?;
             File::open(&partial)?.sync_all()?;
             std::fs::rename(&partial, to)?;
-            let dir = to.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            Ok(File::open(dir)?.sync_all()?)
+            Ok(sync_dir(to)?)
         };
         copy().inspect_err(|_| {
             let _ = std::fs::remove_file(&partial);
@@ -189,13 +190,33 @@ impl Reader {
 }
 
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ReadError {
+pub(super) enum ReadError {
     #[error(transparent)]
     TooOld(#[from] TooOld),
     #[error("cannot read the log")]
     Log(#[from] rusqlite::Error),
+}
+
+/// Why there is no backup.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    #[error("the objects are in memory alone")]
+    InMemory,
+    #[error("cannot copy the log")]
+    Copy(#[from] rusqlite::Error),
     #[error("cannot write the copy")]
-    Copy(#[from] io::Error),
+    Write(#[from] io::Error),
+}
+
+/// A new file for its owner's eyes only, there for good: it will hold Secrets. The journal beside it takes over its mode.
+fn create(path: &Path) -> io::Result<()> {
+    File::options().create_new(true).write(true).mode(0o600).open(path)?;
+    sync_dir(path)
+}
+
+fn sync_dir(of: &Path) -> io::Result<()> {
+    let dir = of.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(dir)?.sync_all()
 }
 
 fn lock(path: &Path) -> Result<File, OpenError> {
@@ -226,7 +247,7 @@ fn check_version(db: &Connection, path: &Path) -> Result<(), OpenError> {
     }
 }
 
-fn prepare(db: &mut Connection, uid: impl FnOnce() -> String) -> rusqlite::Result<()> {
+fn prepare(db: &mut Connection) -> rusqlite::Result<()> {
     db.busy_timeout(std::time::Duration::from_secs(5))?;
     db.pragma_update(None, "journal_mode", "WAL")?;
     db.pragma_update(None, "synchronous", "FULL")?;
@@ -239,7 +260,6 @@ fn prepare(db: &mut Connection, uid: impl FnOnce() -> String) -> rusqlite::Resul
         let mut set = tx.prepare("INSERT INTO meta(name, value) VALUES (?,?)")?;
         set.execute(params!["schema_version", VERSION.to_string()])?;
         set.execute(params!["compacted_rev", "0"])?;
-        set.execute(params!["cluster_uid", uid()])?;
     }
     tx.commit()
 }

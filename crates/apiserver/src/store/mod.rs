@@ -21,14 +21,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use kit::{Class, Clock, Tasks};
+use kit::{Clock, Tasks};
 use serde_json::Value;
 
 use crate::Data;
 use commit::Committer;
 use key::Draft;
-pub(crate) use key::{Entry, Key, Labels, MAX_OBJECT};
-use log::{Log, ReadError, Reader};
+pub(crate) use key::{Entry, Key, MAX_OBJECT};
+pub use log::BackupError;
+use log::{Log, Reader};
 pub(crate) use memory::{Event, Listed};
 use memory::{Memory, Scope, Undo, Window};
 pub(crate) use watch::Watch;
@@ -92,18 +93,6 @@ pub(crate) enum WriteError {
     Stopped,
 }
 
-impl WriteError {
-    pub(crate) fn class(&self) -> Class {
-        match self {
-            Self::Conflict { .. } | Self::Exists { .. } => Class::Conflict,
-            Self::Absent => Class::Gone,
-            Self::NotAnObject => Class::Bug,
-            Self::TooLarge { .. } => Class::Rejected,
-            Self::Full | Self::Failed(_) | Self::Stopped => Class::Retry(None),
-        }
-    }
-}
-
 /// Why a store cannot be opened. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -141,7 +130,6 @@ struct Inner {
     committer: Arc<Committer>,
     reader: Option<Arc<Reader>>,
     clock: Clock,
-    cluster: String,
 }
 
 impl Store {
@@ -152,13 +140,12 @@ impl Store {
     }
 
     fn open_with(data: &Data, clock: Clock, tasks: &Tasks, window: Window) -> Result<Self, OpenError> {
-        let uid = || uuid::Uuid::new_v4().to_string();
         let store = match data {
-            Data::Memory => Self::new(Memory::new(0, 0, Vec::new(), window), None, None, clock, uid()),
+            Data::Memory => Self::new(Memory::new(0, 0, Vec::new(), window), None, None, clock),
             Data::Dir(dir) => {
-                let it = Log::open(dir, uid)?;
+                let it = Log::open(dir)?;
                 let memory = Memory::new(it.revision, it.compacted, it.live, window);
-                Self::new(memory, Some(it.log), Some(it.reader), clock, it.cluster)
+                Self::new(memory, Some(it.log), Some(it.reader), clock)
             }
         };
         let mut broken = store.0.committer.broken.subscribe();
@@ -181,10 +168,10 @@ impl Store {
         Ok(store)
     }
 
-    fn new(memory: Memory, log: Option<Log>, reader: Option<Reader>, clock: Clock, cluster: String) -> Self {
+    fn new(memory: Memory, log: Option<Log>, reader: Option<Reader>, clock: Clock) -> Self {
         let memory = Arc::new(RwLock::new(memory));
         let committer = Arc::new(Committer::new(memory.clone(), log, clock.clone()));
-        Self(Arc::new(Inner { memory, committer, reader: reader.map(Arc::new), clock, cluster }))
+        Self(Arc::new(Inner { memory, committer, reader: reader.map(Arc::new), clock }))
     }
 
     fn memory(&self) -> RwLockReadGuard<'_, Memory> {
@@ -193,11 +180,6 @@ impl Store {
 
     pub(crate) fn clock(&self) -> &Clock {
         &self.0.clock
-    }
-
-    /// A UUID made with the store: this cluster's identity.
-    pub(crate) fn cluster_uid(&self) -> &str {
-        &self.0.cluster
     }
 
     /// The newest revision that readers see. 0 in an empty store.
@@ -331,10 +313,8 @@ impl Store {
     }
 
     /// Writes a consistent copy of the database into a new file while everything goes on.
-    pub(crate) async fn backup(&self, to: PathBuf) -> Result<(), ReadError> {
-        let Some(reader) = self.0.reader.clone() else {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "the store is in memory alone").into());
-        };
+    pub(crate) async fn backup(&self, to: PathBuf) -> Result<(), BackupError> {
+        let reader = self.0.reader.clone().ok_or(BackupError::InMemory)?;
         match tokio::task::spawn_blocking(move || reader.backup(&to)).await {
             Ok(done) => done,
             Err(stopped) => Err(io::Error::other(stopped).into()),
