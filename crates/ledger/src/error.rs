@@ -15,6 +15,9 @@ pub enum Error {
     /// Not a ledger, or a damaged one.
     #[error("the ledger is damaged: {what}")]
     Corrupt { what: String },
+    /// A row that makes no sense.
+    #[error("a record of the ledger cannot be read: {what}")]
+    Unreadable { what: String },
     /// Reads go on.
     #[error("the disk of the ledger is full")]
     Full,
@@ -46,13 +49,16 @@ impl Error {
             Self::Claimed { .. } => Class::Conflict,
             Self::Stale { .. } | Self::Unclaimed { .. } | Self::NotLeased { .. } => Class::Gone,
             Self::TooLarge { .. } | Self::LogFull { .. } | Self::Newer { .. } | Self::Open { .. } => Class::Rejected,
-            Self::Corrupt { .. } | Self::Closed => Class::Bug,
+            Self::Corrupt { .. } | Self::Unreadable { .. } | Self::Closed => Class::Bug,
         }
     }
 }
 
 impl From<rusqlite::Error> for Error {
     fn from(error: rusqlite::Error) -> Self {
+        if let rusqlite::Error::FromSqlConversionFailure(..) = error {
+            return Self::Unreadable { what: error.to_string() };
+        }
         match error.sqlite_error_code() {
             Some(rusqlite::ErrorCode::DiskFull) => Self::Full,
             Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {

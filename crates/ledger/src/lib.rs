@@ -146,18 +146,30 @@ impl Ledger {
     }
 
     /// Waits until a run is due and leases it to `holder` (a name for people). Losing the future loses nothing.
+    ///
+    /// A run whose record cannot be read fails, and the next one is waited for: nothing can come of it, now or later.
     pub async fn lease(&self, holder: &str) -> Result<Lease, Error> {
-        let (granted, grant) = oneshot::channel();
-        let waiter = Waiter { holder: holder.to_owned(), ledger: Arc::downgrade(&self.0), granted };
-        self.0.clone().post(None, Some(waiter));
-        let Grant { hold, started, stopped } = grant.await.map_err(|_| Error::Closed)??;
-        let run = hold.run.clone();
-        let found = self.0.reads.read(move |database| read::leased(database, &run)).await?;
-        let Some(read::Leased { ticket, log, history }) = found else {
-            // Cancelled in this very moment.
-            return Err(Error::Stale { run: hold.run.clone(), epoch: hold.epoch });
-        };
-        Ok(Lease { run: hold.run.clone(), epoch: hold.epoch, ticket, started, log, history, stopped, hold })
+        loop {
+            let (granted, grant) = oneshot::channel();
+            let waiter = Waiter { holder: holder.to_owned(), ledger: Arc::downgrade(&self.0), granted };
+            self.0.clone().post(None, Some(waiter));
+            let Grant { hold, started, stopped } = grant.await.map_err(|_| Error::Closed)??;
+            let (run, epoch) = (hold.run.clone(), hold.epoch);
+            let error = match self.0.reads.read(move |database| read::leased(database, &run)).await {
+                Ok(Some(read::Leased { ticket, log, history })) => {
+                    return Ok(Lease { run: hold.run.clone(), epoch, ticket, started, log, history, stopped, hold });
+                }
+                Ok(None) => Error::Unreadable { what: format!("the job of run {} is missing", hold.run) },
+                Err(error @ Error::Unreadable { .. }) => error,
+                Err(error) => return Err(error),
+            };
+            match self.finish(&hold.run, epoch, Outcome::Failed { error: error.to_string() }).await {
+                Ok(()) => tracing::error!(run = %hold.run, %error, "a run is given up"),
+                // Cancelled in this very moment: that is why its job was gone.
+                Err(Error::Stale { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Appends a step to a run's log.

@@ -153,7 +153,7 @@ fn prepare(connection: &mut Connection, found: u32) -> rusqlite::Result<()> {
         transaction.pragma_update(None, "application_id", APPLICATION)?;
         transaction.commit()?;
     }
-    // Proves that we may write, and voids what earlier processes held.
-    connection.execute("UPDATE runs SET state = 0, holder = NULL WHERE state = 1", [])?;
+    // Proves that we may write, and voids what earlier processes held. By the index of runs that are not done (`state < 2`).
+    connection.execute("UPDATE runs SET state = 0, holder = NULL WHERE state = 1 AND state < 2", [])?;
     Ok(())
 }

@@ -411,6 +411,49 @@ async fn everything_acknowledged_survives_a_kill_at_any_moment() {
 }
 
 #[tokio::test]
+async fn a_run_whose_record_cannot_be_read_fails_and_holds_up_nobody() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("ledger.db");
+    let ledger = file(&path).unwrap();
+    for run in ["a", "b", "c"] {
+        ledger.submit(ticket(run)).await.unwrap();
+    }
+    let database = rusqlite::Connection::open(&path).unwrap();
+    let spoil = |sql: &str| assert_eq!(database.execute(sql, []).unwrap(), 1);
+    spoil("UPDATE jobs SET job = '{' WHERE id = (SELECT id FROM runs WHERE run = 'a')");
+    spoil("DELETE FROM jobs WHERE id = (SELECT id FROM runs WHERE run = 'b')");
+    assert_eq!(ledger.lease("test").await.unwrap().run.as_str(), "c");
+    for (run, why) in [("a", "EOF while parsing"), ("b", "the job of run b is missing")] {
+        let state = ledger.run(&run.into()).await.unwrap().unwrap().state;
+        assert!(matches!(&state, State::Done(Outcome::Failed { error }) if error.contains(why)), "{state:?}");
+    }
+}
+
+#[tokio::test]
+async fn who_misses_changes_is_told_to_look_at_all() {
+    let ledger = memory();
+    let mut changes = ledger.changes();
+    for run in 0..5000 {
+        ledger.submit(ticket(&run.to_string())).await.unwrap();
+    }
+    assert_eq!(changes.next().await, Some(Change::All));
+    assert!(matches!(changes.next().await, Some(Change::Run { .. })));
+}
+
+#[tokio::test]
+async fn opening_looks_at_no_run_that_is_done() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("ledger.db");
+    drop(file(&path).unwrap());
+    let database = rusqlite::Connection::open(&path).unwrap();
+    for sql in ["UPDATE runs SET state = 0 WHERE state = 1 AND state < 2", "SELECT * FROM runs r WHERE r.state < 2"] {
+        let plan: String =
+            database.query_row(&format!("EXPLAIN QUERY PLAN {sql}"), [], |row| row.get("detail")).unwrap();
+        assert!(plan.contains("runs_active"), "{sql}: {plan}");
+    }
+}
+
+#[tokio::test]
 async fn a_ledger_that_is_newer_or_none_is_refused_and_stays_as_it_is() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("ledger.db");

@@ -230,18 +230,21 @@ impl<'a> Attempt<'a> {
 
     /// Logs what is about to happen or has happened. A ledger that cannot write now is waited for.
     async fn append(&mut self, step: Step) -> Result<(), Stop> {
+        let trouble = self.trouble.take();
         loop {
-            let appended = self.shared.ledger.append(&self.lease.run, self.lease.epoch, step.clone()).await;
-            match appended.map_err(|error| (error.class(), error)) {
-                Ok(_) => break,
-                Err((Class::Retry(_), error)) => {
+            let Err(error) = self.shared.ledger.append(&self.lease.run, self.lease.epoch, step.clone()).await else {
+                break;
+            };
+            match error.class() {
+                Class::Retry(_) => {
                     self.trouble = Some(kit::chain(&error));
                     self.wait().await;
                 }
-                Err((Class::Gone, _)) => return Err(Stop::Lost),
-                Err((_, error)) => return Err(Stop::Ledger(error)),
+                Class::Gone => return Err(Stop::Lost),
+                Class::Conflict | Class::Rejected | Class::Bug => return Err(Stop::Ledger(error)),
             }
         }
+        self.trouble = trouble;
         self.transcript.add(&step).map_err(Stop::Damaged)
     }
 

@@ -117,8 +117,7 @@ impl Runner {
                 Err(error) => error,
             };
             match error.class() {
-                Class::Gone => {}
-                Class::Retry(_) => {
+                Class::Gone | Class::Retry(_) => {
                     tracing::warn!(error = kit::chain(&error), "cannot lease a run now");
                     tokio::time::sleep(backoff.pause()).await;
                 }
