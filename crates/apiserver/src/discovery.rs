@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use http::Method;
 use http::header::ACCEPT;
 use http::request::Parts;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::core::Core;
 use crate::http::reply::Reply;
@@ -21,18 +24,18 @@ const PART_VERBS: [&str; 3] = ["get", "patch", "update"];
 
 /// Answers what is no resource.
 pub(crate) async fn answer(core: &Arc<Core>, request: &Parts, path: &str) -> Result<Reply, Problem> {
+    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    if let ["healthz" | "livez" | "readyz", ..] = parts.as_slice() {
+        return health(core, &parts, Query::new(request.uri.query().unwrap_or_default()));
+    }
     if !matches!(request.method, Method::GET | Method::HEAD) {
         let mut problem = Problem::method_not_supported(What::new("", ""), "");
         problem.message = "the server does not allow this method on the requested resource".into();
         return Err(problem);
     }
     let resources = core.registry.now();
-    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let value = match parts.as_slice() {
         [""] => paths(&resources),
-        ["healthz" | "livez" | "readyz", ..] => {
-            return health(core, &parts, Query::new(request.uri.query().unwrap_or_default()));
-        }
         ["version"] => version(),
         ["api"] | ["apis"] => {
             if let Some(version) = aggregated(request) {
@@ -41,9 +44,8 @@ pub(crate) async fn answer(core: &Arc<Core>, request: &Parts, path: &str) -> Res
             if parts == ["api"] { versions(request) } else { groups(&resources) }
         }
         ["api", version] => list(&resources, "", version)?,
-        ["apis", group] => {
-            resources.groups.get(*group).map(|_| group_of(&resources, group, true)).ok_or_else(Problem::no_such_path)?
-        }
+        ["apis", group] if resources.order.iter().any(|it| it == group) => group_of(&resources, group, true),
+        ["apis", group, _] if !resources.groups.contains_key(*group) => return Ok(Reply::nothing_here()),
         ["apis", group, version] => list(&resources, group, version)?,
         ["openapi", "v2"] => return openapi::v2(core, request),
         ["openapi", "v3"] => return openapi::index(core, request),
@@ -163,10 +165,13 @@ fn parts(resource: &Resource) -> Vec<Part> {
     if resource.is("", "namespaces") {
         all.push(own("finalize", &["update"]));
     }
+    if resource.is_custom() && resource.status {
+        all.push(own("status", &PART_VERBS));
+    }
     if resource.scale.is_some() {
         all.push(Part { name: "scale", group: "autoscaling", version: "v1", kind: Some("Scale"), verbs: &PART_VERBS });
     }
-    if resource.status {
+    if resource.status && !resource.is_custom() {
         all.push(own("status", &PART_VERBS));
     }
     all
@@ -177,6 +182,9 @@ fn verbs(resource: &Resource) -> Vec<&'static str> {
         return vec!["create"];
     }
     // Namespaces are deleted one by one.
+    if resource.is_custom() {
+        return vec!["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
+    }
     VERBS.into_iter().filter(|verb| !(resource.is("", "namespaces") && *verb == "deletecollection")).collect()
 }
 
@@ -236,6 +244,14 @@ fn group_of(resources: &Resources, name: &str, alone: bool) -> Value {
     it
 }
 
+/// Changes when objects are kept in another version: for tools that migrate.
+fn storage_hash(resource: &Resource) -> String {
+    let kept = format!("{}/{}", resource.stored_api_version, resource.kind);
+    let kept = if resource.stored_group.is_empty() { format!("/{kept}") } else { kept };
+    let digest = Sha256::digest(kept.as_bytes());
+    STANDARD.encode(digest.get(..8).unwrap_or_default())
+}
+
 fn list(resources: &Resources, group: &str, version: &str) -> Result<Value, Problem> {
     let found = resources.version(group, version).ok_or_else(Problem::no_such_path)?;
     let mut all = Vec::new();
@@ -252,6 +268,9 @@ fn list(resources: &Resources, group: &str, version: &str) -> Result<Value, Prob
         }
         if !resource.categories.is_empty() {
             it["categories"] = json!(resource.categories);
+        }
+        if !resource.review {
+            it["storageVersionHash"] = json!(storage_hash(resource));
         }
         all.push(it);
         for part in parts(resource) {

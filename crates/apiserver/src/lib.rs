@@ -35,8 +35,8 @@ use crate::http::{FieldValidation, Service};
 use crate::pki::Pki;
 pub use crate::pki::PkiError;
 use crate::registry::{cleanup, custom};
-pub use crate::store::{BackupError, OpenError};
 use crate::store::Store;
+pub use crate::store::{BackupError, OpenError};
 use crate::verbs::patch::{Language, patch};
 use crate::verbs::{Call, WriteOptions, create};
 

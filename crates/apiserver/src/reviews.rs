@@ -8,13 +8,25 @@ use crate::http::options::Write;
 use crate::http::reply::Reply;
 use crate::http::resource::{Asked, encoded};
 use crate::object::FieldError;
-use crate::object::status::Problem;
-use crate::verbs::{Call, admit, in_order};
+use crate::object::apply::{self, Updater};
+use crate::object::status::{Problem, What};
+use crate::verbs::{Call, admit, in_order, meta};
 
 pub(crate) async fn answer(call: &mut Call, asked: &Asked<'_>) -> Result<Reply, Problem> {
     let options = Write::of(asked.query, asked.user_agent(), "CreateOptions", false)?;
     let mut review = admit::decode(call, &asked.body, asked.media_type(), options.validation)?;
     let user = asked.user.clone();
+    if call.resource.kind == "SelfSubjectReview" {
+        meta::set(&mut review, "creationTimestamp", call.core.now());
+    } else {
+        let updater = Updater {
+            manager: &options.manager,
+            subresource: "",
+            api_version: &call.served_api_version(),
+            now: call.core.clock.now(),
+        };
+        apply::track(None, &mut review, &call.resource.schema(), &updater);
+    }
     let status = match call.resource.kind.as_str() {
         "SelfSubjectReview" => json!({"userInfo": info(&user)}),
         "SelfSubjectAccessReview" => verdict(call, &user, &review)?,
@@ -22,7 +34,7 @@ pub(crate) async fn answer(call: &mut Call, asked: &Asked<'_>) -> Result<Reply, 
             let who = subject(call, &review)?;
             verdict(call, &who, &review)?
         }
-        "SelfSubjectRulesReview" => rules(call, &user, &review)?,
+        "SelfSubjectRulesReview" => rules(&user, &review)?,
         "TokenReview" => {
             if review.pointer("/spec/token").and_then(Value::as_str).unwrap_or_default().is_empty() {
                 return Err(Problem::bad_request("token is required for TokenReview in authentication"));
@@ -37,6 +49,11 @@ pub(crate) async fn answer(call: &mut Call, asked: &Asked<'_>) -> Result<Reply, 
     let value = in_order(std::mem::take(root), &call.resource.api_version(), &call.resource.kind);
     let accept = Accept::of(asked.headers)?;
     encoded(&Accept { shape: media::Shape::Plain, yaml: accept.yaml }, 201, &value)
+}
+
+/// Upstream names the group alone.
+fn nameless(call: &Call) -> What<'_> {
+    What::new(&call.resource.group, "")
 }
 
 fn info(user: &User) -> Value {
@@ -61,7 +78,7 @@ fn subject(call: &Call, review: &Value) -> Result<User, Problem> {
         .collect();
     if text("user").is_empty() && groups.is_empty() {
         let error = FieldError::invalid_str("spec.user", "", "at least one of user or group must be specified");
-        return Err(Problem::invalid(call.resource.what_kind(), "", &[error]));
+        return Err(Problem::invalid(nameless(call), "", &[error]));
     }
     if call.resource.kind == "LocalSubjectAccessReview"
         && spec.pointer("/resourceAttributes/namespace").and_then(Value::as_str).unwrap_or_default() != call.namespace
@@ -69,7 +86,7 @@ fn subject(call: &Call, review: &Value) -> Result<User, Problem> {
         let why = "must match metadata.namespace";
         let at = spec.pointer("/resourceAttributes/namespace").cloned().unwrap_or_else(|| json!(""));
         let error = FieldError::invalid("spec.resourceAttributes.namespace", &at, why);
-        return Err(Problem::invalid(call.resource.what_kind(), "", &[error]));
+        return Err(Problem::invalid(nameless(call), "", &[error]));
     }
     Ok(User { name: text("user"), uid: text("uid"), groups })
 }
@@ -91,23 +108,22 @@ fn verdict(call: &Call, user: &User, review: &Value) -> Result<Value, Problem> {
         (Some(_), Some(_)) => {
             let why = "cannot be specified in combination with resourceAttributes";
             let error = FieldError::invalid("spec.nonResourceAttributes", &json!({}), why);
-            return Err(Problem::invalid(call.resource.what_kind(), "", &[error]));
+            return Err(Problem::invalid(nameless(call), "", &[error]));
         }
         (None, None) => {
             let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
             let error = FieldError::invalid("spec.resourceAttributes", &Value::Null, why);
-            return Err(Problem::invalid(call.resource.what_kind(), "", &[error]));
+            return Err(Problem::invalid(nameless(call), "", &[error]));
         }
     };
     Ok(json!({"allowed": access::allowed(user, &wanted)}))
 }
 
-fn rules(call: &Call, user: &User, review: &Value) -> Result<Value, Problem> {
+fn rules(user: &User, review: &Value) -> Result<Value, Problem> {
     if review.pointer("/spec/namespace").and_then(Value::as_str).unwrap_or_default().is_empty() {
         return Err(Problem::bad_request("no namespace on request"));
     }
     let everything = access::allowed(user, &Attributes::Path { verb: "*".into(), path: "*".into() });
-    let _ = call;
     let (mut resources, mut paths) = (
         vec![
             json!({"verbs": ["create"], "apiGroups": ["authorization.k8s.io"], "resources": ["selfsubjectaccessreviews", "selfsubjectrulesreviews"]}),

@@ -236,6 +236,7 @@ impl List {
                         path,
                         "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
                     ));
+                    errors.push(FieldError::not_supported(path, &json!("Exact"), &["NotOlderThan"]));
                 }
                 _ => {}
             }

@@ -46,7 +46,7 @@ impl Asked<'_> {
 pub(crate) async fn answer(core: &Arc<Core>, asked: Asked<'_>, warnings: &mut Vec<String>) -> Result<Reply, Problem> {
     let resources = core.registry.now();
     let Target { group, version, resource, verb, .. } = &asked.target;
-    if resources.version(group, version).is_none() {
+    if !resources.groups.contains_key(group) {
         return Ok(Reply::nothing_here());
     }
     let Some(resource) = resources.find(group, version, resource).cloned() else { return Err(Problem::no_such_path()) };
@@ -234,6 +234,11 @@ fn many(
     entries: Vec<Arc<Entry>>,
 ) -> Result<Reply, Problem> {
     let resource = &call.resource;
+    let mut meta = meta;
+    if resource.is_custom() && meta.get("continue").is_none() && accept.shape == Shape::Plain {
+        // What unstructured lists of upstream say.
+        meta["continue"] = json!("");
+    }
     let value = match accept.shape {
         Shape::Plain if resource.is_stored_version() && !accept.yaml => {
             let head = format!(

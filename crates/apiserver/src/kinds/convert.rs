@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::registry::Resource;
+use crate::object::{Schema, builtin};
+use crate::registry::{Model, Resource};
 use crate::verbs::meta::map;
 
 /// A kept object in the version that the resource serves.
@@ -16,6 +17,12 @@ pub(crate) fn serve(resource: &Resource, mut stored: Value) -> Value {
         _ => {}
     }
     map(&mut stored).insert("apiVersion".into(), json!(resource.api_version()));
+    if resource.is_custom() {
+        fit(&resource.schema(), &mut stored);
+        return stored;
+    }
+    // What is printed although empty differs between the two.
+    resource.schema().shape(&mut stored);
     stored
 }
 
@@ -30,7 +37,21 @@ pub(crate) fn store(resource: &Resource, mut served: Value) -> Value {
         _ => {}
     }
     map(&mut served).insert("apiVersion".into(), json!(resource.stored_api_version));
+    if let Model::Custom(custom) = &resource.model {
+        fit(custom.kept_schema(), &mut served);
+        return served;
+    }
+    let (group, version) = resource.stored_api_version.split_once('/').unwrap_or(("", &resource.stored_api_version));
+    if let Some(schema) = builtin::schema_of(group, version, &resource.kind) {
+        schema.shape(&mut served);
+    }
     served
+}
+
+/// Conversion `None`: each version shows what it knows, with its own defaults.
+fn fit(schema: &Schema, object: &mut Value) {
+    schema.prune(object);
+    schema.default(object);
 }
 
 /// `events.k8s.io/v1` and `v1`: the same fields by other names.
@@ -101,5 +122,8 @@ fn hpa_to_v2(object: &mut Value) {
     }
     if let Some(status) = object.get_mut("status").and_then(Value::as_object_mut) {
         status.shift_remove("currentCPUUtilizationPercentage");
+        if status.get("currentReplicas") == Some(&json!(0)) {
+            status.shift_remove("currentReplicas");
+        }
     }
 }

@@ -11,6 +11,9 @@ use serde_json::{Map, Value, json};
 use crate::object::schema::Node;
 use crate::verbs::meta::map;
 
+/// Where a DaemonSet counts the generations of its template, since long ago.
+pub(super) const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
 type Table = HashMap<&'static str, Vec<(&'static str, Value)>>;
 
 /// A type's name, then its lines: a field and its value each.
@@ -39,7 +42,7 @@ fn walk(value: &mut Value, node: &Node) {
         Value::Object(it) => {
             if let Some(name) = node.name.and_then(|name| name.strip_prefix("io.k8s.")) {
                 for (field, default) in STATIC.get(name).into_iter().flatten() {
-                    if it.get(*field).is_none_or(Value::is_null) {
+                    if it.get(*field).is_none_or(|it| it.is_null() || (it == "" && default.is_string())) {
                         it.insert((*field).to_owned(), default.clone());
                     }
                 }
@@ -154,8 +157,19 @@ fn computed(name: &str, it: &mut Map<String, Value>) {
             if let Some(labels) = labels {
                 fill_blank(sub(it, "metadata"), "labels", labels);
             }
+            job(sub(it, "spec"));
         }
-        "api.batch.v1.JobSpec" => job(it),
+        "api.apps.v1.DaemonSet" => {
+            let annotations = sub(sub(it, "metadata"), "annotations");
+            annotations.entry(TEMPLATE_GENERATION).or_insert_with(|| json!("1"));
+        }
+        "api.apps.v1.StatefulSetSpec" => {
+            for claim in it.get_mut("volumeClaimTemplates").and_then(Value::as_array_mut).into_iter().flatten() {
+                let claim = map(claim);
+                claim.insert("apiVersion".into(), json!("v1"));
+                claim.insert("kind".into(), json!("PersistentVolumeClaim"));
+            }
+        }
         "api.networking.v1.NetworkPolicySpec" => {
             if it.get("policyTypes").and_then(Value::as_array).is_none_or(Vec::is_empty) {
                 let egress = it.get("egress").and_then(Value::as_array).is_some_and(|it| !it.is_empty());

@@ -264,7 +264,16 @@ pub(crate) fn prepare_create(call: &Call, object: &mut Value) -> Result<(), Prob
             put(object, "status", Some(json!({"phase": "Pending", "qosClass": qos(object)})));
         }
         ("", "services") => allocate(call, object, None)?,
-        ("batch", "jobs") => job_selector(object),
+        ("batch", "jobs") => {
+            job_selector(object);
+            // Its labels are those of its pods when it has none, also when those are the server's.
+            complete(resource, object);
+        }
+        ("", "persistentvolumes") => {
+            if let Some(status) = object.get_mut("status") {
+                meta::map(status).insert("lastPhaseTransitionTime".into(), json!(call.core.now()));
+            }
+        }
         ("apiextensions.k8s.io", "customresourcedefinitions") => {
             remove(object, "status");
             custom::note_stored_version(object);
@@ -379,9 +388,13 @@ fn allocate(call: &Call, object: &mut Value, old: Option<&Value>) -> Result<(), 
         spec.insert("clusterIP".into(), json!(address));
     }
     let address = spec.get("clusterIP").cloned().unwrap_or_default();
-    spec.entry("clusterIPs").or_insert_with(|| json!([address]));
-    spec.entry("ipFamilies").or_insert_with(|| json!(["IPv4"]));
-    spec.entry("ipFamilyPolicy").or_insert_with(|| json!("SingleStack"));
+    spec.entry("clusterIPs").or_insert_with(|| json!([&address]));
+    // Headless and without a selector, it says nothing about where its endpoints are.
+    let anywhere = address == "None" && spec.get("selector").is_none();
+    let (families, policy) =
+        if anywhere { (json!(["IPv4", "IPv6"]), "RequireDualStack") } else { (json!(["IPv4"]), "SingleStack") };
+    spec.entry("ipFamilies").or_insert(families);
+    spec.entry("ipFamilyPolicy").or_insert_with(|| json!(policy));
     for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
         let given = port.get("nodePort").and_then(Value::as_u64).unwrap_or_default();
         if !wants_ports || given > 0 {
@@ -404,6 +417,12 @@ pub(crate) fn prepare_update(call: &Call, object: &mut Value, old: &Value) -> Re
     let resource = &call.resource;
     match of(resource) {
         ("", "services") if call.subresource.is_empty() => allocate(call, object, Some(old))?,
+        ("apps", "daemonsets") if object.pointer("/spec/template") != old.pointer("/spec/template") => {
+            let key = defaults::TEMPLATE_GENERATION;
+            let before: i64 = meta::keyed(old, "annotations", key).and_then(|it| it.parse().ok()).unwrap_or(1);
+            let annotations = meta::of(object).entry("annotations").or_insert_with(|| json!({}));
+            meta::map(annotations).insert(key.to_owned(), json!((before + 1).to_string()));
+        }
         ("apiextensions.k8s.io", "customresourcedefinitions") if call.subresource.is_empty() => {
             custom::note_stored_version(object);
             settle(call, object);
@@ -448,6 +467,9 @@ pub(crate) fn warnings(resource: &Resource, object: &Value, old: Option<&Value>)
     let before = old.map(finalizers).unwrap_or_default();
     let bare = finalizers(object).into_iter().filter(|it| !it.contains('/') && !before.contains(it));
     let standard = ["orphan", "foregroundDeletion", "kubernetes"];
+    if of(resource) == ("", "endpoints") {
+        return vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_owned()];
+    }
     bare.filter(|it| !standard.contains(&it.as_str()) && resource.is_custom())
         .map(|it| format!("metadata.finalizers: {it:?}: prefer a domain-qualified finalizer name including a path (/) to avoid accidental conflicts with other finalizer writers"))
         .collect()
@@ -460,21 +482,6 @@ pub(crate) fn admit_delete(call: &Call, object: &Value, _options: &DeleteOptions
         return Err(Problem::forbidden(call.resource.what(), name, "this namespace may not be deleted"));
     }
     Ok(())
-}
-
-/// A definition that waits for its objects to go says so.
-pub(crate) fn mark_deleting(call: &Call, object: &mut Value) {
-    if of(&call.resource) == (custom::GROUP, custom::PLURAL) {
-        let now = call.core.now();
-        custom::set_condition(
-            object,
-            "Terminating",
-            "True",
-            "InstanceDeletionPending",
-            "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon",
-            &now,
-        );
-    }
 }
 
 /// What a write changes beyond the store.

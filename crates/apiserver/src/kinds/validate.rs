@@ -182,7 +182,10 @@ pub(super) fn update(resource: &Resource, new: &Value, old: &Value) -> Vec<Field
         ("", "services") => {
             let external = |object: &Value| text(object, "/spec/type") == "ExternalName";
             if !external(new) && !external(old) && !is_blank(old, "/spec/clusterIP") {
-                immutable("/spec/clusterIP", "spec.clusterIP", &mut errors);
+                let (now, was) = (new.pointer("/spec/clusterIP"), old.pointer("/spec/clusterIP"));
+                if now != was {
+                    errors.push(FieldError::invalid("spec.clusterIPs[0]", &json!([now]), "may not change once set"));
+                }
             }
         }
         ("", "persistentvolumeclaims") if !is_blank(old, "/spec/volumeName") => {
@@ -346,7 +349,7 @@ fn claim(object: &Value, errors: &mut Vec<FieldError>) {
 }
 
 fn binding(object: &Value, namespaced: bool, errors: &mut Vec<FieldError>) {
-    let kinds: &[&str] = if namespaced { &["ClusterRole", "Role"] } else { &["ClusterRole"] };
+    let kinds: &[&str] = if namespaced { &["Role", "ClusterRole"] } else { &["ClusterRole"] };
     let group = "rbac.authorization.k8s.io";
     one_of(object, "/roleRef/apiGroup", "roleRef.apiGroup", &[group], errors);
     let kind = object.pointer("/roleRef/kind").cloned().unwrap_or_else(|| json!(""));
@@ -387,8 +390,14 @@ fn binding(object: &Value, namespaced: bool, errors: &mut Vec<FieldError>) {
 
 fn selector(object: &Value, errors: &mut Vec<FieldError>) {
     let given = object.pointer("/spec/selector");
+    let labels = object.pointer("/spec/template/metadata/labels").cloned().unwrap_or_default();
+    let mismatch = || {
+        let why = "`selector` does not match template `labels`";
+        FieldError::invalid("spec.template.metadata.labels", &labels, why)
+    };
     if given.is_none_or(Value::is_null) {
         errors.push(FieldError::required("spec.selector", ""));
+        errors.extend((!labels.is_null()).then(mismatch));
         return;
     }
     if is_blank(object, "/spec/selector/matchLabels") && is_blank(object, "/spec/selector/matchExpressions") {
@@ -397,14 +406,9 @@ fn selector(object: &Value, errors: &mut Vec<FieldError>) {
         errors.push(FieldError::invalid("spec.selector", given.unwrap_or(&Value::Null), &why));
         return;
     }
-    let labels = object.pointer("/spec/template/metadata/labels").cloned().unwrap_or_else(|| json!({}));
     let wanted = object.pointer("/spec/selector/matchLabels").and_then(Value::as_object);
     if wanted.into_iter().flatten().any(|(key, value)| labels.get(key) != Some(value)) {
-        errors.push(FieldError::invalid(
-            "spec.template.metadata.labels",
-            &labels,
-            "`selector` does not match template `labels`",
-        ));
+        errors.push(mismatch());
     }
 }
 
@@ -416,10 +420,16 @@ fn pod_template(object: &Value, path: &str, policies: &[&str], errors: &mut Vec<
     };
     let spec = template.get("spec").unwrap_or(&Value::Null);
     pod_spec(spec, &format!("{path}.spec"), errors);
-    if let Some(policy) = spec.get("restartPolicy")
-        && !policies.iter().any(|it| policy == it)
-    {
-        errors.push(FieldError::not_supported(format!("{path}.spec.restartPolicy"), policy, policies));
+    let at = format!("{path}.spec.restartPolicy");
+    match spec.get("restartPolicy") {
+        Some(policy) if policies.iter().any(|it| policy == it) => {}
+        // The default of a pod is no policy for a job, so nothing was said.
+        Some(policy) if policy == "Always" => {
+            let known: Vec<String> = policies.iter().map(|it| quote(it)).collect();
+            errors.push(FieldError::required(at, &format!("valid values: {}", known.join(", "))));
+        }
+        Some(policy) => errors.push(FieldError::not_supported(at, policy, policies)),
+        None => {}
     }
 }
 

@@ -53,18 +53,31 @@ pub(crate) fn served(definition: &Arc<Entry>) -> Vec<Resource> {
                 definition: definition.clone(),
                 at,
                 schema: OnceLock::new(),
+                kept_schema: OnceLock::new(),
                 selectable: selectable.filter_map(|it| it.get("jsonPath")?.as_str()).map(str::to_owned).collect(),
-                deprecated: flag(version, "deprecated").then(|| {
-                    let said = version.get("deprecationWarning").and_then(Value::as_str).map(str::to_owned);
-                    said.unwrap_or_else(|| {
-                        format!("{group}/{name} {} is deprecated", text("/status/acceptedNames/kind"))
-                    })
-                }),
+                terminating: value.pointer("/metadata/deletionTimestamp").is_some_and(|it| !it.is_null()),
+                deprecated: deprecation(version, versions, &group, &text("/status/acceptedNames/kind")),
             }),
             printer: OnceLock::new(),
         }
     });
     made.collect()
+}
+
+/// What users of a deprecated version are told.
+fn deprecation(version: &Value, all: &[Value], group: &str, kind: &str) -> Option<String> {
+    if !flag(version, "deprecated") {
+        return None;
+    }
+    if let Some(said) = version.get("deprecationWarning").and_then(Value::as_str) {
+        return Some(said.to_owned());
+    }
+    let name = |it: &Value| it.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let own = name(version);
+    let better = all.iter().filter(|it| flag(it, "served") && !flag(it, "deprecated")).map(name);
+    let better = better.filter(|it| priority(it) < priority(&own)).min_by_key(|it| priority(it));
+    let instead = better.map(|it| format!("; use {group}/{it} {kind}")).unwrap_or_default();
+    Some(format!("{group}/{own} {kind} is deprecated{instead}"))
 }
 
 fn scale(value: &Value) -> Option<Scale> {
@@ -121,7 +134,8 @@ pub(crate) fn validate(definition: &Value, old: Option<&Value>) -> Vec<FieldErro
     let spec = definition.get("spec").unwrap_or(&Value::Null);
     let text = |path: &str| definition.pointer(path).and_then(Value::as_str).unwrap_or_default();
     let (group, plural) = (text("/spec/group"), text("/spec/names/plural"));
-    if text("/metadata/name") != format!("{plural}.{group}") {
+    // Afterwards neither can change.
+    if old.is_none() && text("/metadata/name") != format!("{plural}.{group}") {
         let why = r#"must be spec.names.plural+"."+spec.group"#;
         errors.push(FieldError::invalid_str("metadata.name", text("/metadata/name"), why));
     }
@@ -175,7 +189,11 @@ pub(crate) fn validate(definition: &Value, old: Option<&Value>) -> Vec<FieldErro
             let path = "spec.conversion.webhookClientConfig";
             errors.push(FieldError::forbidden(path, "should not be set when strategy is not set to Webhook"));
         }
-        "None" | "Webhook" => {}
+        "None" => {}
+        "Webhook" => {
+            let why = "conversion by webhooks is not supported: use None, or serve one version alone";
+            errors.push(FieldError::forbidden("spec.conversion.strategy", why));
+        }
         "" => errors.push(FieldError::required("spec.conversion.strategy", "")),
         other => {
             errors.push(FieldError::not_supported("spec.conversion.strategy", &json!(other), &["None", "Webhook"]))
@@ -239,6 +257,10 @@ fn validate_version(version: &Value, path: &str, errors: &mut Vec<FieldError>) {
         && let Err(wrong) = Schema::compile(openapi, &format!("{path}.schema.openAPIV3Schema"))
     {
         errors.extend(wrong);
+    }
+    if version.get("selectableFields").is_some() && version.pointer("/schema/openAPIV3Schema").is_none() {
+        let why = "may only be set when `version.schema.openAPIV3Schema` is not included";
+        errors.push(FieldError::invalid_str(format!("{path}.selectableFields"), "", why));
     }
     if let Some(scale) = version.pointer("/subresources/scale") {
         for (key, under, required) in [
@@ -328,6 +350,21 @@ fn validate_names(names: &Value, path: &str, errors: &mut Vec<FieldError>) {
 fn validate_stored(definition: &Value, versions: &[Value], errors: &mut Vec<FieldError>) {
     let stored = definition.pointer("/status/storedVersions").cloned().unwrap_or_else(|| json!([]));
     let all: Vec<&str> = stored.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if all.is_empty() {
+        errors.push(FieldError::invalid(
+            "status.storedVersions",
+            &Value::Null,
+            "must have at least one stored version",
+        ));
+        return;
+    }
+    for version in versions.iter().filter(|it| flag(it, "storage")) {
+        let name = version.get("name").and_then(Value::as_str).unwrap_or_default();
+        if !all.contains(&name) {
+            let why = format!("must have the storage version {name}");
+            errors.push(FieldError::invalid("status.storedVersions", &stored, &why));
+        }
+    }
     let named = |name: &str| versions.iter().any(|it| it.get("name").is_some_and(|it| it == name));
     for (at, name) in all.iter().enumerate().filter(|(_, name)| !named(name)) {
         let why = format!(

@@ -59,9 +59,13 @@ pub(crate) struct Custom {
     /// The index into `spec.versions`.
     pub(crate) at: usize,
     schema: OnceLock<Schema>,
+    /// Of the version that is kept.
+    kept_schema: OnceLock<Schema>,
     /// JSON paths that may be used in field selectors.
     pub(crate) selectable: Vec<String>,
     pub(crate) deprecated: Option<String>,
+    /// The definition is going: nothing new is taken.
+    pub(crate) terminating: bool,
 }
 
 impl Resource {
@@ -128,6 +132,18 @@ impl Custom {
                 Schema::trusted(openapi)
             })
             .clone()
+    }
+}
+
+impl Custom {
+    /// The schema of the version in which objects are kept.
+    pub(crate) fn kept_schema(&self) -> &Schema {
+        self.kept_schema.get_or_init(|| {
+            let definition = self.definition.value();
+            let all = definition.pointer("/spec/versions").and_then(Value::as_array);
+            let kept = all.into_iter().flatten().find(|it| it.get("storage") == Some(&Value::Bool(true)));
+            Schema::trusted(kept.and_then(|it| it.pointer("/schema/openAPIV3Schema")).unwrap_or(&Value::Null))
+        })
     }
 }
 

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::{Call, FieldValidation, meta};
 use crate::http::media::{self, Decoded, Undecodable};
 use crate::kinds::{convert, strategy};
+use crate::object::FieldError;
 use crate::object::status::{Details, Problem, StatusCause, What};
 use crate::registry::{Model, Resource};
 
@@ -28,7 +29,7 @@ pub(crate) fn decode(
         }
     };
     let resource = call.resource.clone();
-    take(call, &resource, decoded, validation)
+    take(call, &resource, body, decoded, validation)
 }
 
 /// The first bytes of a body: as they are when it is JSON, in hex otherwise.
@@ -51,6 +52,7 @@ fn summary(body: &[u8]) -> String {
 pub(crate) fn take(
     call: &mut Call,
     resource: &Resource,
+    raw: &[u8],
     decoded: Decoded,
     validation: FieldValidation,
 ) -> Result<Value, Problem> {
@@ -64,22 +66,27 @@ pub(crate) fn take(
         return Err(Problem::bad_request(format!(
             "the object provided is unrecognized (must be of type {}): couldn't get version/kind; json parse error: {why} ({})",
             resource.kind,
-            summary(value.to_string().as_bytes())
+            summary(raw)
         )));
     };
     let said = |key: &str| root.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (api_version, kind) = (said("apiVersion"), said("kind"));
     if kind.is_empty() && resource.is_custom() {
-        let shown = crate::object::field::json(&value);
+        let shown = String::from_utf8_lossy(raw);
         return Err(Problem::bad_request(format!(
             "the object provided is unrecognized (must be of type {}): Object 'Kind' is missing in '{shown}' ({})",
             resource.kind,
-            summary(shown.as_bytes())
+            summary(raw)
         )));
     }
     if (!api_version.is_empty() && api_version != expected) || (!kind.is_empty() && kind != resource.kind) {
         let said = if api_version.is_empty() { expected.as_str() } else { api_version.as_str() };
         let kind = if kind.is_empty() { resource.kind.as_str() } else { kind.as_str() };
+        if resource.is_custom() && said == expected {
+            let error = FieldError::invalid_str("kind", kind, &format!("must be {}", resource.kind));
+            let name = meta::name(&value).to_owned();
+            return Err(Problem::invalid(What::new(&resource.group, kind), &name, &[error]));
+        }
         return Err(Problem::bad_request(another_kind(call, resource, said, kind)));
     }
     root.insert("apiVersion".into(), expected.into());

@@ -6,6 +6,7 @@ use crate::kinds::strategy;
 use crate::object::apply::{self, Updater};
 use crate::object::meta::validate_object_meta;
 use crate::object::status::Problem;
+use crate::registry::Model;
 use crate::store::{Change, Expect, WriteError};
 
 /// How often another name is tried for a `generateName` whose first was taken.
@@ -39,6 +40,12 @@ pub(crate) async fn create(call: &mut Call, mut object: Value, options: &WriteOp
 pub(crate) async fn finish(call: &mut Call, object: Value, dry_run: bool) -> Result<Written, Problem> {
     let resource = call.resource.clone();
     let mut object = object;
+    if let Model::Custom(custom) = &resource.model
+        && custom.terminating
+    {
+        let message = "create not allowed while custom resource definition is terminating".to_owned();
+        return Err(Problem { message, ..Problem::method_not_supported(resource.what(), "create") });
+    }
     admit::namespace_takes(call, &object)?;
     strategy::admit_create(call, &mut object)?;
     meta::set(&mut object, "uid", uuid::Uuid::now_v7().to_string());

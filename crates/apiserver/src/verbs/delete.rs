@@ -7,6 +7,7 @@ use super::{Call, DeleteOptions, ListOptions, Object, Propagation, meta, read, r
 use crate::core::time;
 use crate::kinds::strategy;
 use crate::object::status::Problem;
+use crate::registry::custom;
 use crate::store::{Change, Entry, Expect, WriteError};
 
 const ATTEMPTS: usize = 64;
@@ -84,6 +85,9 @@ fn decide(call: &Call, before: &Value, options: &DeleteOptions) -> Step {
     if resource.is("", "namespaces") {
         return namespace(call, before, options);
     }
+    if resource.is(custom::GROUP, custom::PLURAL) && !resource.is_custom() {
+        return definition(call, before);
+    }
     let mut object = before.clone();
     let mut graceful = false;
     if let Some(default) = strategy::grace(resource, before, options.grace) {
@@ -125,7 +129,6 @@ fn decide(call: &Call, before: &Value, options: &DeleteOptions) -> Step {
             meta::set(&mut object, "deletionTimestamp", time(now));
         }
         meta::set(&mut object, "deletionGracePeriodSeconds", 0);
-        strategy::mark_deleting(call, &mut object);
     }
     if super::update::same(&object, before) { Step::Wait } else { Step::Mark(object) }
 }
@@ -156,6 +159,22 @@ fn namespace(call: &Call, before: &Value, options: &DeleteOptions) -> Step {
     }
     meta::set_finalizers(&mut object, &finalizers);
     if holds(&object) || !finalizers.is_empty() { Step::Mark(object) } else { Step::Remove }
+}
+
+/// A definition says that it terminates; its objects go first.
+fn definition(call: &Call, before: &Value) -> Step {
+    match (meta::is_being_deleted(before), meta::finalizers(before).is_empty()) {
+        (_, true) => Step::Remove,
+        (true, false) => Step::Wait,
+        (false, false) => {
+            let mut object = before.clone();
+            let now = call.core.now();
+            meta::set(&mut object, "deletionTimestamp", now.as_str());
+            let said = "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon";
+            custom::set_condition(&mut object, "Terminating", "True", "InstanceDeletionPending", said, &now);
+            Step::Mark(object)
+        }
+    }
 }
 
 /// The finalizers that the object has once the garbage collector's are as the options ask.

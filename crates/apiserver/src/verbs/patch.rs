@@ -6,7 +6,7 @@ use crate::http::media::{self, Decoded};
 use crate::http::{FieldValidation, json};
 use crate::kinds::strategy;
 use crate::object::apply::{self, Applier, Updater};
-use crate::object::status::{Problem, What};
+use crate::object::status::{Details, Problem, What};
 use crate::object::{FieldError, field, patch};
 
 /// The four languages of `PATCH`.
@@ -31,12 +31,12 @@ impl Language {
                 "application/merge-patch+json",
                 "application/apply-patch+yaml",
             ])),
-            _ => Err(Problem::unsupported_media_type(&[
-                "application/json-patch+json",
-                "application/merge-patch+json",
-                "application/strategic-merge-patch+json",
-                "application/apply-patch+yaml",
-            ])),
+            // Built-in kinds are refused by upstream's router already.
+            _ => Err(Problem {
+                message: "415: Unsupported Media Type".into(),
+                details: Some(Details::default()),
+                ..Problem::unsupported_media_type(&[])
+            }),
         }
     }
 }
@@ -61,7 +61,7 @@ pub(crate) async fn patch(
         let current = current.ok_or_else(|| call.not_found(&call.name))?;
         let mut object = run(language, current, &wanted, &schema)?;
         let shown = match language {
-            Language::Strategic => field::json(&wanted),
+            Language::Strategic => go_map(&wanted),
             _ => field::json(&object),
         };
         let invalid =
@@ -80,6 +80,21 @@ pub(crate) async fn patch(
         Ok(object)
     })
     .await
+}
+
+/// Go's `%+v` of decoded JSON.
+fn go_map(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", items.iter().map(go_map).collect::<Vec<_>>().join(" ")),
+        Value::Object(map) => {
+            let mut fields: Vec<String> = map.iter().map(|(key, value)| format!("{key}:{}", go_map(value))).collect();
+            fields.sort();
+            format!("map[{}]", fields.join(" "))
+        }
+        other => other.to_string(),
+    }
 }
 
 fn run(language: Language, current: &Value, wanted: &Value, schema: &crate::object::Schema) -> Result<Value, Problem> {
@@ -128,7 +143,6 @@ async fn apply(call: &mut Call, body: &Bytes, options: &WriteOptions) -> Result<
             now: call.core.clock.now(),
         };
         let mut wanted = applied.clone();
-        admit::settle_namespace(call, &mut wanted)?;
         strategy::reset_applied(&resource, &call.subresource, &mut wanted);
         let mut object = apply::apply(current, wanted, &schema, &applier)?;
         admit::fit(&resource, &mut object, Vec::new(), FieldValidation::Ignore, call, Problem::bad_request)?;

@@ -101,7 +101,7 @@ pub(crate) async fn list(call: &Call, options: &ListOptions) -> Result<Page, Pro
     let mut exact = None;
     match &options.token {
         Some(token) => {
-            let (rev, key) = parse_token(resource, token)?;
+            let (rev, key) = parse_token(resource, namespace, token)?;
             after = Some(key);
             exact = rev;
         }
@@ -126,28 +126,19 @@ pub(crate) async fn list(call: &Call, options: &ListOptions) -> Result<Page, Pro
         let found = store.get(&resource.key(namespace, name)).filter(|entry| selection.matches(resource, entry));
         return Ok(Page { entries: found.into_iter().collect(), rev, token: None, remaining: None });
     }
-    let read = async |after: Option<&Key>, limit: Option<usize>, rev: Option<u64>| -> Result<Listed, Problem> {
-        match rev {
-            None => Ok(store.list(&resource.stored_group, &resource.plural, namespace, after, limit)),
-            Some(rev) => store
-                .list_at(rev, &resource.stored_group, &resource.plural, namespace, after, limit)
-                .await
-                .map_err(|_| too_old(options.token.is_some())),
-        }
-    };
     if selection.is_everything() || options.limit.is_none() {
         let limit = options.limit.filter(|_| selection.is_everything());
-        let listed = read(after.as_ref(), limit, exact).await?;
+        let listed = state(call, options, after.as_ref(), limit, exact).await?;
         let mut entries = listed.entries;
         entries.retain(|entry| selection.is_everything() || selection.matches(resource, entry));
         let more = listed.remaining > 0;
-        let token = more.then(|| entries.last().map(|last| make_token(resource, listed.rev, &last.key))).flatten();
+        let token = more.then(|| entries.last().map(|last| make_token(namespace, listed.rev, &last.key))).flatten();
         return Ok(Page { entries, rev: listed.rev, token, remaining: more.then_some(listed.remaining) });
     }
     let limit = options.limit.unwrap_or(usize::MAX);
     let mut entries: Vec<Arc<Entry>> = Vec::new();
     loop {
-        let listed = read(after.as_ref(), Some(PAGE.max(limit)), exact).await?;
+        let listed = state(call, options, after.as_ref(), Some(PAGE.max(limit)), exact).await?;
         exact = Some(listed.rev);
         let (rev, more) = (listed.rev, listed.remaining > 0);
         after = listed.entries.last().map(|last| last.key.clone()).or(after);
@@ -156,11 +147,31 @@ pub(crate) async fn list(call: &Call, options: &ListOptions) -> Result<Page, Pro
             entries.extend(taken.next());
         }
         if taken.peek().is_some() || (more && entries.len() == limit) {
-            let token = entries.last().map(|last| make_token(resource, rev, &last.key));
+            let token = entries.last().map(|last| make_token(namespace, rev, &last.key));
             return Ok(Page { entries, rev, token, remaining: None });
         }
         if !more {
             return Ok(Page { entries, rev, token: None, remaining: None });
+        }
+    }
+}
+
+/// The collection as it is, or as it was at a revision.
+async fn state(
+    call: &Call,
+    options: &ListOptions,
+    after: Option<&Key>,
+    limit: Option<usize>,
+    rev: Option<u64>,
+) -> Result<Listed, Problem> {
+    let (store, resource) = (&call.core.store, &call.resource);
+    let (group, plural) = (resource.stored_group.as_str(), resource.plural.as_str());
+    let namespace = (resource.namespaced && !call.namespace.is_empty()).then_some(call.namespace.as_str());
+    match rev {
+        None => Ok(store.list(group, plural, namespace, after, limit)),
+        Some(rev) => {
+            let listed = store.list_at(rev, group, plural, namespace, after, limit).await;
+            listed.map_err(|_| too_old(options.token.is_some()))
         }
     }
 }
@@ -194,20 +205,25 @@ fn too_old(paging: bool) -> Problem {
     })
 }
 
-/// The token of upstream: the revision of the first page and the key after which the next begins.
-fn make_token(resource: &Resource, rev: u64, last: &Key) -> String {
-    let start =
-        if resource.namespaced { format!("{}/{}\0", last.namespace, last.name) } else { format!("{}\0", last.name) };
+/// The token of upstream: the revision of the first page, and after which key of the list the next begins.
+fn make_token(namespace: Option<&str>, rev: u64, last: &Key) -> String {
+    let start = match namespace {
+        None if !last.namespace.is_empty() => format!("/{}/{}\0", last.namespace, last.name),
+        _ => format!("/{}\0", last.name),
+    };
     URL_SAFE_NO_PAD.encode(json!({"v": "meta.k8s.io/v1", "rv": rev, "start": start}).to_string())
 }
 
-fn parse_token(resource: &Resource, token: &str) -> Result<(Option<u64>, Key), Problem> {
+fn parse_token(resource: &Resource, namespace: Option<&str>, token: &str) -> Result<(Option<u64>, Key), Problem> {
     let parse = || {
         let bytes = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).ok()?;
         let value: Value = serde_json::from_slice(&bytes).ok()?;
         let rev = value.get("rv")?.as_i64()?;
-        let start = value.get("start")?.as_str()?.trim_end_matches('\0');
-        let (namespace, name) = if resource.namespaced { start.split_once('/')? } else { ("", start) };
+        let start = value.get("start")?.as_str()?.trim_end_matches('\0').trim_start_matches('/');
+        let (namespace, name) = match namespace {
+            None if resource.namespaced => start.split_once('/')?,
+            within => (within.unwrap_or_default(), start),
+        };
         Some((u64::try_from(rev).ok().filter(|rev| *rev > 0), resource.key(namespace, name)))
     };
     parse().ok_or_else(|| {

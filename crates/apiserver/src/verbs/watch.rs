@@ -39,7 +39,7 @@ pub(crate) async fn watch(
     let namespace = (resource.namespaced && !call.namespace.is_empty()).then_some(call.namespace.as_str());
     let store = &call.core.store;
     let revision = options.revision.unwrap_or_default();
-    if revision > 0 {
+    if revision > 0 && options.initial_events == Some(true) {
         read::reached(call, revision).await?;
     }
     let mut initial = Vec::new();
@@ -138,16 +138,7 @@ impl Format {
         // What Go prints of an empty object of the kind.
         let object =
             json!({"kind": self.resource.kind, "apiVersion": self.resource.api_version(), "metadata": metadata});
-        match self.shape {
-            Shape::Table { version } => {
-                *first = true;
-                let row = json!({"cells": [], "object": present::metadata(&object, version)});
-                let table = json!({"kind": "Table", "apiVersion": format!("meta.k8s.io/{version}"),
-                    "metadata": {"resourceVersion": revision.to_string()}, "columnDefinitions": [], "rows": [row]});
-                line("BOOKMARK", table.to_string().as_bytes())
-            }
-            _ => self.value("BOOKMARK", object, first),
-        }
+        self.value("BOOKMARK", object, first)
     }
 }
 
