@@ -7,10 +7,13 @@
 //!   without descriptions. `x-go` in it says how Go prints the struct where that does not follow from the types.
 //! - `crates/apiserver/src/object/protobuf.tsv`: a message a line: name, then its fields as `number:type:json`, where a
 //!   type is a scalar or a message after `*` (repeated), `%` (map), `@` (inlined) and `?` (left out when zero).
+//! - `crates/apiserver/src/object/table/columns.tsv`: `group/Kind` and the column definitions of its tables. This part
+//!   also needs `curl`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
@@ -82,6 +85,7 @@ pub fn run() -> Result<()> {
     let definitions = definitions()?;
     std::fs::write(to.join("builtin.tsv"), builtin(&definitions, &structs))?;
     std::fs::write(to.join("protobuf.tsv"), protobuf(&structs)?)?;
+    std::fs::write(to.join("table/columns.tsv"), columns()?)?;
     Ok(())
 }
 
@@ -226,6 +230,42 @@ fn flat(it: &Struct, structs: &BTreeMap<String, Struct>) -> Vec<Field> {
         }
     }
     out
+}
+
+// Columns
+
+fn columns() -> Result<String> {
+    // kubectl can't ask for a table as it is, its proxy can.
+    let mut proxy = Command::new("kubectl").args(["proxy", "--port=0"]).stdout(Stdio::piped()).spawn()?;
+    let said = proxy.stdout.take().map(|out| BufReader::new(out).lines().next());
+    let port = said.flatten().transpose()?.and_then(|line| Some(line.rsplit(':').next()?.trim().to_owned()));
+    let out = port.context("kubectl proxy").and_then(|port| tables(&format!("http://127.0.0.1:{port}")));
+    proxy.kill()?;
+    proxy.wait()?;
+    out
+}
+
+fn tables(server: &str) -> Result<String> {
+    let mut out = BTreeMap::new();
+    let get = |path: &str, accept: &str| -> Result<Value> {
+        let accept = format!("Accept: {accept}");
+        Ok(serde_json::from_str(&output(Command::new("curl").args(["-sS", "-H", &accept, &format!("{server}/{path}")]))?)?)
+    };
+    for version in VERSIONS {
+        let group = version.strip_prefix("apis/").and_then(|v| v.split('/').next()).unwrap_or_default();
+        let page = get(version, "application/json")?;
+        for resource in page.get("resources").and_then(Value::as_array).into_iter().flatten() {
+            let text = |key: &str| resource.get(key).and_then(Value::as_str).unwrap_or_default();
+            let verbs = resource.get("verbs").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+            if text("name").contains('/') || !verbs.contains(&json!("list")) {
+                continue;
+            }
+            let table = get(&format!("{version}/{}", text("name")), "application/json;as=Table;v=v1;g=meta.k8s.io")?;
+            let columns = table.get("columnDefinitions").cloned().context("no columns")?;
+            out.insert(format!("{group}/{}", text("kind")), columns);
+        }
+    }
+    Ok(out.iter().map(|(kind, columns)| format!("{kind}\t{columns}\n")).collect())
 }
 
 // Go structs and protobuf messages

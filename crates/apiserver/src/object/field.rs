@@ -93,6 +93,11 @@ impl FieldError {
         Self::new(path, Cause::Invalid, Some(quote(value)), detail)
     }
 
+    /// With the value as it is to be shown.
+    pub(crate) fn invalid_shown(path: impl Into<String>, shown: String, detail: &str) -> Self {
+        Self::new(path, Cause::Invalid, Some(shown), detail)
+    }
+
     pub(crate) fn type_invalid(path: impl Into<String>, value: &str, detail: &str) -> Self {
         Self::new(path, Cause::TypeInvalid, Some(quote(value)), detail)
     }

@@ -320,20 +320,44 @@ fn validate_owners(owners: Option<&Value>, path: &str, errors: &mut Vec<FieldErr
             }
         }
         if (version, text(fields, "kind")) == ("v1", "Event") {
-            errors.push(FieldError::invalid(path, owner, "/v1, Kind=Event is disallowed from being an owner"));
+            let said = "/v1, Kind=Event is disallowed from being an owner";
+            errors.push(FieldError::invalid_shown(path, owner_text(owner), said));
         }
         if fields.get("controller") == Some(&Value::Bool(true)) {
             let this = format!("{}/{}", text(fields, "kind"), text(fields, "name"));
             match &controller {
                 None => controller = Some(this),
-                Some(first) => errors.push(FieldError::invalid(
-                    path,
-                    owners.unwrap_or(&Value::Null),
-                    &format!("Only one reference can have Controller set to true. Found \"true\" in references for {first} and {this}"),
-                )),
+                Some(first) => {
+                    let shown: Vec<String> = items(owners).iter().map(owner_text).collect();
+                    let said = format!(
+                        "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {this}"
+                    );
+                    errors.push(FieldError::invalid_shown(path, format!("[{}]", shown.join(",")), &said));
+                }
             }
         }
     }
+}
+
+/// An owner reference in Go's JSON: fields in the struct's order.
+fn owner_text(owner: &Value) -> String {
+    let field = |key: &str| {
+        let zero = if matches!(key, "controller" | "blockOwnerDeletion") { None } else { Some(Value::from("")) };
+        let value = owner.get(key).cloned().or(zero)?;
+        Some(format!("\"{key}\":{}", super::field::json(&value)))
+    };
+    let keys = ["apiVersion", "kind", "name", "uid", "controller", "blockOwnerDeletion"];
+    format!("{{{}}}", keys.into_iter().filter_map(field).collect::<Vec<_>>().join(","))
+}
+
+/// Kubernetes' own kinds only: a finalizer is one that Kubernetes knows, or has a domain.
+pub(crate) fn validate_kube_finalizers(meta: &Value, path: &str) -> Vec<FieldError> {
+    let stray = |(i, name): (usize, &str)| {
+        let known = name.contains('/') || matches!(name, "kubernetes" | "orphan" | "foregroundDeletion");
+        let said = "name is neither a standard finalizer name nor is it fully qualified";
+        (!known).then(|| FieldError::invalid_str(format!("{path}.finalizers[{i}]"), name, said))
+    };
+    items(meta.get("finalizers")).iter().filter_map(Value::as_str).enumerate().filter_map(stray).collect()
 }
 
 fn validate_finalizers(finalizers: &[Value], path: &str, errors: &mut Vec<FieldError>) {
@@ -378,4 +402,72 @@ pub(crate) fn validate_field_manager(manager: &str, path: &str) -> Vec<FieldErro
         errors.push(FieldError::invalid_str(path, manager, &detail));
     }
     errors
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// What a real API server (1.34.2) said to each metadata, recorded.
+    #[test]
+    fn metadata_is_refused_in_the_words_of_a_real_api_server() {
+        for line in include_str!("../../testdata/metadata.jsonl").lines() {
+            let record: Value = serde_json::from_str(line).unwrap();
+            let (rule, namespaced) = match record[0].as_str().unwrap() {
+                "Subdomain" => (NameRule::Subdomain, true),
+                "Label" => (NameRule::Label, false),
+                "Label1035" => (NameRule::Label1035, true),
+                _ => (NameRule::PathSegment, true),
+            };
+            let mut meta = record[1].clone();
+            if namespaced {
+                meta["namespace"] = json!("default");
+            }
+            let mut errors = validate_object_meta(&meta, namespaced, rule, "metadata");
+            errors.extend(validate_kube_finalizers(&meta, "metadata"));
+            // Names are generated, and broken managed fields replaced, before anybody looks.
+            let said = errors.iter().map(|e| json!([e.path, e.reason.reason(), e.body]));
+            let said: Vec<Value> = said.filter(|e| !e[2].as_str().unwrap().contains("name or generateName")).collect();
+            let count = |e: &&Value| meta.get("generateName").is_none() || e[0] == "metadata.generateName";
+            let want: Vec<&Value> = record[2].as_array().unwrap().iter().filter(count).collect();
+            // A namespace is labelled with its name.
+            let want = want.into_iter().filter(|e| !(e[0] == "metadata.labels" && rule == NameRule::Label));
+            let want: Vec<&Value> = want.filter(|e| !e[2].as_str().unwrap().contains("name or generateName")).collect();
+            if meta.get("managedFields").is_none() {
+                assert_eq!(json!(said), json!(want), "{meta}");
+            }
+        }
+    }
+
+    #[test]
+    fn annotations_may_be_large_but_not_larger_than_256_kib() {
+        let meta = |size: usize| json!({"name": "x", "annotations": {"a": "x".repeat(size - 1)}});
+        assert_eq!(validate_object_meta(&meta(256 << 10), false, NameRule::Subdomain, "metadata"), []);
+        let errors = validate_object_meta(&meta((256 << 10) + 1), false, NameRule::Subdomain, "metadata");
+        assert_eq!(errors[0].to_string(), "metadata.annotations: Too long: may not be more than 262144 bytes");
+    }
+
+    #[test]
+    fn what_an_update_may_not_change_is_named() {
+        let old = json!({"name": "x", "uid": "u", "generation": 3, "finalizers": ["a.b/c"], "deletionTimestamp": "2024-01-01T00:00:00Z"});
+        let mut new = old.clone();
+        new["resourceVersion"] = json!("5");
+        assert_eq!(validate_object_meta_update(&new, &old, "metadata"), []);
+        new["uid"] = json!("v");
+        new["generation"] = json!(2);
+        new["finalizers"] = json!(["a.b/c", "a.b/d"]);
+        new.as_object_mut().unwrap().shift_remove("resourceVersion");
+        let said: Vec<String> =
+            validate_object_meta_update(&new, &old, "metadata").iter().map(ToString::to_string).collect();
+        assert_eq!(
+            said,
+            [
+                "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers []string{\"a.b/d\"}",
+                "metadata.resourceVersion: Invalid value: \"\": must be specified for an update",
+                "metadata.generation: Invalid value: 2: must not be decremented",
+                "metadata.uid: Invalid value: \"v\": field is immutable",
+            ]
+        );
+    }
 }

@@ -104,3 +104,103 @@ fn applies_updates_and_patches_leave_the_books_that_a_real_api_server_leaves() {
         assert_eq!(json!(entries(&made, before)), json!(entries(after, before)), "{}", said());
     }
 }
+
+mod properties {
+    use proptest::prelude::*;
+    use serde_json::Map;
+
+    use super::*;
+
+    fn schema() -> Schema {
+        let first = include_str!("../../../testdata/apply.jsonl").lines().next().unwrap();
+        Schema::trusted(&serde_json::from_str::<Value>(first).unwrap()["schema"])
+    }
+
+    /// A configuration that sets each field with a few values or not; `side` keeps two of them apart.
+    fn config(side: &'static str) -> impl Strategy<Value = Value> {
+        let scalar = || proptest::option::of(prop_oneof![Just("1"), Just("2")]);
+        let names = move || proptest::collection::btree_set(prop_oneof![Just("p"), Just("q"), Just("r")], 0..3);
+        (scalar(), scalar(), names(), names(), names()).prop_map(move |(own, other, map, set, items)| {
+            let mut spec = Map::new();
+            let (first, second) = if side == "l" { ("a", "x") } else { ("b", "y") };
+            spec.extend(own.map(|v| (first.to_owned(), json!(v))));
+            spec.extend(other.map(|v| ("obj".to_owned(), json!({second: v}))));
+            let named = |name: &str| format!("{side}{name}");
+            if !map.is_empty() {
+                spec.insert("map".into(), map.iter().map(|n| (named(n), json!("v"))).collect::<Map<_, _>>().into());
+            }
+            if !set.is_empty() {
+                spec.insert("set".into(), set.iter().map(|n| json!(named(n))).collect());
+            }
+            if !items.is_empty() {
+                spec.insert("items".into(), items.iter().map(|n| json!({"name": named(n), "value": side})).collect());
+            }
+            json!({"apiVersion": "aps.example.com/v1", "kind": "Ap", "metadata": {"name": "x"}, "spec": spec})
+        })
+    }
+
+    fn by(manager: &str) -> Applier<'_> {
+        Applier { manager, subresource: "", api_version: "aps.example.com/v1", force: false, now: now() }
+    }
+
+    /// Lists of items and the books, without the order that depends on who came first.
+    fn unordered(object: &Value) -> Value {
+        let mut object = object.clone();
+        for path in ["/spec/set", "/spec/items", "/metadata/managedFields"] {
+            if let Some(Value::Array(items)) = object.pointer_mut(path) {
+                items.sort_by_key(ToString::to_string);
+            }
+        }
+        // Who changes nothing (an empty spec that is there) is given no time.
+        for entry in object.pointer_mut("/metadata/managedFields").and_then(Value::as_array_mut).into_iter().flatten() {
+            entry.as_object_mut().map(|e| e.shift_remove("time"));
+        }
+        let spec = object.get_mut("spec").and_then(Value::as_object_mut);
+        spec.into_iter().for_each(|spec| spec.retain(|_, v| !v.is_null()));
+        object
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn applying_twice_changes_nothing(first in config("l"), second in config("l"), third in config("r")) {
+            let schema = schema();
+            let object = apply(None, first, &schema, &by("one")).unwrap();
+            let object = apply(Some(&object), third, &schema, &by("two")).unwrap();
+            let once = apply(Some(&object), second.clone(), &schema, &by("one")).unwrap();
+            let later = Applier { now: "2031-01-01T00:00:00Z".parse().unwrap(), ..by("one") };
+            let mut twice = apply(Some(&once), second, &schema, &later).unwrap();
+            keep_times(&once, &mut twice);
+            prop_assert_eq!(once, twice);
+        }
+
+        #[test]
+        fn managers_of_disjoint_fields_commute(left in config("l"), right in config("r")) {
+            let schema = schema();
+            let made = |order: [(&Value, &str); 2]| {
+                order.into_iter().fold(None::<Value>, |live, (config, manager)| {
+                    Some(apply(live.as_ref(), config.clone(), &schema, &by(manager)).unwrap())
+                })
+            };
+            let one = made([(&left, "one"), (&right, "two")]).unwrap();
+            let two = made([(&right, "two"), (&left, "one")]).unwrap();
+            prop_assert_eq!(unordered(&one), unordered(&two));
+        }
+
+        #[test]
+        fn what_a_manager_no_longer_applies_is_gone_and_what_others_apply_stays(left in config("l"), right in config("r")) {
+            let schema = schema();
+            let object = apply(None, left, &schema, &by("one")).unwrap();
+            let object = apply(Some(&object), right.clone(), &schema, &by("two")).unwrap();
+            let nothing = json!({"apiVersion": "aps.example.com/v1", "kind": "Ap", "metadata": {"name": "x"}});
+            let mut object = apply(Some(&object), nothing, &schema, &by("one")).unwrap();
+            schema.default(&mut object);
+            let mut want = apply(None, right, &schema, &by("two")).unwrap();
+            schema.default(&mut want);
+            let spec = |object: &Value| object.get("spec").cloned().unwrap_or_else(|| json!({}));
+            let defaulted = |mut spec: Value| { spec.as_object_mut().map(|s| s.shift_remove("d")); spec };
+            prop_assert_eq!(defaulted(spec(&object)), defaulted(spec(&want)));
+        }
+    }
+}
