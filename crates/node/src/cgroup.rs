@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::launcher::Cgroup;
+use crate::launcher::{Cgroup, Join};
 
 /// What a hierarchy is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +129,7 @@ impl Cgroups {
             .map(|it| Cgroup {
                 dir: it.base.join(id),
                 writes: it.uses.iter().flat_map(|&what| writes(it.version, what, limits)).collect(),
-                join: if it.version == Version::One { "tasks".into() } else { "cgroup.procs".into() },
+                join: if it.version == Version::One { Join::Thread } else { Join::Birth },
             })
             .collect()
     }

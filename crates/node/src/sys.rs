@@ -41,11 +41,15 @@ pub(crate) fn fork() -> io::Result<Fork> {
     }
 }
 
-/// Forks into new namespaces; the child is a sibling of the caller (its parent is the caller's parent).
-pub(crate) fn clone_into(namespaces: u64) -> io::Result<Fork> {
+/// Forks into new namespaces and, if given, into a control group of version 2; the child is a sibling of the caller (its
+/// parent is the caller's parent).
+pub(crate) fn clone_into(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
     let mut pidfd: RawFd = -1;
+    let into = if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 };
     let args = CloneArgs {
-        flags: namespaces | libc::CLONE_PARENT as u64 | libc::CLONE_PIDFD as u64,
+        flags: namespaces | into | libc::CLONE_PARENT as u64 | libc::CLONE_PIDFD as u64,
+        cgroup: cgroup.map_or(0, |it| it.as_raw_fd() as u64),
         pidfd: &raw mut pidfd as u64,
         ..CloneArgs::default()
     };
@@ -76,7 +80,6 @@ struct MountAttr {
 pub(crate) const ATTR_RDONLY: u64 = 0x1;
 pub(crate) const ATTR_NOSUID: u64 = 0x2;
 pub(crate) const ATTR_NODEV: u64 = 0x4;
-pub(crate) const ATTR_NOEXEC: u64 = 0x8;
 const ATTR_IDMAP: u64 = 0x0010_0000;
 
 /// Sets attributes of the mount that `tree` is the root of, and with `ids` (a user namespace) maps the owners of its

@@ -54,10 +54,6 @@ impl Ids {
         *self == Self::Slots
     }
 
-    pub(crate) fn many(&self) -> bool {
-        !matches!(self, Self::Own { count: 1 })
-    }
-
     /// Makes a directory of ours the sandbox's root's, where it would not seem so by itself.
     pub(super) fn own(&self, dir: &Path) -> io::Result<()> {
         match self {

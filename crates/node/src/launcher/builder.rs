@@ -10,17 +10,26 @@ use rustix::process::Pid;
 use rustix::thread::ThreadNameSpaceType;
 
 use super::stage::{Stage, shifted};
-use super::{Answer, Attach, Cgroup, Failure, Start, Step, Workspace, inside, message};
+use super::{Answer, Attach, Cgroup, Failure, Join, Start, Step, Workspace, inside, message};
 use crate::guard::Guards;
 use crate::sys::{self, Fork};
 
 /// Makes the sandbox's first process and tells the node about it.
-pub(super) fn start(stage: &Stage, start: &Start, answer: &OwnedFd, inherits: Vec<OwnedFd>) -> Result<(), Failure> {
+pub(super) fn start(
+    stage: &Stage,
+    start: &Start,
+    answer: &OwnedFd,
+    newborn: &OwnedFd,
+    inherits: Vec<OwnedFd>,
+) -> Result<(), Failure> {
+    let mut birth = None;
     for cgroup in &start.cgroups {
-        join(cgroup)?;
+        birth = join(cgroup)?.or(birth);
     }
     let (here, there) = message::pair().step(|| "make a socket".into())?;
-    match sys::clone_into(namespaces(stage.guards)).step(|| "clone into namespaces".into())? {
+    match sys::clone_into(namespaces(stage.guards), birth.as_ref().map(AsFd::as_fd))
+        .step(|| "clone into namespaces".into())?
+    {
         Fork::Child => {
             drop(here);
             inside::run(stage, start, there, answer, inherits)
@@ -39,6 +48,8 @@ pub(super) fn start(stage: &Stage, start: &Start, answer: &OwnedFd, inherits: Ve
                 trees.push(tree(workspace, stage.guards, start.shift.then_some(child))?);
             }
             let pidfd = pidfd.ok_or(Failure { step: "hold the process".into(), errno: libc::EBADF })?;
+            let cgroups: Vec<_> = start.cgroups.iter().map(|it| &it.dir).collect();
+            message::send(newborn.as_fd(), &cgroups, &[pidfd.as_fd()]).step(|| "tell the launcher".into())?;
             message::send(answer.as_fd(), &Answer::Made { pid: child.as_raw_nonzero().get() }, &[pidfd.as_fd()])
                 .step(|| "answer the node".into())?;
             let trees: Vec<_> = trees.iter().map(AsFd::as_fd).collect();
@@ -48,7 +59,7 @@ pub(super) fn start(stage: &Stage, start: &Start, answer: &OwnedFd, inherits: Ve
 }
 
 fn namespaces(guards: Guards) -> u64 {
-    let always = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+    let always = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWUTS;
     let optional = [
         (Guards::PROCESSES, libc::CLONE_NEWPID),
         (Guards::NETWORK, libc::CLONE_NEWNET),
@@ -57,7 +68,8 @@ fn namespaces(guards: Guards) -> u64 {
     optional.iter().filter(|(guard, _)| guards.has(*guard)).fold(always, |all, (_, flag)| all | flag) as u64
 }
 
-fn join(cgroup: &Cgroup) -> Result<(), Failure> {
+/// Makes a control group and joins it, or opens it for the child to be born in.
+fn join(cgroup: &Cgroup) -> Result<Option<OwnedFd>, Failure> {
     let dir = &cgroup.dir;
     match fs::create_dir(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
@@ -68,8 +80,12 @@ fn join(cgroup: &Cgroup) -> Result<(), Failure> {
     for (file, value) in &cgroup.writes {
         fs::write(dir.join(file), value).step(|| format!("write {value} to {}/{file}", dir.display()))?;
     }
-    // Only ourselves, and with one thread: the kernel then needs no lock over all processes.
-    fs::write(dir.join(&cgroup.join), "0").step(|| format!("join the control group {}", dir.display()))
+    match cgroup.join {
+        // Only ourselves, and with one thread: the kernel then needs no lock over all processes.
+        Join::Thread => fs::write(dir.join("tasks"), "0").map(|()| None),
+        Join::Birth => fs::File::open(dir).map(|it| Some(it.into())),
+    }
+    .step(|| format!("join the control group {}", dir.display()))
 }
 
 fn map_ids(child: Pid, start: &Start) -> Result<(), Failure> {

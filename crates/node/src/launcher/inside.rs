@@ -81,6 +81,8 @@ fn become_program(
     inherits: Vec<OwnedFd>,
 ) -> Result<(), Failure> {
     become_root(start)?;
+    // Its root is the group that we were born in, which it was not yet while we were being made.
+    sys::unshare(rustix::thread::UnshareFlags::NEWCGROUP).step(|| "see only our own control groups".into())?;
     // Before anything else in here asks for memory: when the machine runs out, sandboxes go first.
     let _ = fs::write("/proc/self/oom_score_adj", "500");
     mount_all(stage, start, trees)?;
@@ -201,8 +203,13 @@ fn mount_all(stage: &Stage, start: &Start, trees: Vec<OwnedFd>) -> Result<(), Fa
         .step(|| "mount /dev/pts".into())?;
     tmpfs(&root.join("dev/shm"), start.tmp, "1777", flags | MountFlags::NOEXEC)?;
     let proc = root.join("proc");
-    rustix::mount::mount("proc", &proc, "proc", no | MountFlags::NODEV, None::<&CStr>)
-        .step(|| "mount /proc (a container's masked /proc forbids it)".into())?;
+    if stage.guards.has(Guards::PROCESSES) {
+        rustix::mount::mount("proc", &proc, "proc", no | MountFlags::NODEV, None::<&CStr>)
+            .step(|| "mount /proc (a container's masked /proc forbids it)".into())?;
+    } else {
+        // There is no own one to be had.
+        rustix::mount::mount_bind_recursive("/proc", &proc).step(|| "show /proc".into())?;
+    }
     if stage.guards.has(Guards::PROC) {
         mask(stage, &proc)?;
     }

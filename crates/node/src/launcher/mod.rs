@@ -93,13 +93,22 @@ pub(crate) struct Start {
     pub probe: Option<Probe>,
 }
 
-/// A control group to make, to write into and to join, before anything else happens.
+/// A control group to make, to write into and to start the sandbox in.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Cgroup {
     pub dir: PathBuf,
     pub writes: Vec<(String, String)>,
-    /// The file that takes us in.
-    pub join: String,
+    pub join: Join,
+}
+
+/// How a sandbox comes into a control group. Moving a whole process costs many milliseconds (the kernel waits until no
+/// other process forks), so neither does that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Join {
+    /// Version 1: the builder moves its only thread, and its child is born there.
+    Thread,
+    /// Version 2: the child is born there.
+    Birth,
 }
 
 /// Where what a sandbox writes outside its workspace goes.

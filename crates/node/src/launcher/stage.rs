@@ -230,6 +230,9 @@ fn build_etc(to: &Path) -> io::Result<()> {
     let mut left = ETC_ALL;
     for name in ETC {
         let target = to.join(name);
+        if !Path::new("/etc").join(name).exists() {
+            continue;
+        }
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent)?;
         }

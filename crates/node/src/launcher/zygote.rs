@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 use rustix::thread::UnshareFlags;
 
 use super::stage::Stage;
@@ -49,14 +49,22 @@ fn run(setup: &Setup, node: BorrowedFd<'_>) -> Result<(), Failure> {
     let stage = Stage::build(setup)?;
     message::send(node, &Tell::Ready(stage.found), &[]).step(|| "answer the node".into())?;
 
-    let mut family = Family::default();
+    let parent = rustix::process::getppid().and_then(|it| rustix::process::pidfd_open(it, PidfdFlags::empty()).ok());
+    let (births, newborn) = message::pair().step(|| "make a socket".into())?;
+    rustix::io::ioctl_fionbio(&births, true).step(|| "make a socket".into())?;
+    let mut family = Family { newborn, builders: HashSet::new(), sandboxes: Vec::new() };
     loop {
-        let mut ready = [PollFd::new(&node, PollFlags::IN), PollFd::new(&ended, PollFlags::IN)];
+        let mut ready = [node, ended.as_fd(), births.as_fd()].map(|it| PollFd::from_borrowed_fd(it, PollFlags::IN));
         match rustix::event::poll(&mut ready, None) {
             Err(rustix::io::Errno::INTR) => continue,
             other => other.step(|| "wait for requests".into())?,
         };
-        let [asked, died] = ready.map(|it| !it.revents().is_empty());
+        let [asked, died, born] = ready.map(|it| !it.revents().is_empty());
+        if born {
+            while let Ok(Some((cgroups, fds))) = message::receive::<Vec<PathBuf>>(births.as_fd()) {
+                family.take_over(cgroups, fds.into_iter().next());
+            }
+        }
         if died {
             let mut info = [0u8; 128];
             while rustix::io::read(&ended, &mut info).is_ok() {}
@@ -66,7 +74,7 @@ fn run(setup: &Setup, node: BorrowedFd<'_>) -> Result<(), Failure> {
             match message::receive::<Ask>(node) {
                 Ok(Some((ask, fds))) => family.serve(&stage, ask, fds),
                 // The node is gone: what runs, runs on for a while; the next node finds it.
-                Ok(None) => return Ok(family.await_heir(&setup.lock)),
+                Ok(None) => return Ok(family.await_heir(&setup.lock, parent)),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error).step(|| "read a request".into()),
             }
@@ -104,8 +112,9 @@ fn own_namespaces(setup: &Setup, node: BorrowedFd<'_>) -> Result<(), Failure> {
 }
 
 /// What came from this launcher, and what it has taken over.
-#[derive(Default)]
 struct Family {
+    /// Where builders tell of the sandboxes they made.
+    newborn: OwnedFd,
     builders: HashSet<Pid>,
     sandboxes: Vec<Member>,
 }
@@ -121,8 +130,7 @@ impl Family {
         let mut fds = fds.into_iter();
         let Some(answer) = fds.next() else { return };
         if let Ask::Adopt { cgroups } = ask {
-            self.sandboxes.retain(|it| !has_ended(&it.pidfd));
-            self.sandboxes.extend(fds.next().map(|pidfd| Member { pidfd, cgroups }));
+            self.take_over(cgroups, fds.next());
             return;
         }
         match sys::fork() {
@@ -131,7 +139,7 @@ impl Family {
             }
             Ok(Fork::Child) => {
                 let done = match ask {
-                    Ask::Start(start) => builder::start(stage, &start, &answer, fds.collect()),
+                    Ask::Start(start) => builder::start(stage, &start, &answer, &self.newborn, fds.collect()),
                     Ask::Attach(attach) => builder::attach(stage, &attach, &answer, fds.next()),
                     Ask::Adopt { .. } => Ok(()),
                 };
@@ -147,9 +155,13 @@ impl Family {
         }
     }
 
+    fn take_over(&mut self, cgroups: Vec<PathBuf>, pidfd: Option<OwnedFd>) {
+        self.sandboxes.extend(pidfd.map(|pidfd| Member { pidfd, cgroups }));
+    }
+
     /// Reaps every child that has ended and tells about those that are not builders.
     fn reap(&mut self, node: BorrowedFd<'_>) {
-        while let Ok(Some((pid, status))) = rustix::process::waitpid(None, WaitOptions::NOHANG) {
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             if self.builders.remove(&pid) {
                 continue;
             }
@@ -159,11 +171,19 @@ impl Family {
             };
             let _ = message::send(node, &Tell::Exited { pid: pid.as_raw_nonzero().get(), status }, &[]);
         }
+        self.sandboxes.retain(|it| !has_ended(&it.pidfd));
     }
 
     /// The node died. Another one that starts over the same directory takes its lock, and the sandboxes are its own; when
     /// nobody does in time, they end here.
-    fn await_heir(mut self, lock: &Path) {
+    fn await_heir(mut self, lock: &Path, parent: Option<OwnedFd>) {
+        if self.sandboxes.is_empty() {
+            return;
+        }
+        // Its sockets close a moment before it lets go of the lock; once it is dead, it has.
+        if let Some(parent) = parent {
+            wait(&parent, Timespec { tv_sec: 1, tv_nsec: 0 });
+        }
         for _ in 0..HEIR_TRIES {
             self.sandboxes.retain(|it| !has_ended(&it.pidfd));
             if self.sandboxes.is_empty() {
@@ -182,11 +202,12 @@ impl Family {
             let _ = rustix::process::pidfd_send_signal(&it.pidfd, Signal::KILL);
         }
         for it in &self.sandboxes {
-            let mut end = [PollFd::new(&it.pidfd, PollFlags::IN)];
-            let _ = rustix::event::poll(&mut end, Some(&Timespec { tv_sec: 5, tv_nsec: 0 }));
-            while let Ok(Some(_)) = rustix::process::waitpid(None, WaitOptions::NOHANG) {}
+            wait(&it.pidfd, Timespec { tv_sec: 5, tv_nsec: 0 });
+            while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
             for dir in &it.cgroups {
                 let _ = fs::remove_dir(dir);
+                // The node's own, with the last of them.
+                let _ = dir.parent().map(fs::remove_dir);
             }
         }
     }
@@ -196,6 +217,11 @@ impl Family {
 const HEIR_TRIES: u32 = 240;
 
 fn has_ended(pidfd: &OwnedFd) -> bool {
+    wait(pidfd, Timespec { tv_sec: 0, tv_nsec: 0 })
+}
+
+/// Waits for a process's end for so long; whether it has ended.
+fn wait(pidfd: &OwnedFd, most: Timespec) -> bool {
     let mut end = [PollFd::new(pidfd, PollFlags::IN)];
-    matches!(rustix::event::poll(&mut end, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1))
+    matches!(rustix::event::poll(&mut end, Some(&most)), Ok(1))
 }

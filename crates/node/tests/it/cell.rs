@@ -13,51 +13,60 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use wire::node::{Bind, Create, Limits, Problem, Sandbox, Workspace};
 
 /// A helper program: beside this test, where it was copied for another user, or where cargo built it.
-pub fn program(name: &str) -> PathBuf {
+pub(crate) fn program(name: &str) -> PathBuf {
     let beside = std::env::current_exe().unwrap().with_file_name(name);
     let built = if name == "intruder" { env!("CARGO_BIN_EXE_intruder") } else { env!("CARGO_BIN_EXE_node-launcher") };
     if beside.exists() { beside } else { built.into() }
 }
 
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-pub struct Cell {
-    pub node: Node,
-    pub tasks: Tasks,
+pub(crate) struct Cell {
+    pub(crate) node: Node,
+    pub(crate) tasks: Tasks,
     /// World-readable on purpose: what keeps sandboxes out must not be its mode.
-    pub dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Cell {
-    pub async fn open() -> Self {
+    pub(crate) async fn open() -> Self {
         Self::with(Guards::all()).await
     }
 
-    pub async fn with(guards: Guards) -> Self {
+    pub(crate) async fn with(guards: Guards) -> Self {
         let dir = tempfile::Builder::new()
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
             .tempdir_in("/var/tmp")
             .unwrap();
+        Self::make(dir, &program("intruder"), guards).await
+    }
+
+    /// Over a directory that another node worked in.
+    pub(crate) async fn over(dir: tempfile::TempDir, execd: &Path) -> Self {
+        Self::make(dir, execd, Guards::all()).await
+    }
+
+    async fn make(dir: tempfile::TempDir, execd: &Path, guards: Guards) -> Self {
         let tasks = Tasks::new(Shutdown::new());
-        let mut options = Options::new(dir.path().join("node"), program("intruder"), Clock::system(), tasks.clone());
+        let mut options = Options::new(dir.path().join("node"), execd, Clock::system(), tasks.clone());
         options.launcher = program("node-launcher");
         options.guards = guards;
         let node = Node::open(options).await.unwrap_or_else(|error| panic!("{}", kit::chain(&error)));
         Self { node, tasks, dir }
     }
 
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::over(self.node.connect())
     }
 
-    pub async fn sandbox(&self, id: &str) -> Sandbox {
+    pub(crate) async fn sandbox(&self, id: &str) -> Sandbox {
         self.client().create(id, Limits::default()).await
     }
 
     /// One that is bound to a fresh workspace, whose path is the second value.
-    pub async fn bound(&self, id: &str) -> (Sandbox, PathBuf) {
+    pub(crate) async fn bound(&self, id: &str) -> (Sandbox, PathBuf) {
         self.sandbox(id).await;
         let workspace = self.dir.path().join(format!("workspace-{id}"));
         let bind = Bind { workspace: Some(at(&workspace)), ..Bind::default() };
@@ -65,33 +74,43 @@ impl Cell {
     }
 
     /// What a program prints in a sandbox, and its exit code.
-    pub async fn run(&self, id: &str, args: &[&str]) -> (i32, String) {
+    pub(crate) async fn run(&self, id: &str, args: &[&str]) -> (i32, String) {
         self.client().run(id, args).await
     }
 
-    pub async fn sh(&self, id: &str, script: &str) -> String {
+    pub(crate) async fn sh(&self, id: &str, script: &str) -> String {
         self.run(id, &["sh", "-c", script]).await.1.trim_end().to_owned()
     }
 
+    /// Whether doctor says so; if not, why this test skips.
+    pub(crate) async fn can(&self, what: &str) -> bool {
+        let node: wire::node::Node = self.client().get("/v1/node").await.unwrap();
+        if !node.can[what].ok {
+            println!("skipped: {what}: {}", node.can[what].why);
+        }
+        node.can[what].ok
+    }
+
     /// Ends everything; the directory must then be as empty as it can be.
-    pub async fn end(self) {
+    pub(crate) async fn end(self) -> tempfile::TempDir {
         self.tasks.end().await;
         let left: Vec<_> = std::fs::read_dir(self.dir.path().join("node/sandboxes")).unwrap().collect();
         assert!(left.is_empty(), "{left:?}");
+        self.dir
     }
 }
 
-pub fn at(path: &Path) -> Workspace {
+pub(crate) fn at(path: &Path) -> Workspace {
     Workspace { path: path.display().to_string(), read_only: false, quota: None }
 }
 
 type Sender = hyper::client::conn::http1::SendRequest<Full<Bytes>>;
 
 /// Speaks the protocol over one connection.
-pub struct Client(Box<dyn FnOnce() -> std::pin::Pin<Box<dyn Future<Output = Sender> + Send>> + Send>);
+pub(crate) struct Client(Box<dyn FnOnce() -> std::pin::Pin<Box<dyn Future<Output = Sender> + Send>> + Send>);
 
 impl Client {
-    pub fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
+    pub(crate) fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
         Self(Box::new(move || {
             Box::pin(async move {
                 let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
@@ -102,11 +121,20 @@ impl Client {
         }))
     }
 
-    pub async fn send(self, request: Request<Full<Bytes>>) -> http::Response<hyper::body::Incoming> {
+    pub(crate) async fn send(self, request: Request<Full<Bytes>>) -> http::Response<hyper::body::Incoming> {
         (self.0)().await.send_request(request).await.unwrap()
     }
 
-    pub async fn call(self, method: &str, path: &str, body: Vec<u8>) -> (StatusCode, http::HeaderMap, Bytes) {
+    /// `None` when the node dies meanwhile.
+    pub(crate) async fn try_call(self, method: &str, path: &str, body: Vec<u8>) -> Option<StatusCode> {
+        let request = Request::builder().method(method).uri(path).body(Full::from(body)).unwrap();
+        let response = (self.0)().await.send_request(request).await.ok()?;
+        let status = response.status();
+        response.into_body().collect().await.ok()?;
+        Some(status)
+    }
+
+    pub(crate) async fn call(self, method: &str, path: &str, body: Vec<u8>) -> (StatusCode, http::HeaderMap, Bytes) {
         let request = Request::builder().method(method).uri(path).body(Full::from(body)).unwrap();
         let response = self.send(request).await;
         let (parts, body) = response.into_parts();
@@ -122,24 +150,28 @@ impl Client {
         }
     }
 
-    pub async fn get<T: DeserializeOwned>(self, path: &str) -> Result<T, Problem> {
+    pub(crate) async fn get<T: DeserializeOwned>(self, path: &str) -> Result<T, Problem> {
         self.json("GET", path, Vec::new()).await
     }
 
-    pub async fn post<T: DeserializeOwned>(self, path: &str, body: &impl serde::Serialize) -> Result<T, Problem> {
+    pub(crate) async fn post<T: DeserializeOwned>(
+        self,
+        path: &str,
+        body: &impl serde::Serialize,
+    ) -> Result<T, Problem> {
         self.json("POST", path, serde_json::to_vec(body).unwrap()).await
     }
 
-    pub async fn delete(self, id: &str) -> Result<Sandbox, Problem> {
+    pub(crate) async fn delete(self, id: &str) -> Result<Sandbox, Problem> {
         self.json("DELETE", &format!("/v1/sandboxes/{id}"), Vec::new()).await
     }
 
-    pub async fn create(self, id: &str, limits: Limits) -> Sandbox {
+    pub(crate) async fn create(self, id: &str, limits: Limits) -> Sandbox {
         let create = Create { id: Some(id.into()), limits, ..Create::default() };
         self.post("/v1/sandboxes", &create).await.unwrap()
     }
 
-    pub async fn run(self, id: &str, args: &[&str]) -> (i32, String) {
+    pub(crate) async fn run(self, id: &str, args: &[&str]) -> (i32, String) {
         let path = format!("/v1/sandboxes/{id}/execd/run");
         let (status, headers, body) = self.call("POST", &path, serde_json::to_vec(args).unwrap()).await;
         let text = String::from_utf8_lossy(&body).into_owned();

@@ -1,0 +1,207 @@
+//! The node dies; nothing stays that the next one does not know.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use wire::node::{Bind, Create, Limits, Sandboxes};
+
+use crate::cell::{Cell, Client, at, program};
+
+/// A node in a process of its own.
+struct Other {
+    process: Child,
+    dir: tempfile::TempDir,
+}
+
+impl Other {
+    fn start(step: Option<&str>) -> Self {
+        let dir = tempfile::Builder::new()
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .tempdir_in("/var/tmp")
+            .unwrap();
+        // A copy, by which its processes are known.
+        std::fs::copy(program("intruder"), dir.path().join("intruder")).unwrap();
+        let mut process = Command::new(program("node-launcher"))
+            .arg(dir.path().join("node"))
+            .arg(dir.path().join("intruder"))
+            .args(step)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        Self { process, dir }
+    }
+
+    async fn client(&self) -> Option<Client> {
+        Some(Client::over(tokio::net::UnixStream::connect(self.dir.path().join("node/node")).await.ok()?))
+    }
+
+    /// The whole life of a sandbox, as far as the node lives.
+    async fn live(&self) {
+        let create = Create { id: Some("it".into()), ..Create::default() };
+        let bind = Bind { workspace: Some(at(&self.dir.path().join("workspace"))), ..Bind::default() };
+        let calls = [
+            ("POST", "/v1/sandboxes", serde_json::to_vec(&create).unwrap()),
+            ("POST", "/v1/sandboxes/it/bind", serde_json::to_vec(&bind).unwrap()),
+            ("DELETE", "/v1/sandboxes/it", Vec::new()),
+        ];
+        for (method, path, body) in calls {
+            let Some(client) = self.client().await else { return };
+            if client.try_call(method, path, body).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Waits for its death and opens the next node over the same directory.
+    async fn heir(mut self) -> (Cell, PathBuf) {
+        let died = tokio::task::spawn_blocking(move || {
+            self.process.wait().unwrap();
+            self.dir
+        });
+        let dir = died.await.unwrap();
+        let intruder = dir.path().join("intruder");
+        (Cell::over(dir, &intruder).await, intruder)
+    }
+}
+
+/// Pids of whatever runs `program`, or is a launcher for its directory.
+fn processes(program: &Path) -> Vec<String> {
+    let dir = program.parent().unwrap().display().to_string();
+    let all = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|it| it.file_name().into_string().ok());
+    all.filter(|pid| {
+        let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default().display().to_string();
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        // Deleted or not.
+        exe.trim_end_matches(" (deleted)") == program.display().to_string()
+            || String::from_utf8_lossy(&line).contains(&format!("{dir}/node/stage"))
+    })
+    .collect()
+}
+
+fn groups(dir: &Path) -> Vec<PathBuf> {
+    use sha2::Digest;
+    let digest = sha2::Sha256::digest(dir.join("node").as_os_str().as_encoded_bytes());
+    let name = format!("insula-{}", digest.iter().take(6).map(|it| format!("{it:02x}")).collect::<String>());
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let all = mounts.lines().filter(|it| it.starts_with("cgroup")).filter_map(|it| it.split(' ').nth(1));
+    all.map(|it| Path::new(it).join(&name)).filter(|it| it.exists()).collect()
+}
+
+/// Waits for the end of all `processes` but those that live in a sandbox and the launcher with this parent.
+async fn gone(program: &Path, but: impl Fn(&str) -> bool + Send + 'static) {
+    let program = program.to_owned();
+    let waited = tokio::task::spawn_blocking(move || {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let left: Vec<_> = processes(&program).into_iter().filter(|it| !but(it)).collect();
+            let Some(pid) = left.first() else { return };
+            assert!(Instant::now() < deadline, "{left:?} stay");
+            let Some(pid) = rustix::process::Pid::from_raw(pid.parse().unwrap()) else { continue };
+            if let Ok(end) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
+                let mut end = [rustix::event::PollFd::new(&end, rustix::event::PollFlags::IN)];
+                rustix::event::poll(&mut end, Some(&rustix::event::Timespec { tv_sec: 30, tv_nsec: 0 })).unwrap();
+            }
+        }
+    });
+    waited.await.unwrap();
+}
+
+fn parent(pid: &str) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|it| it.strip_prefix("PPid:")?.trim().parse().ok())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_killed_at_any_step_leaves_nothing_that_the_next_one_does_not_know() {
+    let runs = node::STEPS.iter().map(|step| async move {
+        let other = Other::start(Some(step));
+        other.live().await;
+        let (cell, intruder) = other.heir().await;
+        let all: Sandboxes = cell.client().get("/v1/sandboxes").await.unwrap();
+        let adopted = all.sandboxes.len();
+        for it in &all.sandboxes {
+            assert!(it.adopted, "{step}: {it:?}");
+            assert_eq!(cell.sh("it", "echo alive").await, "alive", "{step}");
+        }
+        // Started and not yet being bound or ended: it goes on. In between nobody can say what it has got.
+        assert_eq!(adopted, usize::from(*step == "create: started"), "{step}");
+        // The dead node's launcher goes when it sees its heir.
+        let running = intruder.clone();
+        gone(&intruder, move |pid| {
+            let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+            parent(pid) == Some(std::process::id()) || (adopted == 1 && exe == running)
+        })
+        .await;
+        cell.sandbox("next").await;
+        let dir = intruder.parent().unwrap().to_owned();
+        let kept = cell.end().await;
+        gone(&intruder, |_| false).await;
+        assert_eq!(groups(&dir), Vec::<PathBuf>::new(), "{step}");
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(&*dir.display().to_string()), "{step}: {mounts}");
+        drop(kept);
+    });
+    futures::future::join_all(runs).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bound_sandbox_goes_on_under_the_next_node() {
+    let mut other = Other::start(None);
+    other.client().await.unwrap().create("it", Limits::default()).await;
+    let workspace = other.dir.path().join("workspace");
+    let bind = Bind { workspace: Some(at(&workspace)), ..Bind::default() };
+    let bound: wire::node::Sandbox = other.client().await.unwrap().post("/v1/sandboxes/it/bind", &bind).await.unwrap();
+    let path = "/v1/sandboxes/it/execd/bind";
+    let before = other.client().await.unwrap().call("GET", path, Vec::new()).await;
+    other
+        .client()
+        .await
+        .unwrap()
+        .run("it", &["sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $! > /workspace/pid"])
+        .await;
+    other.process.kill().unwrap();
+
+    let (cell, _) = other.heir().await;
+    let all: Sandboxes = cell.client().get("/v1/sandboxes").await.unwrap();
+    let adopted = wire::node::Sandbox { adopted: true, ..bound };
+    assert_eq!(all.sandboxes, [adopted]);
+    assert_eq!(cell.sh("it", "kill -0 $(cat /workspace/pid) && echo runs").await, "runs");
+    let after = cell.client().call("GET", path, Vec::new()).await;
+    assert_eq!(before.1["seen-token"], after.1["seen-token"], "the token is still known");
+    cell.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sandboxes_end_when_no_node_can_come_back() {
+    let mut other = Other::start(None);
+    other.client().await.unwrap().create("it", Limits::default()).await;
+    let intruder = other.dir.path().join("intruder");
+    other.process.kill().unwrap();
+    other.process.wait().unwrap();
+    let dir = other.dir.path().to_owned();
+    drop(other.dir);
+    gone(&intruder, |_| false).await;
+    assert_eq!(groups(&dir), Vec::<PathBuf>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_launcher_takes_the_place_of_one_that_was_killed() {
+    let cell = Cell::open().await;
+    cell.sandbox("before").await;
+    let line = format!("{}/node/stage", cell.dir.path().display());
+    let launcher = std::fs::read_dir("/proc").unwrap().flatten().find(|it| {
+        std::fs::read(it.path().join("cmdline")).is_ok_and(|it| String::from_utf8_lossy(&it).contains(&line))
+    });
+    let pid = launcher.unwrap().file_name().into_string().unwrap().parse().unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+    cell.sandbox("after").await;
+    assert_eq!(cell.sh("before", "echo lives").await, "lives");
+    let gone = cell.client().delete("before").await.unwrap();
+    assert_eq!(gone.exit.unwrap().reason, wire::node::ExitReason::Removed);
+    cell.end().await;
+}
