@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-/// Where fixtures are, unless the test says otherwise.
+/// Where fixtures are, until a [`House`](crate::House) puts them into its own namespace.
 pub const NAMESPACE: &str = "default";
 /// The Secret that [`agent_run`] and [`instance`] name.
 pub const KEY_SECRET: &str = "model-key";

@@ -18,8 +18,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::NAMESPACE;
-
 /// The longest that a test waits for anything. With a given clock it passes in no time.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// When the given clock starts.
@@ -60,22 +58,46 @@ impl House {
     /// With controllers that work under faults.
     pub async fn open_under(faults: Arc<Faults>) -> Self {
         let tasks = Tasks::new(Shutdown::new());
-        let (client, clock, namespace, twin) = match twin().await {
-            Some(client) => (client, Clock::system(), format!("story-{}", kit::id()), true),
+        let (client, clock, twin) = match twin().await {
+            Some(client) => (client, Clock::system(), true),
             None => {
                 let clock = Clock::starting_at(START.parse::<Timestamp>().expect("a time"));
-                (api_server(&clock, &tasks).await, clock, NAMESPACE.to_owned(), false)
+                (api_server(&clock, &tasks).await, clock, false)
             }
         };
         let ledger = Ledger::open(Location::Memory, clock.clone()).expect("a ledger");
         let control = Tasks::new(tasks.shutdown().child());
-        let house = Self { client, namespace, twin, ledger, clock, tasks, faults, control };
-        if twin {
-            let namespace = Namespace { metadata: metadata(&house.namespace), ..Namespace::default() };
-            house.create(&namespace).await;
-        }
-        house.start_control();
-        house
+        let house = Self { client, namespace: String::new(), twin, ledger, clock, tasks, faults, control };
+        house.furnish().await
+    }
+
+    /// Deletes everything that the story made, and begins another on the same API server: under other faults, with an
+    /// empty ledger and controllers that know nothing.
+    pub async fn start_over(mut self, faults: Arc<Faults>) -> Self {
+        self.clear().await;
+        self.stop_control().await;
+        self.ledger = Ledger::open(Location::Memory, self.clock.clone()).expect("a ledger");
+        self.control = Tasks::new(self.tasks.shutdown().child());
+        self.faults = faults;
+        self.furnish().await
+    }
+
+    async fn furnish(mut self) -> Self {
+        self.namespace = format!("story-{}", kit::id());
+        let namespace = Namespace { metadata: metadata(&self.namespace), ..Namespace::default() };
+        self.create(&namespace).await;
+        self.start_control();
+        self
+    }
+
+    /// Deletes the story's namespace, and with it all that is in it.
+    async fn clear(&self) {
+        let namespaces = Api::<Namespace>::all(self.client.clone());
+        namespaces.delete(&self.namespace, &DeleteParams::default()).await.expect("deleted");
+        let gone =
+            kube::runtime::wait::await_condition(namespaces, &self.namespace, |it: Option<&Namespace>| it.is_none());
+        // A lost event may keep a finalizer until everything is listed anew.
+        tokio::time::timeout(60 * PATIENCE, gone).await.expect("the namespace goes").expect("a watch");
     }
 
     /// Whether time jumps; stories of hours are told only then.
@@ -225,6 +247,7 @@ impl House {
             tasks: self.tasks.clone(),
             http: kit::http::client().expect("an HTTP client"),
             concurrency: 100,
+            providers: std::collections::BTreeMap::new(),
             tools: None,
         };
         self.tasks.platform("runner", runner::Runner::new(options).run(self.tasks.shutdown().clone()));

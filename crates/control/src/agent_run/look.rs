@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use api::agents::{AgentRun, SympoziumInstance, SympoziumPolicy};
+use api::labels;
 use kube::ResourceExt;
 use ledger::{Run, RunId};
 
@@ -57,7 +58,10 @@ impl Keeper {
             return Ok(world);
         }
         let namespace = run.namespace().unwrap_or_default();
-        world.known = self.known(run).await?;
+        // Nothing is submitted before the finalizer is there: a run without it needs no look into the ledger.
+        if run.finalizers().iter().any(|held| held == labels::RUN_FINALIZER) {
+            world.known = self.known(run).await?;
+        }
         if world.known.as_ref().is_some_and(|known| matches!(known.state, ledger::State::Done(_))) {
             return Ok(world);
         }

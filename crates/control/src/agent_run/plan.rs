@@ -218,7 +218,7 @@ fn queued(run: &AgentRun, world: &World, known: &Run) -> Plan<Effect> {
     let complete = Said::no(conditions::COMPLETE, reasons::QUEUED, "");
     // A run that had begun stays Running for people: it goes on from its log.
     let phase = if known.started.is_some() { RunPhase::Running } else { RunPhase::Pending };
-    let seen = AgentRunStatus { started_at: at(known.started), ..AgentRunStatus::default() };
+    let seen = seen(known);
     let mut plan = status(phase, seen, vec![accepted, started, complete]);
     plan.notes = notes;
     // The limit may have changed since; submitting again tells the ledger so, and nothing else.
@@ -234,7 +234,7 @@ fn queued(run: &AgentRun, world: &World, known: &Run) -> Plan<Effect> {
 
 fn running(run: &AgentRun, known: &Run) -> Plan<Effect> {
     let message = if known.attempt > 1 { format!("attempt {}", known.attempt) } else { String::new() };
-    let seen = AgentRunStatus { started_at: at(known.started), ..AgentRunStatus::default() };
+    let seen = seen(known);
     let conditions = vec![
         Said::yes(conditions::STARTED, reasons::RUNNING, message),
         Said::no(conditions::COMPLETE, reasons::RUNNING, ""),
@@ -252,7 +252,6 @@ fn ended(run: &AgentRun, known: &Run, outcome: &Outcome, now: Timestamp) -> Plan
     let count = |it: u64| i64::try_from(it).unwrap_or(i64::MAX);
     let duration = known.duration().unwrap_or_default().as_millis();
     let mut seen = AgentRunStatus {
-        started_at: at(known.started),
         completed_at: at(known.finished.or(Some(now))),
         token_usage: known.started.map(|_| TokenUsage {
             input_tokens: count(used.tokens.input),
@@ -261,7 +260,7 @@ fn ended(run: &AgentRun, known: &Run, outcome: &Outcome, now: Timestamp) -> Plan
             tool_calls: count(used.tool_calls),
             duration_ms: i64::try_from(duration).unwrap_or(i64::MAX),
         }),
-        ..AgentRunStatus::default()
+        ..seen(known)
     };
     let (complete, note, phase) = match outcome {
         Outcome::Succeeded { answer } => {
@@ -331,6 +330,11 @@ fn keep_accepted(run: &AgentRun, plan: &mut Plan<Effect>) {
 fn message_of<'a>(run: &'a AgentRun, type_: &str) -> &'a str {
     let said = run.status.iter().flat_map(|status| status.conditions.iter().flatten());
     said.into_iter().find(|it| it.type_ == type_).map_or("", |it| it.message.as_str())
+}
+
+/// What the ledger knows of a run at every stage.
+fn seen(known: &Run) -> AgentRunStatus {
+    AgentRunStatus { pod_name: known.pod.clone(), started_at: at(known.started), ..AgentRunStatus::default() }
 }
 
 fn at(time: Option<Timestamp>) -> Option<Time> {

@@ -51,7 +51,7 @@ fn known(state: State) -> World {
         started: Some(later(1)),
         finished: None,
         usage: Usage { tokens: Tokens { input: 10, output: 5, total: 15 }, tool_calls: 2 },
-        pod: None,
+        pod: Some("me-1".into()),
     };
     World { known: Some(run), ..world() }
 }
@@ -240,7 +240,8 @@ fn what_can_never_go_fails_at_once_and_says_why() {
         let runtime_class = Some("kata".to_owned());
         it.spec.agent_sandbox = Some(RunAgentSandbox { enabled: true, runtime_class, ..Default::default() });
     };
-    let table: [(&World, &dyn Fn(&mut AgentRun), &str, &str); 7] = [
+    type Row<'a> = (&'a World, &'a dyn Fn(&mut AgentRun), &'a str, &'a str);
+    let table: [Row; 7] = [
         (&world(), &|it| it.spec.task = " \n".into(), "Invalid", "spec.task is empty: there is nothing to do"),
         (
             &world(),
@@ -285,7 +286,10 @@ fn the_ledgers_word_becomes_the_status() {
 
     let running = plan(&run(|_| {}), &known(State::Running), later(2));
     assert_eq!(running.effects, []);
-    assert_eq!(running.status, Some(json!({"phase": "Running", "startedAt": "2026-03-26T12:00:01Z"})),);
+    assert_eq!(
+        running.status,
+        Some(json!({"phase": "Running", "podName": "me-1", "startedAt": "2026-03-26T12:00:01Z"})),
+    );
     assert_eq!(conditions(&running), ["Accepted=True/Accepted", "Started=True/Running", "Complete=False/Running"]);
 
     let again = plan(&run(|_| {}), &known(State::Queued), later(2));
@@ -295,7 +299,7 @@ fn the_ledgers_word_becomes_the_status() {
     assert_eq!(
         answered.status,
         Some(json!({
-            "phase": "Succeeded", "result": "42\n",
+            "phase": "Succeeded", "podName": "me-1", "result": "42\n",
             "startedAt": "2026-03-26T12:00:01Z", "completedAt": "2026-03-26T12:00:03Z",
             "tokenUsage": {"inputTokens": 10, "outputTokens": 5, "totalTokens": 15, "toolCalls": 2, "durationMs": 2000},
         })),

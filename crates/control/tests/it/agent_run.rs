@@ -345,10 +345,10 @@ async fn what_others_write_into_a_status_stays() {
     house.create(&agent_run("r", |_| {})).await;
     let lease = house.lease().await;
     until_phase(&house, "r", RunPhase::Running).await;
-    house.write_status::<AgentRun>("r", json!({"podName": "sandbox-1"})).await;
+    house.write_status::<AgentRun>("r", json!({"traceID": "4bf92f35"})).await;
     house.answer(lease, "ok").await;
     let run = until_phase(&house, "r", RunPhase::Succeeded).await;
-    assert_eq!(run.status.unwrap().pod_name.as_deref(), Some("sandbox-1"));
+    assert_eq!(run.status.unwrap().trace_id.as_deref(), Some("4bf92f35"));
     house.end().await;
 }
 
