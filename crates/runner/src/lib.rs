@@ -172,13 +172,17 @@ impl Shared {
     }
 
     /// Ends the run; a ledger that cannot write now is waited for.
-    async fn finish(&self, lease: &Lease, outcome: Outcome) {
+    async fn finish(&self, lease: &Lease, mut outcome: Outcome) {
         let mut backoff = self.backoff.clone();
         loop {
             let Err(error) = self.ledger.finish(&lease.run, lease.epoch, outcome.clone()).await else { return };
             tracing::warn!(run = %lease.run, error = kit::chain(&error), "cannot finish the run");
             match error.class() {
                 Class::Retry(_) => tokio::time::sleep(backoff.pause()).await,
+                // An answer that the ledger does not take would not be taken from the next attempt either.
+                Class::Rejected if matches!(outcome, Outcome::Succeeded { .. }) => {
+                    outcome = Outcome::Failed { error: kit::chain(&error) };
+                }
                 Class::Conflict | Class::Rejected | Class::Gone | Class::Bug => return,
             }
         }
