@@ -150,7 +150,7 @@ async fn an_owner_is_who_the_reference_says_by_kind_name_namespace_and_uid() {
     }
     create(&house.namespaces(), json!({"metadata": {"name": "far"}})).await;
     let far = house.of::<ConfigMap>("far");
-    owned(&far, "namespace", &[good.clone()]).await;
+    owned(&far, "namespace", std::slice::from_ref(&good)).await;
     gone(&far, "namespace").await;
     // Of a kind that is not served nobody can say that the owner is gone.
     let unknown = OwnerReference { api_version: "example.com/v1".into(), kind: "Unknown".into(), ..good.clone() };

@@ -215,7 +215,7 @@ fn create(path: &Path) -> io::Result<()> {
 }
 
 fn sync_dir(of: &Path) -> io::Result<()> {
-    let dir = of.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = of.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     File::open(dir)?.sync_all()
 }
 
@@ -266,13 +266,7 @@ fn prepare(db: &mut Connection) -> rusqlite::Result<()> {
 
 fn load(db: &Connection, path: &Path) -> Result<Vec<Entry>, OpenError> {
     let failed = |source| OpenError::of(path, source);
-    let count = "SELECT count(*) FROM live WHERE rev NOT IN (SELECT rev FROM log)";
-    let lost: i64 = db.query_row(count, [], |row| row.get(0)).map_err(failed)?;
-    if lost > 0 {
-        let why = format!("{lost} objects are listed as live and not in the log");
-        return Err(OpenError::Corrupt { path: path.to_owned(), why });
-    }
-    let all = "SELECT live.key, log.rev, log.value FROM live JOIN log ON log.rev = live.rev ORDER BY log.rev";
+    let all = "SELECT live.key, live.rev, log.value FROM live LEFT JOIN log ON log.rev = live.rev ORDER BY live.key";
     let mut all = db.prepare(all).map_err(failed)?;
     let rows = all.query_map([], |row| entry(row, 0, 1, 2)).map_err(failed)?;
     rows.collect::<Result<_, _>>().map_err(failed)
@@ -287,11 +281,13 @@ fn rev(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
 }
 
 fn entry(row: &Row<'_>, key: usize, at: usize, value: usize) -> rusqlite::Result<Entry> {
-    let path: String = row.get(key)?;
-    let Some(key) = Key::from_path(&path) else {
-        return Err(rusqlite::Error::InvalidColumnName(path));
+    let path = row.get_ref(key)?.as_str()?;
+    let damaged = |what: &str| {
+        let why = format!("{what} of {path}");
+        rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CORRUPT), Some(why))
     };
-    let json: Vec<u8> = row.get(value)?;
+    let key = Key::from_path(path).ok_or_else(|| damaged("the key"))?;
+    let json = row.get::<_, Option<Vec<u8>>>(value)?.ok_or_else(|| damaged("no value"))?;
     Ok(Entry::new(key, rev(row, at)?, json.into(), None))
 }
 

@@ -1,10 +1,18 @@
 //! What every store promises, in memory and on disk.
 
+use std::pin::Pin;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use futures::future::join_all;
 
 use super::*;
+
+/// Queues a write that cannot be done yet.
+fn begin(write: &mut (impl Future + Unpin)) {
+    let waiting = Pin::new(write).poll(&mut Context::from_waker(Waker::noop()));
+    assert!(waiting.is_pending());
+}
 
 async fn both(check: impl AsyncFn(Opened)) {
     check(open(&Data::Memory)).await;
@@ -197,7 +205,7 @@ async fn writes_of_one_batch_are_judged_one_by_one() {
         write(&a, Expect::Rev(3)),
     ]);
     // All of them wait while the first is held up; then they are one batch or two.
-    assert!(futures::poll!(&mut writes).is_pending());
+    begin(&mut writes);
     drop(log);
     let found = writes.await.into_iter().map(|it| it.map(|it| it.rev)).collect::<Vec<_>>();
     assert!(
@@ -224,7 +232,8 @@ async fn a_full_disk_refuses_writes_serves_reads_and_recovers() {
     let a = key("a");
     let mut writes = join_all([large("b"), large("c")]);
     let mut fits = Box::pin(store.write(a.clone(), Expect::Absent, Change::Put(object(&a, ""))));
-    assert!(futures::poll!(&mut writes).is_pending() && futures::poll!(&mut fits).is_pending());
+    begin(&mut writes);
+    begin(&mut fits);
     drop(log);
     for refused in writes.await {
         assert!(matches!(refused, Err(WriteError::Full)), "{refused:?}");
@@ -366,6 +375,14 @@ async fn what_cannot_be_opened_says_why_and_is_not_touched() {
     let path = broken.path().join("kubernetes.db");
     std::fs::write(&path, "SQLite is what this is not. ".repeat(100)).unwrap();
     assert!(matches!(refused(&data), OpenError::Corrupt { .. }));
+    let (lost, data) = dir();
+    let store = open(&data);
+    put(&store, &key("a"), "").await;
+    close(store).await;
+    let db = rusqlite::Connection::open(lost.path().join("kubernetes.db")).unwrap();
+    db.execute("DELETE FROM log WHERE rev = 1", []).unwrap();
+    db.close().unwrap();
+    assert!(matches!(refused(&data), OpenError::Corrupt { why, .. } if why == "no value of /configmaps/default/a"));
     let (foreign, data) = dir();
     let db = rusqlite::Connection::open(foreign.path().join("kubernetes.db")).unwrap();
     db.execute("CREATE TABLE theirs(x)", []).unwrap();
