@@ -1,6 +1,7 @@
 //! Start, use and end of sandboxes, with percentiles and a count of what leaked.
 //!
 //! `cargo bench -p node --bench start -- [execd=PATH] [one=N] [once=N] [soak=N]`
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

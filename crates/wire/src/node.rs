@@ -33,7 +33,7 @@ pub mod init {
     /// A listening Unix stream socket.
     pub const LISTEN_FD: i32 = 3;
     /// The arguments, `argv[0]` included.
-    pub const ARGS: [&str; 2] = ["execd", "--listen-fd=3"];
+    pub const ARGS: [&str; 3] = ["execd", "--listen-fd", "3"];
 }
 
 /// The node itself.
@@ -211,6 +211,7 @@ pub struct Stats {
 /// One line of `GET /v1/watch`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase")]
+#[allow(clippy::large_enum_variant, reason = "one at a time goes over the wire; nobody keeps many")]
 pub enum Event {
     /// The first line: all that is there.
     All { sandboxes: Vec<Sandbox> },

@@ -136,7 +136,7 @@ impl Engine {
 
     /// What doctor finds here; tried at the first question.
     pub(crate) async fn findings(&self) -> &[Finding] {
-        let scratch = self.setup.lock.parent().unwrap_or(Path::new("/tmp"));
+        let scratch = self.setup.lock.parent().unwrap_or_else(|| Path::new("/tmp"));
         self.found.get_or_init(|| doctor::probe(&self.program, scratch)).await
     }
 

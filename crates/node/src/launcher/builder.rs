@@ -47,7 +47,7 @@ pub(super) fn start(
             if let Some(workspace) = &start.workspace {
                 trees.push(tree(workspace, stage.guards, start.shift.then_some(child))?);
             }
-            let pidfd = pidfd.ok_or(Failure { step: "hold the process".into(), errno: libc::EBADF })?;
+            let pidfd = pidfd.ok_or_else(|| Failure { step: "hold the process".into(), errno: libc::EBADF })?;
             let cgroups: Vec<_> = start.cgroups.iter().map(|it| &it.dir).collect();
             message::send(newborn.as_fd(), &cgroups, &[pidfd.as_fd()]).step(|| "tell the launcher".into())?;
             message::send(answer.as_fd(), &Answer::Made { pid: child.as_raw_nonzero().get() }, &[pidfd.as_fd()])

@@ -208,7 +208,9 @@ async fn deadline<T>(doing: impl Future<Output = io::Result<T>>) -> Result<T, Er
     match tokio::time::timeout(DEADLINE, doing).await {
         Err(_) => Err(Error::Slow),
         Ok(Ok(done)) => Ok(done),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => Err(Error::Gone),
+        Ok(Err(error)) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+            Err(Error::Gone)
+        }
         Ok(Err(error)) => Err(Error::Answer(error)),
     }
 }

@@ -107,7 +107,7 @@ fn become_program(
 
     let guards = stage.guards;
     let mut inherits = inherits.into_iter();
-    let program = inherits.next().ok_or(Failure { step: "find the program".into(), errno: libc::ENOENT })?;
+    let program = inherits.next().ok_or_else(|| Failure { step: "find the program".into(), errno: libc::ENOENT })?;
     if guards.has(Guards::CAPABILITIES) {
         guard::drop_privileges().step(|| "drop capabilities".into())?;
     }
@@ -130,7 +130,8 @@ fn become_program(
             .step(|| "install the system call filter".into())?;
     }
     if let Some(probe) = start.probe {
-        drop(answer);
+        // What exec would have closed.
+        let _ = sys::close_from(3);
         sys::exit_now(super::probe::run(probe))
     }
     let error = sys::exec(program.as_fd(), &args, &env);
@@ -156,6 +157,8 @@ fn become_root(start: &Start) -> Result<(), Failure> {
 fn mount_all(stage: &Stage, start: &Start, trees: Vec<OwnedFd>) -> Result<(), Failure> {
     rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
         .step(|| "keep mounts to ourselves".into())?;
+    // From here names are short: a sandbox reads in its list of mounts where its layers are.
+    rustix::process::chdir(&stage.dir).step(|| "enter the stage".into())?;
     let mut trees = trees.into_iter();
     let flags = if stage.guards.has(Guards::MOUNT_FLAGS) {
         MountFlags::NOSUID | MountFlags::NODEV
@@ -253,7 +256,8 @@ fn mount_lower(
         fs::write(into.join("hosts"), hosts(&start.hostname)).step(|| "write /etc/hosts".into())?;
     }
     if stage.found.overlay {
-        return overlay(&source, &upper, &work, &to).step(|| format!("mount the overlay of /{name}"));
+        let [source, upper, work] = [&source, &upper, &work].map(|it| it.strip_prefix(&stage.dir).unwrap_or(it));
+        return overlay(source, upper, work, &to).step(|| format!("mount the overlay of /{name}"));
     }
     if name == "etc" { Ok(()) } else { read_only(&source, &to, true) }
 }

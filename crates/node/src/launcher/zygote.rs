@@ -74,7 +74,10 @@ fn run(setup: &Setup, node: BorrowedFd<'_>) -> Result<(), Failure> {
             match message::receive::<Ask>(node) {
                 Ok(Some((ask, fds))) => family.serve(&stage, ask, fds),
                 // The node is gone: what runs, runs on for a while; the next node finds it.
-                Ok(None) => return Ok(family.await_heir(&setup.lock, parent)),
+                Ok(None) => {
+                    family.await_heir(&setup.lock, parent);
+                    return Ok(());
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error).step(|| "read a request".into()),
             }

@@ -347,6 +347,8 @@ async fn nothing_of_the_hosts_environment_is_inside() {
     let more: Vec<_> =
         all.lines().filter(|it| !it.is_empty() && !known.iter().any(|known| it.starts_with(known))).collect();
     assert!(more.is_empty(), "{more:?}");
+    let mounts = cell.sh("it", "cat /proc/self/mountinfo").await;
+    assert!(!mounts.contains("stage"), "{mounts}");
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     assert_ne!(cell.sh("it", "hostname").await, host);
     cell.end().await;
