@@ -209,7 +209,7 @@ impl Daemon {
     }
 
     fn cwd(&self) -> &Path {
-        self.settings.get().map_or(Path::new("/"), |settings| &settings.cwd)
+        self.settings.get().map_or_else(|| Path::new("/"), |settings| &settings.cwd)
     }
 }
 

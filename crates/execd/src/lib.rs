@@ -15,6 +15,7 @@ mod os;
 mod reply;
 mod request;
 mod route;
+mod scan;
 mod server;
 
 use std::io::{self, Read, Write};

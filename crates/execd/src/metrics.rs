@@ -36,7 +36,8 @@ struct Usage {
 pub(crate) async fn read(daemon: &Daemon) -> Metrics {
     let usage = daemon.workers.run(usage).await.unwrap_or_default();
     let now = Instant::now();
-    let (since, before) = daemon.meter.0.replace(Some((now, usage))).unwrap_or((daemon.started, Usage::default()));
+    let last = daemon.meter.0.replace(Some((now, usage)));
+    let (since, before) = last.unwrap_or_else(|| (daemon.started, Usage::default()));
     let Limits { memory_bytes, cpus } = daemon.limits();
     let cpu_count =
         cpus.unwrap_or_else(|| rustix::thread::sched_getaffinity(None).map_or(1.0, |set| f64::from(set.count())));

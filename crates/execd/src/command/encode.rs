@@ -5,6 +5,8 @@
 
 use std::io::Write;
 
+use crate::scan;
+
 /// A line longer than this is told in pieces: memory is bounded whatever a command prints.
 const LONGEST: usize = 1 << 20;
 
@@ -34,7 +36,7 @@ impl Lines {
 
     /// Appends the events of all lines that `data` completes to `out`.
     pub(crate) fn push(&mut self, mut data: &[u8], tail: &Tail, out: &mut Vec<u8>) {
-        while let Some(at) = line_end(data) {
+        while let Some(at) = scan::line_end(data) {
             let (line, rest) = data.split_at(at);
             let (end, rest) = rest.split_first().unwrap_or((&b'\n', rest));
             data = rest;
@@ -92,36 +94,11 @@ impl Tail {
     }
 }
 
-/// Where the first CR or LF is. Written in blocks that the compiler turns into vector instructions.
-fn line_end(data: &[u8]) -> Option<usize> {
-    position(data, |byte| byte == b'\n' || byte == b'\r')
-}
-
-/// The first byte that `is`.
-#[inline(always)]
-pub(crate) fn position(data: &[u8], is: impl Fn(u8) -> bool) -> Option<usize> {
-    const BLOCK: usize = 32;
-    // Short lines are the common case and end within the first block.
-    let (near, far) = data.split_at(data.len().min(BLOCK));
-    if let Some(at) = near.iter().position(|&byte| is(byte)) {
-        return Some(at);
-    }
-    let mut before = near.len();
-    let mut blocks = far.chunks_exact(BLOCK);
-    for block in &mut blocks {
-        if block.iter().fold(false, |any, &byte| any | is(byte)) {
-            return block.iter().position(|&byte| is(byte)).map(|at| before + at);
-        }
-        before += BLOCK;
-    }
-    blocks.remainder().iter().position(|&byte| is(byte)).map(|at| before + at)
-}
-
 /// Writes `text` as the inside of a JSON string; what is no UTF-8 becomes U+FFFD.
 pub(crate) fn escape(text: &[u8], out: &mut Vec<u8>) {
     for chunk in text.utf8_chunks() {
         let mut rest = chunk.valid().as_bytes();
-        while let Some(at) = position(rest, |byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
+        while let Some(at) = scan::unsafe_in_json(rest) {
             let (plain, special) = rest.split_at(at);
             out.extend_from_slice(plain);
             let Some((byte, after)) = special.split_first() else { break };

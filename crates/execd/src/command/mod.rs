@@ -33,7 +33,6 @@ use crate::os::users::Users;
 use crate::os::{self, now_ms};
 use crate::reply::{Body, Problem, Reply, Result, events};
 
-pub(crate) use self::encode::position;
 use self::env::Env;
 use self::log::Log;
 pub(crate) use self::output::{LogText, Output, forget};
@@ -340,7 +339,7 @@ fn start(
         identity,
         mark,
         terminal: false,
-        files: daemon.files.clone(),
+        files: daemon.files,
     };
     let started = now_ms();
     let root = spawn.start().map_err(|error| unstarted(&name, who, &error))?;

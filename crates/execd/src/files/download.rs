@@ -17,6 +17,7 @@ use wire::execd::code;
 
 use crate::daemon::Daemon;
 use crate::reply::{Body, Problem, Reply, Result, header, length};
+use crate::scan;
 
 use super::{bad, problem, readable};
 
@@ -248,7 +249,7 @@ impl Lines {
             }
             let mut from = 0;
             while self.skip > 0
-                && let Some(at) = chunk.get(from..).and_then(|rest| rest.iter().position(|&byte| byte == b'\n'))
+                && let Some(at) = chunk.get(from..).and_then(|rest| scan::byte(rest, b'\n'))
             {
                 from += at + 1;
                 self.skip -= 1;
@@ -259,7 +260,7 @@ impl Lines {
             chunk.drain(..from);
             let mut to = 0;
             while self.limit > 0
-                && let Some(at) = chunk.get(to..).and_then(|rest| rest.iter().position(|&byte| byte == b'\n'))
+                && let Some(at) = chunk.get(to..).and_then(|rest| scan::byte(rest, b'\n'))
             {
                 to += at + 1;
                 self.limit -= 1;

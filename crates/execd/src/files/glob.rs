@@ -24,8 +24,11 @@ fn alternatives(pattern: &[u8]) -> Vec<Vec<u8>> {
     done
 }
 
-/// The first pair of braces: what is before it, its choices, what is after it.
-fn braces(pattern: &[u8]) -> Option<(&[u8], Vec<Vec<u8>>, &[u8])> {
+/// What is before a pair of braces, its choices, what is after it.
+type Braces<'a> = (&'a [u8], Vec<Vec<u8>>, &'a [u8]);
+
+/// The first pair of braces.
+fn braces(pattern: &[u8]) -> Option<Braces<'_>> {
     let mut from = None;
     let (mut depth, mut choices, mut choice) = (0_u32, Vec::new(), Vec::new());
     let mut escaped = false;

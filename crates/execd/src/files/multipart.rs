@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use crate::command::position;
+use crate::scan;
 
 /// The headers of one part.
 const LONGEST_HEADERS: usize = 16 << 10;
@@ -140,7 +140,7 @@ impl Multipart {
     /// Where the delimiter begins, or how much is surely before it.
     fn find_delimiter(&self) -> Result<usize, usize> {
         let mut from = 0;
-        while let Some(at) = self.buffer.get(from..).and_then(|rest| position(rest, |byte| byte == b'\r')) {
+        while let Some(at) = self.buffer.get(from..).and_then(|rest| scan::byte(rest, b'\r')) {
             from += at;
             let rest = self.buffer.get(from..).unwrap_or_default();
             if rest.starts_with(&self.delimiter) {

@@ -10,6 +10,7 @@ use wire::execd::{Replace, Replaced};
 
 use crate::os;
 use crate::reply::{Problem, Result};
+use crate::scan;
 
 use super::{open, problem, readable, regular};
 
@@ -60,7 +61,7 @@ fn places(content: &[u8], what: &[u8]) -> Vec<usize> {
     let Some(first) = what.first() else { return Vec::new() };
     let mut found = Vec::new();
     let mut from = 0;
-    while let Some(at) = content.get(from..).and_then(|rest| rest.iter().position(|byte| byte == first)) {
+    while let Some(at) = content.get(from..).and_then(|rest| scan::byte(rest, *first)) {
         from += at;
         if content.get(from..).is_some_and(|rest| rest.starts_with(what)) {
             found.push(from);

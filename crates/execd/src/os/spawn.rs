@@ -54,7 +54,7 @@ impl Spawn {
             if let Some(mark) = mark {
                 mark.put_on_self()?;
             }
-            rustix::process::setrlimit(Resource::Nofile, files.clone())?;
+            rustix::process::setrlimit(Resource::Nofile, files)?;
             for (fd, number) in &extra {
                 // SAFETY: dup2 of a descriptor that lives as long as this closure, to a number that nothing in this
                 // process refers to: the standard library's own descriptors are closed by exec. Async-signal-safe.

@@ -27,7 +27,7 @@ impl Mark {
     /// None on a kernel (gVisor's) that will not have this limit set: there the session alone tells a tree.
     pub(crate) fn fresh() -> Option<Self> {
         let ours = rustix::process::getrlimit(Resource::Locks);
-        rustix::process::setrlimit(Resource::Locks, ours.clone()).ok()?;
+        rustix::process::setrlimit(Resource::Locks, ours).ok()?;
         let [a, b, c, d, e, f] = super::random::<6>();
         let down = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]).max(1);
         Some(Self(ours.maximum.unwrap_or(u64::MAX).saturating_sub(down)))
