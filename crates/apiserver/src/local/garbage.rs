@@ -2,6 +2,7 @@
 
 mod index;
 pub(super) mod plan;
+mod report;
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -102,6 +103,9 @@ async fn act(core: &Arc<Core>, index: &Index, key: &Key) -> Result<Outcome, Prob
         .map(|entry| (entry.clone(), Meta::of(&entry)))
         .filter(|(_, dependent)| dependent.owners().iter().any(|owner| owner.uid == it.uid))
         .collect();
+    for owner in it.owners().iter().filter(|owner| is_elsewhere(core, index, key, owner)) {
+        report::wrong_namespace(core, &entry, &it, owner).await;
+    }
     let step = plan::plan(&it, &ties, dependents.iter().map(|it| &it.1));
     match step {
         Step::Nothing => {}
@@ -156,6 +160,26 @@ fn tie(core: &Core, index: &Index, dependent: &Key, owner: &Owner) -> Tie {
             _ => Tie::Solid,
         },
     }
+}
+
+/// Whether the owner is there, but in a namespace where it cannot own this.
+fn is_elsewhere(core: &Core, index: &Index, dependent: &Key, owner: &Owner) -> bool {
+    if index.is_gone(&owner.uid) {
+        return false;
+    }
+    let resources = core.registry.now();
+    let Some(resource) = resources.of_kind(&owner.api_version, &owner.kind).filter(|it| it.namespaced) else {
+        return false;
+    };
+    if dependent.namespace.is_empty() {
+        return true;
+    }
+    let lives_in = |namespace: &str| {
+        let found = core.store.get(&resource.key(namespace, &owner.name));
+        found.is_some_and(|it| Meta::of(&it).uid == owner.uid)
+    };
+    let namespaces = || core.store.list("", "namespaces", None, None, None).entries;
+    !lives_in(&dependent.namespace) && namespaces().iter().any(|it| lives_in(&it.key.name))
 }
 
 /// Takes some of its owner references away from an object.

@@ -152,6 +152,12 @@ async fn an_owner_is_who_the_reference_says_by_kind_name_namespace_and_uid() {
     let far = house.of::<ConfigMap>("far");
     owned(&far, "namespace", std::slice::from_ref(&good)).await;
     gone(&far, "namespace").await;
+    let said = house.of::<Event>("far").list(&Default::default()).await.unwrap().items;
+    let said = said.into_iter().find(|it| it.reason.as_deref() == Some("OwnerRefInvalidNamespace")).unwrap();
+    let uid = &good.uid;
+    let want =
+        format!("ownerRef [v1/ConfigMap, namespace: far, name: real, uid: {uid}] does not exist in namespace \"far\"");
+    assert_eq!((said.involved_object.name.as_deref(), said.message), (Some("namespace"), Some(want)));
     // Of a kind that is not served nobody can say that the owner is gone.
     let unknown = OwnerReference { api_version: "example.com/v1".into(), kind: "Unknown".into(), ..good.clone() };
     owned(&maps, "unknown", &[unknown]).await;
