@@ -249,7 +249,12 @@ fn tables(server: &str) -> Result<String> {
     let mut out = BTreeMap::new();
     let get = |path: &str, accept: &str| -> Result<Value> {
         let accept = format!("Accept: {accept}");
-        Ok(serde_json::from_str(&output(Command::new("curl").args(["-sS", "-H", &accept, &format!("{server}/{path}")]))?)?)
+        Ok(serde_json::from_str(&output(Command::new("curl").args([
+            "-sS",
+            "-H",
+            &accept,
+            &format!("{server}/{path}"),
+        ]))?)?)
     };
     for version in VERSIONS {
         let group = version.strip_prefix("apis/").and_then(|v| v.split('/').next()).unwrap_or_default();
@@ -326,8 +331,7 @@ fn read_structs(source: &str, prefix: &str, all: &mut BTreeMap<String, Struct>) 
         ("intstr", "io.k8s.apimachinery.pkg.util.intstr"),
     ]);
     let mut current: Option<String> = None;
-    for line in source.lines() {
-        let line = line.trim();
+    for line in source.lines().map(str::trim).filter(|l| !l.starts_with("//")) {
         if let Some(name) = line.strip_prefix("type ").and_then(|l| l.strip_suffix(" struct {")) {
             current = Some(format!("{prefix}.{name}"));
             all.entry(format!("{prefix}.{name}")).or_default();
