@@ -336,8 +336,13 @@ impl Engine {
         self.cgroups.limit(id, &groups(&asked.limits)).map_err(Error::machine("set the limits")).map_err(midway)?;
         if workspace.is_some() || asked.hostname.is_some() {
             let attach = Attach { pid, workspace, shift: self.ids.shift(), hostname: asked.hostname };
-            let launcher = self.launcher().await.map_err(midway)?;
-            let done = launcher.attach(attach, (*pidfd).as_fd()).await;
+            let first = self.launcher().await.map_err(midway)?.attach(attach.clone(), (*pidfd).as_fd()).await;
+            let done = match first {
+                Err(launcher::Error::Gone) => {
+                    self.launcher().await.map_err(midway)?.attach(attach, (*pidfd).as_fd()).await
+                }
+                other => other,
+            };
             done.map_err(Error::machine("attach the workspace")).map_err(midway)?;
         }
         point("bind: attached");

@@ -124,7 +124,7 @@ impl Handle {
                 Ok(Made { pid, pidfd, exit, answer })
             }
             Some((Answer::Failed(failure), _)) => Err(Error::Failed(failure)),
-            Some((Answer::Done, _)) | None => Err(Error::Gone),
+            Some((Answer::Done, _)) | None => Err(self.gone()),
         }
     }
 
@@ -133,7 +133,7 @@ impl Handle {
         match deadline(receive::<Answer>(&answer)).await? {
             Some((Answer::Done, _)) => Ok(()),
             Some((Answer::Failed(failure), _)) => Err(Error::Failed(failure)),
-            Some((Answer::Made { .. }, _)) | None => Err(Error::Gone),
+            Some((Answer::Made { .. }, _)) | None => Err(self.gone()),
         }
     }
 
@@ -142,11 +142,19 @@ impl Handle {
         self.ask(&Ask::Adopt { cgroups }, &[pidfd]).await.map(drop)
     }
 
+    /// Remembers that it does not answer, before whoever listens to it has noticed.
+    fn gone(&self) -> Error {
+        self.shared.gone.store(true, Ordering::Release);
+        Error::Gone
+    }
+
     async fn ask(&self, ask: &Ask, fds: &[BorrowedFd<'_>]) -> Result<AsyncFd<OwnedFd>, Error> {
         let (ours, theirs) = message::pair().map_err(Error::Answer)?;
         rustix::io::ioctl_fionbio(&ours, true).map_err(|error| Error::Answer(error.into()))?;
         let fds: Vec<_> = [theirs.as_fd()].into_iter().chain(fds.iter().copied()).collect();
-        deadline(send(&self.shared.socket, ask, &fds)).await?;
+        if let Err(error) = deadline(send(&self.shared.socket, ask, &fds)).await {
+            return Err(if matches!(error, Error::Gone) { self.gone() } else { error });
+        }
         sys::watch(ours).map_err(Error::Answer)
     }
 }

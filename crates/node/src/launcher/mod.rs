@@ -137,7 +137,7 @@ pub(crate) enum Rlimit {
 }
 
 /// What a running sandbox gets late.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Attach {
     pub pid: i32,
     pub workspace: Option<Workspace>,
