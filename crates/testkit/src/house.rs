@@ -167,7 +167,9 @@ impl House {
     /// Writes into a status, as another controller does.
     pub async fn write_status<K: Object + Resource<Scope = NamespaceResourceScope>>(&self, name: &str, status: Value) {
         let patch = Patch::Merge(serde_json::json!({"status": status}));
-        self.api::<K>().patch_status(name, &PatchParams::default(), &patch).await.expect("a written status");
+        let path = K::url_path(&(), Some(&self.namespace));
+        let request = kube::core::Request::new(path).patch_subresource("status", name, &PatchParams::default(), &patch);
+        self.client.request::<Value>(request.expect("a request")).await.expect("a written status");
     }
 
     pub async fn delete<K: Object + Resource<Scope = NamespaceResourceScope>>(&self, name: &str) {
@@ -235,8 +237,11 @@ impl House {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    /// Sets a runner to work, with a scripted model on loopback; returns the model's `baseURL`. Both are in real time.
+    /// Sets a runner to work, with a scripted model on loopback; returns the model's `baseURL`. From here on time is real.
     pub async fn hire(&self, script: &str) -> String {
+        if !self.twin {
+            tokio::time::resume();
+        }
         let script = llm::scripted::Script::parse(script).expect("a script");
         let at = (std::net::Ipv4Addr::LOCALHOST, 0).into();
         let model = llm::scripted::Server::listen(script, at, &self.tasks).await.expect("a model");

@@ -143,8 +143,8 @@ impl crate::machinery::Keeper for Keeper {
         if let Some(selector) = plan::selector(it) {
             world.has_node = self.nodes.all().iter().any(|node| matches(selector, node.labels()));
         }
-        world.active = self.runs.tagged(&kinds::active(&namespace, &name)).len();
-        world.runs = self.runs.tagged(&kinds::ever_of_instance(&namespace, &name)).len();
+        world.active = self.runs.count(&kinds::active(&namespace, &name));
+        world.runs = self.runs.count(&kinds::ever_of_instance(&namespace, &name));
         Ok(world)
     }
 

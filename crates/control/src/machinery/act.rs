@@ -185,7 +185,7 @@ impl<P: Keeper> Office<P> {
 
     /// Events are for people: one that cannot be written is logged and stops nothing.
     async fn tell(&self, it: &P::Kind, notes: &[Note], now: Timestamp) {
-        let subject = Subject::of(it);
+        let subject = Subject::of::<P::Kind>(it.meta());
         for note in notes {
             if let Err(error) = self.recorder.tell(&subject, note, now).await {
                 tracing::debug!(name = %subject.name, error = %kit::chain(&error), "an event is lost");

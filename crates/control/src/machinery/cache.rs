@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::StreamExt;
-use kit::{Backoff, Shutdown};
+use kit::{Backoff, Clock, Shutdown};
 use kube::api::GetParams;
 use kube::core::Request;
 use kube::runtime::watcher::{self, Event, watcher};
@@ -17,7 +17,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Error, Faults, ObjectName};
+use super::readable::Readable;
+use super::recorder::Recorder;
+use super::{Error, Faults, Note, ObjectName, Subject};
 
 /// Every kind is listed anew this often, whatever the watch says, and everything is looked at again: nothing that got
 /// lost stays lost for longer.
@@ -51,6 +53,8 @@ impl<K> Clone for Cache<K> {
 
 struct Inner<K> {
     client: Client,
+    clock: Clock,
+    recorder: Arc<Recorder>,
     state: RwLock<State<K>>,
     subscribers: Mutex<Vec<Subscriber<K>>>,
     synced: watch::Sender<bool>,
@@ -62,10 +66,12 @@ struct State<K> {
 }
 
 impl<K: Cached> Cache<K> {
-    pub(super) fn new(client: Client) -> Self {
+    pub(super) fn new(client: Client, clock: Clock, recorder: Arc<Recorder>) -> Self {
         let state = State { objects: HashMap::new(), tags: HashMap::new() };
         Self(Arc::new(Inner {
             client,
+            clock,
+            recorder,
             state: RwLock::new(state),
             subscribers: Mutex::default(),
             synced: watch::Sender::new(false),
@@ -107,6 +113,11 @@ impl<K: Cached> Cache<K> {
         })
     }
 
+    /// How many objects have this tag.
+    pub(crate) fn count(&self, tag: &str) -> usize {
+        self.read(|state| state.tags.get(tag).map_or(0, BTreeSet::len))
+    }
+
     pub(crate) fn all(&self) -> Vec<Arc<K>> {
         self.read(|state| state.objects.values().cloned().collect())
     }
@@ -134,6 +145,21 @@ impl<K: Cached> Cache<K> {
         let mut synced = self.0.synced.subscribe();
         // The sender lives as long as self.
         let _ = synced.wait_for(|synced| *synced).await;
+    }
+
+    /// The object, or an event about it: what cannot be read stays as it was read last, and stops no other.
+    async fn read_or_tell(&self, it: Readable<K>) -> Option<K> {
+        let why = match it.it {
+            Ok(it) => return Some(it),
+            Err(why) => why,
+        };
+        let subject = Subject::of::<K>(&it.metadata);
+        tracing::warn!(kind = %K::kind(&()), name = %subject.name, why, "an object cannot be read");
+        let note = Note::warning("Unreadable", format!("cannot be read, and is left alone: {why}"));
+        if let Err(error) = self.0.recorder.tell(&subject, &note, self.0.clock.now()).await {
+            tracing::debug!(error = %kit::chain(&error), "an event is lost");
+        }
+        None
     }
 
     fn read<T>(&self, look: impl FnOnce(&State<K>) -> T) -> T {
@@ -173,7 +199,7 @@ impl<K: Cached> Cache<K> {
             config = config.streaming_lists();
         }
         let kind = K::kind(&());
-        let mut stream = pin!(watcher(Api::<K>::all(self.0.client.clone()), config));
+        let mut stream = pin!(watcher(Api::<Readable<K>>::all(self.0.client.clone()), config));
         let relist = Instant::now() + RELIST.mul_f64(0.75 + 0.5 * jitter());
         let patience = Instant::now() + STREAM_PATIENCE;
         let mut listing: Option<HashMap<ObjectName, Arc<K>>> = None;
@@ -190,7 +216,11 @@ impl<K: Cached> Cache<K> {
             match event {
                 Some(Ok(Event::Init)) => listing = Some(HashMap::new()),
                 Some(Ok(Event::InitApply(it))) => {
-                    listing.get_or_insert_default().insert(ObjectName::of(&it), Arc::new(it));
+                    let name = ObjectName::of(&it);
+                    let known = self.get(&name).filter(|known| known.uid() == it.uid());
+                    if let Some(it) = self.read_or_tell(it).await.map(Arc::new).or(known) {
+                        listing.get_or_insert_default().insert(name, it);
+                    }
                 }
                 Some(Ok(Event::InitDone)) => {
                     listed = true;
@@ -201,13 +231,15 @@ impl<K: Cached> Cache<K> {
                 }
                 Some(Ok(Event::Apply(it))) if !faults.lost() => {
                     backoff.reset();
-                    let it = Arc::new(it);
+                    let Some(it) = self.read_or_tell(it).await.map(Arc::new) else { continue };
                     let before = self.write(|state| state.apply(it.clone()));
                     tell(before.as_deref(), Some(&it));
                 }
                 Some(Ok(Event::Delete(it))) if !faults.lost() => {
                     let before = self.write(|state| state.delete(&it));
-                    tell(Some(before.as_deref().unwrap_or(&it)), None);
+                    if let Some(it) = before.or_else(|| it.it.ok().map(Arc::new)) {
+                        tell(Some(&it), None);
+                    }
                 }
                 Some(Ok(Event::Apply(_) | Event::Delete(_))) => {}
                 Some(Err(error)) => {
@@ -260,7 +292,7 @@ impl<K: Cached> State<K> {
         known
     }
 
-    fn delete(&mut self, it: &K) -> Option<Arc<K>> {
+    fn delete(&mut self, it: &Readable<K>) -> Option<Arc<K>> {
         let name = ObjectName::of(it);
         let known = self.objects.get(&name)?;
         // One of the same name may have been made since.

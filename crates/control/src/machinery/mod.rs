@@ -17,6 +17,7 @@ mod act;
 mod cache;
 mod plan;
 mod queue;
+mod readable;
 mod recorder;
 #[cfg(test)]
 mod tests;
@@ -76,12 +77,13 @@ pub(crate) struct Subject {
 }
 
 impl Subject {
-    fn of<K: Resource<DynamicType = ()>>(it: &K) -> Self {
+    fn of<K: Resource<DynamicType = ()>>(it: &ObjectMeta) -> Self {
+        let (namespace, name) = (it.namespace.clone().unwrap_or_default(), it.name.clone().unwrap_or_default());
         Self {
             api_version: K::api_version(&()).into_owned(),
             kind: K::kind(&()).into_owned(),
-            name: ObjectName::of(it),
-            uid: it.uid().unwrap_or_default(),
+            name: ObjectName { namespace, name },
+            uid: it.uid.clone().unwrap_or_default(),
         }
     }
 }
@@ -304,7 +306,7 @@ impl Machinery {
         if let Some(cache) = self.caches.get(&TypeId::of::<K>()).and_then(|it| it.downcast_ref::<Cache<K>>()) {
             return cache.clone();
         }
-        let cache = Cache::<K>::new(self.client.clone());
+        let cache = Cache::<K>::new(self.client.clone(), self.clock.clone(), self.recorder.clone());
         self.caches.insert(TypeId::of::<K>(), Box::new(cache.clone()));
         let watched = cache.clone();
         self.starts.push(Box::new(move |tasks, faults| {
@@ -413,7 +415,9 @@ impl<P: Keeper> Office<P> {
                 tracing::warn!(%kind, ns = name.namespace, name = name.name, error = why, failures, "reconciling failed");
                 if failures >= TOLD_AFTER {
                     let note = Note::warning("ReconcileFailed", why);
-                    if let Err(error) = self.recorder.tell(&Subject::of(it.as_ref()), &note, self.clock.now()).await {
+                    if let Err(error) =
+                        self.recorder.tell(&Subject::of::<P::Kind>(it.meta()), &note, self.clock.now()).await
+                    {
                         tracing::debug!(error = %kit::chain(&error), "an event is lost");
                     }
                 }

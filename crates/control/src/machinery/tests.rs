@@ -1,20 +1,62 @@
 //! The machinery with a keeper of its own, against a whole API server.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, Event};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kit::{Clock, Shutdown, Tasks};
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{Cache, Cached, Error, Faults, Keeper, Machinery, ObjectName, Plan, Wakes};
 
 impl Cached for ConfigMap {}
+
+/// A kind whose Rust type is stricter than what the API server takes: a ConfigMap with data.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Strict {
+    metadata: ObjectMeta,
+    data: BTreeMap<String, String>,
+}
+
+impl Resource for Strict {
+    type DynamicType = ();
+    type Scope = NamespaceResourceScope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        ConfigMap::kind(&())
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        ConfigMap::group(&())
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        ConfigMap::version(&())
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        ConfigMap::plural(&())
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+impl Cached for Strict {}
 
 /// Does what the objects say.
 struct Actor {
@@ -64,6 +106,10 @@ struct Stage {
 
 impl Stage {
     async fn open(workers: usize) -> Self {
+        Self::open_with(workers, |_| ()).await.0
+    }
+
+    async fn open_with<T>(workers: usize, more: impl FnOnce(&mut Machinery) -> T) -> (Self, T) {
         let tasks = Tasks::new(Shutdown::new());
         let clock = Clock::starting_at("2026-03-26T12:00:00Z".parse().unwrap());
         let client = testkit::api_server(&clock, &tasks).await;
@@ -72,8 +118,9 @@ impl Stage {
         let mut machinery = Machinery::new(client.clone(), clock, tasks.clone(), "stage".into(), workers, faults);
         let actor = Actor { peers: machinery.cache(), looked: looked.clone() };
         machinery.keep(actor);
+        let more = more(&mut machinery);
         machinery.start().await;
-        Self { client, tasks, looked }
+        (Self { client, tasks, looked }, more)
     }
 
     fn objects(&self) -> Api<ConfigMap> {
@@ -147,5 +194,35 @@ async fn an_object_is_looked_at_when_it_asked_to_and_whenever_all_are_listed_ane
     assert_eq!((stage.looked("returns").await, stage.looked("quiet").await), (6, 1));
     tokio::time::sleep(Duration::from_secs(460)).await;
     assert_eq!(stage.looked("quiet").await, 2);
+    stage.tasks.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_cannot_be_read_is_told_and_hides_no_other() {
+    let (stage, cache) = Stage::open_with(1, Machinery::cache::<Strict>).await;
+    stage.put("odd", serde_json::Value::Null).await;
+    stage.put("plain", json!({"a": "b"})).await;
+    stage.looked("plain").await;
+    let known = || {
+        let names = cache.all().into_iter().map(|it| it.name_any());
+        names.filter(|name| !name.starts_with("kube-")).collect::<BTreeSet<_>>()
+    };
+    assert_eq!(known(), BTreeSet::from(["plain".into()]));
+    // Listed anew, with the odd one in the list.
+    tokio::time::sleep(Duration::from_secs(900)).await;
+    assert_eq!(known(), BTreeSet::from(["plain".into()]));
+    let events: Api<Event> = Api::namespaced(stage.client.clone(), "default");
+    let told = events.list(&ListParams::default()).await.unwrap().items;
+    let told: Vec<_> = told.iter().filter(|it| it.involved_object.name.as_deref() == Some("odd")).collect();
+    assert_eq!((told.len(), told[0].reason.as_deref(), told[0].count), (1, Some("Unreadable"), Some(2)));
+    let healed = Patch::Merge(json!({"data": {"c": "d"}}));
+    stage.objects().patch("odd", &PatchParams::default(), &healed).await.unwrap();
+    stage.looked("odd").await;
+    assert_eq!(known(), BTreeSet::from(["odd".into(), "plain".into()]));
+    // What was readable once stays known as it was.
+    let broken = Patch::Merge(json!({"data": null}));
+    stage.objects().patch("odd", &PatchParams::default(), &broken).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(900)).await;
+    assert_eq!(known(), BTreeSet::from(["odd".into(), "plain".into()]));
     stage.tasks.end().await;
 }

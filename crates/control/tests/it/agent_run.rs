@@ -352,7 +352,7 @@ async fn what_others_write_into_a_status_stays() {
     house.end().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test(start_paused = true)]
 async fn a_run_is_answered_by_a_model_and_a_refused_key_says_so() {
     let house = House::open().await;
     let url =
