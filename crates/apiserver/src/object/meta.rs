@@ -197,7 +197,7 @@ fn text<'a>(map: &'a Map<String, Value>, key: &str) -> &'a str {
     map.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn strings<'a>(value: Option<&'a Value>) -> impl Iterator<Item = (&'a str, &'a str)> {
+fn strings(value: Option<&Value>) -> impl Iterator<Item = (&str, &str)> {
     value.and_then(Value::as_object).into_iter().flatten().map(|(k, v)| (k.as_str(), v.as_str().unwrap_or_default()))
 }
 

@@ -38,7 +38,7 @@ pub(crate) struct Problem {
     pub(crate) code: u16,
     pub(crate) reason: &'static str,
     pub(crate) message: String,
-    pub(crate) details: Option<Details>,
+    pub(crate) details: Option<Box<Details>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl From<&FieldError> for StatusCause {
 
 impl Problem {
     fn new(code: u16, reason: &'static str, message: impl Into<String>, details: Option<Details>) -> Self {
-        Self { code, reason, message: message.into(), details }
+        Self { code, reason, message: message.into(), details: details.map(Box::new) }
     }
 
     pub(crate) fn not_found(what: What<'_>, name: &str) -> Self {
@@ -123,10 +123,6 @@ impl Problem {
         Self::new(409, "Conflict", message, Some(Details { causes, ..Details::default() }))
     }
 
-    pub(crate) fn gone(message: &str) -> Self {
-        Self::new(410, "Gone", message, None)
-    }
-
     /// A resourceVersion or continue token older than what is kept.
     pub(crate) fn expired(message: &str) -> Self {
         Self::new(410, "Expired", message, None)
@@ -158,11 +154,6 @@ impl Problem {
 
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
         Self::new(400, "BadRequest", message, None)
-    }
-
-    pub(crate) fn too_many_requests(message: &str, retry_after_seconds: u32) -> Self {
-        let details = Details { retry_after_seconds, ..Details::default() };
-        Self::new(429, "TooManyRequests", message, Some(details))
     }
 
     pub(crate) fn unavailable(message: &str) -> Self {

@@ -144,7 +144,8 @@ pub(crate) fn compare(a: &Value, b: &Value) -> Ordering {
             };
             let (left, right) = (sorted(x), sorted(y));
             left.cmp(&right).then_with(|| {
-                left.iter().map(|k| compare(&x[k.as_str()], &y[k.as_str()])).fold(Ordering::Equal, Ordering::then)
+                let pairs = left.iter().filter_map(|k| Some(compare(x.get(k)?, y.get(k)?)));
+                pairs.fold(Ordering::Equal, Ordering::then)
             })
         }
         _ => rank(a).cmp(&rank(b)),

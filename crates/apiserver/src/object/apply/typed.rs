@@ -124,7 +124,7 @@ impl<'a> Type<'a> {
         };
         let default = |key: &str| {
             let field = self.node()?.items()?.fields.get(key)?;
-            field.default.as_ref().or(field.link.node().default.as_ref())
+            field.default.as_ref().or_else(|| field.link.node().default.as_ref())
         };
         let found = keys.iter().filter_map(|key| {
             let value = map.get(&**key).or_else(|| default(key))?;

@@ -23,20 +23,50 @@ pub(super) fn structural(openapi: &Value, schema: &Schema, path: &str) -> Vec<Fi
     if flag(root, "nullable") {
         errors.push(FieldError::forbidden(format!("{path}.nullable"), "nullable cannot be true at the root"));
     }
+    let unsupported = unsupported(root);
     let mut found = Vec::new();
-    invariants(root, Level::Root, path, &mut found);
-    complete(root, Some(root), path, path, &mut found);
-    if found.is_empty() {
-        defaults(root, schema.root(), path, Place { embedded: true, inside_meta: false }, &mut found);
-    } else {
-        found.sort_by_key(ToString::to_string);
+    if unsupported.is_none() {
+        invariants(root, Level::Root, path, &mut found);
+        complete(root, Some(root), path, path, &mut found);
+        if found.is_empty() {
+            defaults(root, schema.root(), path, Place { embedded: true, inside_meta: false }, &mut found);
+        } else {
+            found.sort_by_key(ToString::to_string);
+        }
     }
     errors.extend(found);
     let defaults = Defaults { forbidden: None, inside_meta: false };
     standard(root, path, true, &defaults, &mut errors);
+    if let (Some(said), true) = (unsupported, errors.is_empty()) {
+        errors.push(FieldError::invalid_str(path, "", &said));
+    }
     let mut seen = HashSet::new();
     errors.retain(|e| seen.insert(e.to_string()));
     errors
+}
+
+/// The first keyword that keeps a schema from being looked at as a structural one.
+fn unsupported(schema: &Map<String, Value>) -> Option<String> {
+    let set = |key: &str| match schema.get(key) {
+        None | Some(Value::Null) => false,
+        Some(Value::String(text)) => !text.is_empty(),
+        Some(Value::Object(map)) => !map.is_empty() || key == "additionalItems",
+        Some(_) => true,
+    };
+    let keywords = ["id", "schema", "$ref", "patternProperties", "dependencies", "additionalItems", "definitions"];
+    if let Some(key) = keywords.into_iter().find(|key| set(key)) {
+        return Some(format!("OpenAPIV3Schema '{key}' is not supported"));
+    }
+    if schema.get("items").is_some_and(Value::is_array) {
+        return Some("OpenAPIV3Schema 'items' must be a schema, but is an array".to_owned());
+    }
+    if schema.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(false)) {
+        return Some("internal error: 'x-kubernetes-preserve-unknown-fields' must be true or undefined".to_owned());
+    }
+    let named = children(schema, "properties").map(|(_, child)| child);
+    let listed = ["allOf", "anyOf", "oneOf"].into_iter().flat_map(|key| list(schema, key).map(|(_, child)| child));
+    let single = ["items", "additionalProperties", "not"].into_iter().filter_map(|key| object(schema, key));
+    named.chain(listed).chain(single).find_map(unsupported)
 }
 
 fn flag(schema: &Map<String, Value>, key: &str) -> bool {
@@ -299,10 +329,7 @@ fn defaults(schema: &Map<String, Value>, node: &Node, path: &str, place: Place, 
         }
         errors.extend(own.validate(default, None).into_iter().map(|mut e| {
             let inside = if e.path == "<nil>" { String::new() } else { format!(".{}", e.path) };
-            let name = e.path.clone();
             e.path = format!("{at}{inside}");
-            // The validator's own message names the path from the default on.
-            e.body = if name == "<nil>" { e.body.replace(":  in body", ": in body") } else { e.body };
             e
         }));
     }

@@ -40,7 +40,8 @@ pub(super) fn of(kind: &str, object: &Value, now: Timestamp) -> Vec<Value> {
         | "admissionregistration.k8s.io/ValidatingWebhookConfiguration" => between(vec![count("webhooks")]),
         "admissionregistration.k8s.io/ValidatingAdmissionPolicy" => {
             let param = o.get("spec.paramKind").map(Of);
-            let param = param.map_or(UNSET.into(), |p| format!("{}/{}", p.text("apiVersion"), p.text("kind")));
+            let param =
+                param.map_or_else(|| UNSET.to_owned(), |p| format!("{}/{}", p.text("apiVersion"), p.text("kind")));
             between(vec![count("spec.validations"), param.into()])
         }
         "admissionregistration.k8s.io/ValidatingAdmissionPolicyBinding" => {
@@ -85,10 +86,13 @@ pub(super) fn of(kind: &str, object: &Value, now: Timestamp) -> Vec<Value> {
             between(vec![class.into(), hosts(o).into(), balancer(o).into(), ports.into()])
         }
         "networking.k8s.io/IngressClass" => {
-            let parameters = o.get("spec.parameters").map(Of).map_or(NONE.to_owned(), |p| {
-                let group = p.get("apiGroup").and_then(Value::as_str).map(|g| format!(".{g}")).unwrap_or_default();
-                format!("{}{group}/{}", p.text("kind"), p.text("name"))
-            });
+            let parameters = o.get("spec.parameters").map(Of).map_or_else(
+                || NONE.to_owned(),
+                |p| {
+                    let group = p.get("apiGroup").and_then(Value::as_str).map(|g| format!(".{g}")).unwrap_or_default();
+                    format!("{}{group}/{}", p.text("kind"), p.text("name"))
+                },
+            );
             between(vec![o.text("spec.controller").into(), parameters.into()])
         }
         // The original's row has a cell more than its table has columns.
@@ -181,7 +185,7 @@ fn event(o: Of<'_>, now: Timestamp) -> Vec<Value> {
 }
 
 fn node(o: Of<'_>, now: Timestamp) -> Vec<Value> {
-    let ready = o.items("status.conditions").filter(|c| c.text("type") == "Ready").last();
+    let ready = o.items("status.conditions").rfind(|c| c.text("type") == "Ready");
     let mut status = match ready.map(|c| c.text("status")) {
         Some("True") => "Ready".to_owned(),
         Some(_) => "NotReady".to_owned(),
@@ -358,7 +362,7 @@ fn autoscaler(o: Of<'_>, now: Timestamp) -> Vec<Value> {
     let current: Vec<Of<'_>> = o.items("status.currentMetrics").collect();
     let metrics: Vec<String> =
         o.items("spec.metrics").enumerate().map(|(i, spec)| metric(spec, current.get(i).copied())).collect();
-    let min = o.get("spec.minReplicas").map_or(UNSET.to_owned(), ToString::to_string);
+    let min = o.get("spec.minReplicas").map_or_else(|| UNSET.to_owned(), ToString::to_string);
     vec![
         o.name(),
         format!("{}/{}", target.text("kind"), target.text("name")).into(),
@@ -390,7 +394,7 @@ fn metric(spec: Of<'_>, status: Option<Of<'_>>) -> String {
         return format!("{prefix}{}/{average}{suffix}", quantity(current("averageValue")));
     }
     if named {
-        let percent = |value: Option<&Value>, or: &str| value.map_or(or.to_owned(), |v| format!("{v}%"));
+        let percent = |value: Option<&Value>, or: &str| value.map_or_else(|| or.to_owned(), |v| format!("{v}%"));
         let target = percent(spec.get(&at("target.averageUtilization")), "<auto>");
         return format!("{prefix}{}/{target}", percent(current("averageUtilization"), UNKNOWN));
     }
@@ -400,7 +404,8 @@ fn metric(spec: Of<'_>, status: Option<Of<'_>>) -> String {
 fn cron_job(o: Of<'_>, now: Timestamp) -> Vec<Value> {
     let [names, images] = containers(o, "spec.jobTemplate.spec.template.spec.containers");
     let suspend = o.get("spec.suspend").map_or(UNSET, |s| if s == &Value::Bool(true) { "True" } else { "False" });
-    let last = o.get("status.lastScheduleTime").map_or(NONE.to_owned(), |_| o.since("status.lastScheduleTime", now));
+    let last =
+        o.get("status.lastScheduleTime").map_or_else(|| NONE.to_owned(), |_| o.since("status.lastScheduleTime", now));
     vec![
         o.name(),
         o.text("spec.schedule").into(),
