@@ -4,6 +4,9 @@ use std::fmt::{self, Write};
 
 use serde_json::{Number, Value};
 
+/// More errors than this are not told: a body full of mistakes must not become an answer many times its size.
+pub(crate) const ERRORS_MAX: usize = 100;
+
 /// Why a field was refused: the `reason` of a `metav1.StatusCause`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::field::FieldError;
+use super::field::{ERRORS_MAX, FieldError};
 
 /// Labels and their values, and the name part of a qualified name, are at most this long.
 const LABEL_MAX: usize = 63;
@@ -288,6 +288,9 @@ pub(crate) fn validate_object_meta_update(new: &Value, old: &Value, path: &str) 
 fn validate_common(meta: &Map<String, Value>, path: &str, errors: &mut Vec<FieldError>) {
     let at = format!("{path}.labels");
     for (key, value) in strings(meta.get("labels")) {
+        if errors.len() >= ERRORS_MAX {
+            return;
+        }
         errors.extend(qualified_name(key).iter().map(|m| FieldError::invalid_str(&at, key, m)));
         errors.extend(label_value(value).iter().map(|m| FieldError::invalid_str(&at, value, m)));
     }
@@ -295,6 +298,9 @@ fn validate_common(meta: &Map<String, Value>, path: &str, errors: &mut Vec<Field
     let mut size = 0;
     for (key, value) in strings(meta.get("annotations")) {
         size += (key.len() + value.len()) as u64;
+        if errors.len() >= ERRORS_MAX {
+            continue;
+        }
         let lower = key.to_lowercase();
         errors.extend(qualified_name(&lower).iter().map(|m| FieldError::invalid_str(&at, key, m)));
     }
@@ -307,6 +313,9 @@ fn validate_common(meta: &Map<String, Value>, path: &str, errors: &mut Vec<Field
 fn validate_owners(owners: Option<&Value>, path: &str, errors: &mut Vec<FieldError>) {
     let mut controller: Option<String> = None;
     for owner in items(owners) {
+        if errors.len() >= ERRORS_MAX {
+            return;
+        }
         let empty = Map::new();
         let fields = owner.as_object().unwrap_or(&empty);
         let version = text(fields, "apiVersion");
@@ -357,11 +366,20 @@ pub(crate) fn validate_kube_finalizers(meta: &Value, path: &str) -> Vec<FieldErr
         let said = "name is neither a standard finalizer name nor is it fully qualified";
         (!known).then(|| FieldError::invalid_str(format!("{path}.finalizers[{i}]"), name, said))
     };
-    items(meta.get("finalizers")).iter().filter_map(Value::as_str).enumerate().filter_map(stray).collect()
+    items(meta.get("finalizers"))
+        .iter()
+        .filter_map(Value::as_str)
+        .enumerate()
+        .filter_map(stray)
+        .take(ERRORS_MAX)
+        .collect()
 }
 
 fn validate_finalizers(finalizers: &[Value], path: &str, errors: &mut Vec<FieldError>) {
     for name in finalizers.iter().filter_map(Value::as_str) {
+        if errors.len() >= ERRORS_MAX {
+            return;
+        }
         errors.extend(qualified_name(name).iter().map(|m| FieldError::invalid_str(path, name, m)));
     }
     let has = |name: &str| finalizers.iter().any(|f| f.as_str() == Some(name));
@@ -374,6 +392,9 @@ fn validate_finalizers(finalizers: &[Value], path: &str, errors: &mut Vec<FieldE
 fn validate_managed(entries: &[Value], path: &str, errors: &mut Vec<FieldError>) {
     let empty = Map::new();
     for (i, entry) in entries.iter().enumerate() {
+        if errors.len() >= ERRORS_MAX {
+            return;
+        }
         let at = format!("{path}.managedFields[{i}]");
         let entry = entry.as_object().unwrap_or(&empty);
         let operation = text(entry, "operation");

@@ -189,6 +189,9 @@ pub(crate) fn validate(of: Type<'_>, value: &Value, strict: bool) -> Vec<String>
 }
 
 fn check(of: Type<'_>, value: &Value, strict: bool, path: &mut String, errors: &mut Vec<String>) {
+    if errors.len() >= field::ERRORS_MAX {
+        return;
+    }
     let mut fail = |path: &str, said: String| {
         errors.push(if path.is_empty() { said } else { format!("{path}: {said}") });
     };

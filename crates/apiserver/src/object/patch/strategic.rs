@@ -11,6 +11,9 @@ const RETAIN_KEYS: &str = "$retainKeys";
 const DELETE_FROM: &str = "$deleteFromPrimitiveList";
 const ELEMENT_ORDER: &str = "$setElementOrder";
 
+/// Longer lists are not merged: what upstream does to them takes quadratic time.
+const LIST_MAX: usize = 5_000;
+
 type Fields = Map<String, Value>;
 
 pub(super) fn run(object: &Value, patch: &Fields, schema: &Schema) -> Result<Value, Problem> {
@@ -41,6 +44,13 @@ fn type_name(value: &Value) -> &'static str {
 
 fn mistyped(want: &Value, got: &Value) -> Problem {
     odd(format!("expected a {}, but received a {}", type_name(want), type_name(got)))
+}
+
+fn short_enough(lists: &[&[Value]]) -> Result<(), Problem> {
+    if lists.iter().any(|list| list.len() > LIST_MAX) {
+        return Err(Problem::too_large(&format!("lists of more than {LIST_MAX} items cannot be merged by a patch")));
+    }
+    Ok(())
 }
 
 fn list_of(value: &Value) -> Result<&Vec<Value>, Problem> {
@@ -179,6 +189,7 @@ fn set_orders(original: &mut Fields, patch: &mut Fields, node: Option<&Node>) ->
         let key = key_of(strategy);
         let old = original.get(name).map(list_of).transpose()?.cloned();
         let new = patch.get(name).map(list_of).transpose()?.cloned();
+        short_enough(&[order, old.as_deref().unwrap_or_default(), new.as_deref().unwrap_or_default()])?;
         check_order(new.as_deref().unwrap_or_default(), order, key)?;
         let merged = match (old.clone(), new) {
             (None, None) => continue,
@@ -260,6 +271,7 @@ fn merge_list(
     if old.is_empty() && patch.is_empty() {
         return Ok(old);
     }
+    short_enough(&[&old, &patch])?;
     if !are_maps([&old, &patch])? {
         if deletes {
             old.retain(|item| !patch.contains(item));

@@ -49,6 +49,13 @@ fn a_json_patch_that_explodes_is_refused() {
 }
 
 #[test]
+fn lists_that_would_take_for_ever_to_merge_are_refused() {
+    let schema = builtin::schema("io.k8s.api.core.v1.ConfigMap").unwrap();
+    let many = |prefix: &str| json!({"metadata": {"finalizers": (0..6_000).map(|i| format!("{prefix}/{i}")).collect::<Vec<_>>()}});
+    assert_eq!(strategic(&many("a"), &many("b"), &schema).unwrap_err().code, 413);
+}
+
+#[test]
 fn merge_patches_are_those_of_the_rfc() {
     for (object, patch, want) in [
         (json!({"a": "b"}), json!({"a": "c"}), json!({"a": "c"})),

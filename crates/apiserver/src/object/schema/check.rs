@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Node, Schema, compile, pattern};
 use crate::object::FieldError;
+use crate::object::field::ERRORS_MAX;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Level {
@@ -42,6 +43,7 @@ pub(super) fn structural(openapi: &Value, schema: &Schema, path: &str) -> Vec<Fi
     }
     let mut seen = HashSet::new();
     errors.retain(|e| seen.insert(e.to_string()));
+    errors.truncate(ERRORS_MAX);
     errors
 }
 

@@ -7,10 +7,11 @@ use serde_json::{Map, Value};
 use super::shape::shape;
 use super::{Additional, Node, Schema};
 use crate::object::builtin;
+use crate::object::field::ERRORS_MAX;
 
 impl Schema {
     /// Drops what the schema does not know and returns the paths (`spec.foo`, `spec.list[0].bar`), sorted, as they stand
-    /// in `unknown field "spec.foo"`. Objects of built-in kinds get the form that Go prints too.
+    /// in `unknown field "spec.foo"`; of very many only some. Objects of built-in kinds get the form that Go prints too.
     pub(crate) fn prune(&self, object: &mut Value) -> Vec<String> {
         let mut pruner = Pruner { path: String::new(), unknown: Vec::new() };
         if self.custom {
@@ -45,7 +46,9 @@ impl Pruner {
     }
 
     fn note(&mut self, key: &str) {
-        self.at(key, |this| this.unknown.push(this.path.clone()));
+        if self.unknown.len() < ERRORS_MAX {
+            self.at(key, |this| this.unknown.push(this.path.clone()));
+        }
     }
 
     /// `None`: nothing below is known. A list of scalars stays, its objects are emptied.

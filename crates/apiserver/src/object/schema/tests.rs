@@ -128,3 +128,15 @@ fn schemas_that_are_not_structural_are_refused_in_the_words_of_a_real_api_server
         assert_eq!(json!(said), json!(want), "{}", record[0]);
     }
 }
+
+#[test]
+fn an_object_full_of_mistakes_is_answered_with_some_of_them() {
+    let openapi = json!({"type": "object", "properties": {"spec": {"type": "array", "items": {"type": "string"}}}});
+    let schema = Schema::trusted(&openapi);
+    let wrong = json!({"spec": (0..100_000).collect::<Vec<_>>()});
+    assert_eq!(schema.validate(&wrong, None).len(), crate::object::field::ERRORS_MAX);
+    let mut unknown = json!({"spec": []});
+    unknown.as_object_mut().unwrap().extend((0..100_000).map(|i| (format!("x{i}"), json!(1))));
+    assert_eq!(schema.prune(&mut unknown).len(), crate::object::field::ERRORS_MAX);
+    assert_eq!(unknown, json!({"spec": []}));
+}

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use serde_json::{Map, Value};
 
 use super::{Additional, Checks, Kind, List, Node, Schema, format};
-use crate::object::field::{self, Cause, FieldError};
+use crate::object::field::{self, Cause, ERRORS_MAX, FieldError};
 use crate::object::meta;
 
 const UNCHECKED: &str = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
@@ -20,6 +20,7 @@ impl Schema {
         let mut errors = validator.value(self.root(), object, old).errors;
         embedded(self.root(), object, "", false, &mut errors);
         lists(self.root(), object, "", &mut errors);
+        errors.truncate(ERRORS_MAX);
         let blocking =
             |e: &FieldError| matches!(e.reason, Cause::Required | Cause::TooLong | Cause::TooMany | Cause::TypeInvalid);
         if errors.iter().any(blocking) && has_rules(self.root()) {
@@ -47,7 +48,7 @@ struct Outcome {
 
 impl Outcome {
     fn add(&mut self, error: FieldError) {
-        if !self.errors.iter().any(|e| e.body == error.body && e.path == error.path) {
+        if self.errors.len() < ERRORS_MAX && !self.errors.iter().any(|e| e.body == error.body && e.path == error.path) {
             self.errors.push(error);
         }
     }
@@ -429,6 +430,7 @@ fn counterpart<'a>(node: &Node, old: &'a [Value], place: usize, item: &Value) ->
 /// `x-kubernetes-embedded-resource`: type and metadata of objects within objects.
 fn embedded(node: &Node, value: &Value, path: &str, check: bool, errors: &mut Vec<FieldError>) {
     match value {
+        _ if errors.len() >= ERRORS_MAX => {}
         Value::Object(map) => {
             if check && node.embedded {
                 resource(map, path, errors);
@@ -494,6 +496,7 @@ fn resource(map: &Map<String, Value>, path: &str, errors: &mut Vec<FieldError>) 
 /// List sets have no item twice, list maps no key twice.
 fn lists(node: &Node, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
     match value {
+        _ if errors.len() >= ERRORS_MAX => {}
         Value::Object(map) => {
             for (key, value) in map {
                 let Some(child) = node.child(key) else { continue };
@@ -536,6 +539,9 @@ fn list_map(items: &[Value], keys: &[Box<str>], path: &str, errors: &mut Vec<Fie
 fn duplicates(items: impl Iterator<Item = (String, Value)>, path: &str, errors: &mut Vec<FieldError>) {
     let (mut seen, mut told) = (HashSet::new(), HashSet::new());
     for (i, (key, shown)) in items.enumerate() {
+        if errors.len() >= ERRORS_MAX {
+            return;
+        }
         if seen.contains(&key) {
             if told.insert(key) {
                 errors.push(FieldError::duplicate(format!("{path}[{i}]"), &shown));
