@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 /// Find out what this machine can do, by doing it, and what to do about the rest.
 #[derive(Args)]
-pub struct Doctor {
+pub(crate) struct Doctor {
     /// How it is told
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
@@ -19,7 +19,7 @@ enum Output {
 }
 
 impl Doctor {
-    pub async fn run(self) -> Result<()> {
+    pub(crate) async fn run(self) -> Result<()> {
         let launcher = std::env::current_exe().context("find this program")?;
         let found = node::doctor::probe(&launcher, &std::env::temp_dir()).await;
         match self.output {

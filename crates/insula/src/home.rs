@@ -13,7 +13,7 @@ use rustix::fs::FlockOperation;
 const LAYOUT: u32 = 1;
 
 /// A data directory, held by this process until it is dropped. An ephemeral one is then removed.
-pub struct Home {
+pub(crate) struct Home {
     dir: PathBuf,
     /// Held for its lock, which the kernel frees however this process ends.
     _lock: File,
@@ -21,7 +21,7 @@ pub struct Home {
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     #[error("the data directory {} is in use by process {holder}: stop that one, or choose another with --data-dir", .dir.display())]
     InUse { dir: PathBuf, holder: String },
     #[error(
@@ -40,7 +40,7 @@ impl Home {
     ///
     /// # Errors
     /// One clear sentence, with nothing touched: in use, from a newer version, somebody else's, or not writable.
-    pub fn open(dir: &Path) -> Result<Self, Error> {
+    pub(crate) fn open(dir: &Path) -> Result<Self, Error> {
         let io = |doing| move |source| Error::Io { dir: dir.to_owned(), doing, source };
         let layout = dir.join("layout");
         match fs::read_dir(dir) {
@@ -73,7 +73,7 @@ impl Home {
     ///
     /// # Errors
     /// When the machine's temporary directory is not writable.
-    pub fn ephemeral() -> Result<Self, Error> {
+    pub(crate) fn ephemeral() -> Result<Self, Error> {
         let all = std::env::temp_dir().join(format!("insula-{}", rustix::process::getuid().as_raw()));
         sweep(&all);
         let mut home = Self::open(&all.join(kit::id()))?;
@@ -81,11 +81,11 @@ impl Home {
         Ok(home)
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
@@ -93,7 +93,7 @@ impl Home {
     ///
     /// # Errors
     /// When it can be neither read nor written.
-    pub fn api_key(&self) -> Result<SecretString, Error> {
+    pub(crate) fn api_key(&self) -> Result<SecretString, Error> {
         let path = self.path("api-key");
         if let Ok(key) = fs::read_to_string(&path)
             && !key.trim().is_empty()
@@ -106,12 +106,12 @@ impl Home {
     }
 
     /// The address of last time for a listener, so that a kubeconfig outlives a restart.
-    pub fn address(&self, name: &str) -> Option<SocketAddr> {
+    pub(crate) fn address(&self, name: &str) -> Option<SocketAddr> {
         fs::read_to_string(self.path(&format!("{name}.address"))).ok()?.trim().parse().ok()
     }
 
     /// Notes a listener's address for the next time. That it cannot is no reason to fail.
-    pub fn note_address(&self, name: &str, at: SocketAddr) {
+    pub(crate) fn note_address(&self, name: &str, at: SocketAddr) {
         if self.address(name) != Some(at)
             && let Err(error) = fs::write(self.path(&format!("{name}.address")), at.to_string())
         {
@@ -136,7 +136,7 @@ impl Drop for Home {
 }
 
 /// Writes a file that only its owner can read, complete or not at all.
-pub fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+pub(crate) fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(format!(".{}", std::process::id()));
     let fresh = PathBuf::from(fresh);
@@ -147,8 +147,7 @@ pub fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
 
 /// The lock, or the pid of its holder.
 fn lock(path: &Path) -> std::io::Result<Result<File, String>> {
-    let mut file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {
             file.set_len(0)?;

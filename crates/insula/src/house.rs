@@ -17,17 +17,17 @@ use crate::home::{self, Home};
 /// How long what is going on may take to end before the process goes all the same.
 const GRACE: Duration = Duration::from_secs(4);
 
-pub struct Options {
+pub(crate) struct Options {
     /// Where the state is; `None`: a fresh directory that goes at the end.
-    pub data_dir: Option<PathBuf>,
+    pub(crate) data_dir: Option<PathBuf>,
     /// Where kubectl is answered; port 0: the port of last time if it is free, else any.
-    pub kube_listen: SocketAddr,
+    pub(crate) kube_listen: SocketAddr,
     /// Where the gateway is; port 0 as above.
-    pub listen: SocketAddr,
+    pub(crate) listen: SocketAddr,
     /// Addresses of model providers by name, in place of their own.
-    pub providers: BTreeMap<String, String>,
+    pub(crate) providers: BTreeMap<String, String>,
     /// How many runs may go on at once in this process.
-    pub concurrency: usize,
+    pub(crate) concurrency: usize,
 }
 
 impl Default for Options {
@@ -38,19 +38,18 @@ impl Default for Options {
 }
 
 /// A running Insula. Ends with [`House::end`].
-pub struct House {
-    pub client: kube::Client,
-    pub kubeconfig: String,
-    pub kube: SocketAddr,
-    pub gateway: SocketAddr,
-    pub api_key: SecretString,
+pub(crate) struct House {
+    pub(crate) client: kube::Client,
+    pub(crate) kubeconfig: String,
+    pub(crate) gateway: SocketAddr,
+    pub(crate) api_key: SecretString,
     tasks: Tasks,
     home: Home,
 }
 
 impl House {
     /// Starts every role and returns when all of them answer.
-    pub async fn start(options: Options) -> Result<Self> {
+    pub(crate) async fn start(options: Options) -> Result<Self> {
         let home = match &options.data_dir {
             Some(dir) => Home::open(dir)?,
             None => Home::ephemeral()?,
@@ -101,35 +100,35 @@ impl House {
         })
         .await?;
         let kube = listen_again(&home, "kubernetes", options.kube_listen, async |at| Ok(api.listen(at).await?)).await?;
-        Ok(Self { kubeconfig: api.kubeconfig(kube), client, kube, gateway, api_key, tasks, home })
+        Ok(Self { kubeconfig: api.kubeconfig(kube), client, gateway, api_key, tasks, home })
     }
 
-    pub fn home(&self) -> &Home {
+    pub(crate) fn home(&self) -> &Home {
         &self.home
     }
 
-    pub fn gateway_url(&self) -> String {
+    pub(crate) fn gateway_url(&self) -> String {
         format!("http://{}", self.gateway)
     }
 
     /// Where the kubeconfig is, once written.
-    pub fn write_kubeconfig(&self) -> Result<PathBuf> {
+    pub(crate) fn write_kubeconfig(&self) -> Result<PathBuf> {
         let path = self.home.path("kubeconfig");
         home::write_private(&path, &self.kubeconfig).with_context(|| format!("write {}", path.display()))?;
         Ok(path)
     }
 
     /// Returns when the process is asked to end, or with an error when a part of the platform ended by itself.
-    pub async fn watch(&self) -> Result<()> {
+    pub(crate) async fn watch(&self) -> Result<()> {
         Ok(self.tasks.watch().await?)
     }
 
-    pub fn tasks(&self) -> &Tasks {
+    pub(crate) fn tasks(&self) -> &Tasks {
         &self.tasks
     }
 
     /// Ends every role in order and gives the data directory back.
-    pub async fn end(self) {
+    pub(crate) async fn end(self) {
         if tokio::time::timeout(GRACE, self.tasks.end()).await.is_err() {
             tracing::warn!("some work did not end in {GRACE:?}; it goes on from its log at the next start");
         }
@@ -156,7 +155,7 @@ async fn listen_again(
 
 /// The data directory unless one is named: `$XDG_DATA_HOME/insula`, else `~/.local/share/insula`.
 #[allow(clippy::disallowed_methods, reason = "the edge: the user's own directories are in the environment")]
-pub fn default_data_dir() -> Result<PathBuf> {
+pub(crate) fn default_data_dir() -> Result<PathBuf> {
     if let Some(data) = std::env::var_os("XDG_DATA_HOME").filter(|dir| Path::new(dir).is_absolute()) {
         return Ok(PathBuf::from(data).join("insula"));
     }

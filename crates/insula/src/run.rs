@@ -18,7 +18,7 @@ use crate::signals;
 
 /// Give one task to an agent and show its work, with everything in a temporary directory.
 #[derive(Args)]
-pub struct Run {
+pub(crate) struct Run {
     /// What is to be done
     task: String,
     /// The model's name at its provider
@@ -39,7 +39,7 @@ pub struct Run {
 }
 
 impl Run {
-    pub async fn run(self) -> Result<()> {
+    pub(crate) async fn run(self) -> Result<()> {
         let key = self.key()?;
         let house = House::start(Options::default()).await?;
         signals::end_on_signal(house.tasks());

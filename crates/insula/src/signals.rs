@@ -3,11 +3,10 @@
 use kit::Tasks;
 use tokio::signal::unix::{SignalKind, signal};
 
-pub fn end_on_signal(tasks: &Tasks) {
+pub(crate) fn end_on_signal(tasks: &Tasks) {
     let shutdown = tasks.shutdown().clone();
     tasks.tenant("signals", async move {
-        let (Ok(mut interrupt), Ok(mut terminate)) =
-            (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+        let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
         else {
             tracing::error!("signals cannot be received: only SIGKILL will end this process");
             return;

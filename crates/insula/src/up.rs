@@ -16,7 +16,7 @@ use crate::signals;
 
 /// Start everything on loopback: Kubernetes API, controllers, runner, gateway.
 #[derive(Args)]
-pub struct Up {
+pub(crate) struct Up {
     /// Keep the state here [default: insula in the user's data directory]
     #[arg(long, value_name = "DIR", env = "INSULA_DATA_DIR", conflicts_with = "ephemeral")]
     data_dir: Option<PathBuf>,
@@ -53,7 +53,7 @@ fn provider(text: &str) -> Result<(String, String), String> {
 }
 
 impl Up {
-    pub async fn run(self) -> Result<()> {
+    pub(crate) async fn run(self) -> Result<()> {
         let began = Instant::now();
         if let Some(path) = &self.kubeconfig {
             refuse_foreign_kubeconfig(path)?;

@@ -8,14 +8,14 @@ use super::child::Up;
 
 /// `insula up` on an empty directory, until its Kubernetes API answers over TLS.
 #[derive(Args)]
-pub struct Boot {
+pub(crate) struct Boot {
     /// How many times it is started
     #[arg(short, default_value_t = 20)]
     n: usize,
 }
 
 impl Boot {
-    pub async fn run(self) -> Result<()> {
+    pub(crate) async fn run(self) -> Result<()> {
         let (mut ready, mut answered, mut ended) = (Samples::default(), Samples::default(), Samples::default());
         let mut memory = Vec::new();
         for _ in 0..self.n {

@@ -8,18 +8,16 @@ use anyhow::{Context, Result, bail};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::process::{Child, Command};
 
-pub struct Up {
+pub(crate) struct Up {
     process: Child,
     ready_file: PathBuf,
-    pub kubeconfig: PathBuf,
-    pub gateway: String,
-    pub api_key: String,
-    pub started: Instant,
+    pub(crate) kubeconfig: PathBuf,
+    pub(crate) started: Instant,
 }
 
 impl Up {
     /// Starts it with an empty directory of its own and waits until it says that it is ready.
-    pub async fn start(more: &[&str]) -> Result<Self> {
+    pub(crate) async fn start(more: &[&str]) -> Result<Self> {
         let ready_file = std::env::temp_dir().join(format!("insula-bench-{}", kit::id()));
         let program = std::env::current_exe().context("find this program")?;
         let started = Instant::now();
@@ -46,27 +44,24 @@ impl Up {
         };
         let ready: serde_json::Value = serde_json::from_str(&ready).context("read the ready file")?;
         let text = |name: &str| {
-            ready.get(name).and_then(|it| it.as_str()).map(str::to_owned).with_context(|| format!("{name} in the ready file"))
+            ready
+                .get(name)
+                .and_then(|it| it.as_str())
+                .map(str::to_owned)
+                .with_context(|| format!("{name} in the ready file"))
         };
-        Ok(Self {
-            kubeconfig: text("kubeconfig")?.into(),
-            gateway: text("gateway")?,
-            api_key: text("apiKey")?,
-            process,
-            ready_file,
-            started,
-        })
+        Ok(Self { kubeconfig: text("kubeconfig")?.into(), process, ready_file, started })
     }
 
     /// A client over TLS, as kubectl is one.
-    pub async fn client(&self) -> Result<kube::Client> {
+    pub(crate) async fn client(&self) -> Result<kube::Client> {
         let kubeconfig = Kubeconfig::read_from(&self.kubeconfig)?;
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         Ok(kube::Client::try_from(config)?)
     }
 
     /// Resident memory in bytes.
-    pub fn memory(&self) -> Result<u64> {
+    pub(crate) fn memory(&self) -> Result<u64> {
         let pid = self.process.id().context("it has ended")?;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
@@ -74,7 +69,7 @@ impl Up {
     }
 
     /// SIGTERM, and how long it took to end.
-    pub async fn stop(mut self) -> Result<Duration> {
+    pub(crate) async fn stop(mut self) -> Result<Duration> {
         let asked = Instant::now();
         if let Some(pid) = self.process.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed())) {
             rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;

@@ -12,13 +12,13 @@ use clap::Subcommand;
 
 /// Measure this machine's figures, from outside, as a client sees them.
 #[derive(Subcommand)]
-pub enum Bench {
+pub(crate) enum Bench {
     Boot(boot::Boot),
     RunOverhead(run_overhead::RunOverhead),
 }
 
 impl Bench {
-    pub async fn run(self) -> Result<()> {
+    pub(crate) async fn run(self) -> Result<()> {
         match self {
             Self::Boot(it) => it.run().await,
             Self::RunOverhead(it) => it.run().await,

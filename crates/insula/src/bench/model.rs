@@ -15,21 +15,21 @@ use serde_json::{Value, json};
 
 /// When one run's model was asked, and when it had answered.
 #[derive(Clone, Copy)]
-pub struct Asked {
-    pub at: Instant,
-    pub answered: Instant,
-    pub times: usize,
+pub(crate) struct Asked {
+    pub(crate) at: Instant,
+    pub(crate) answered: Instant,
+    pub(crate) times: usize,
 }
 
 #[derive(Clone)]
-pub struct Model {
-    pub url: String,
+pub(crate) struct Model {
+    pub(crate) url: String,
     asked: Arc<Mutex<HashMap<String, Asked>>>,
     thinks: Duration,
 }
 
 impl Model {
-    pub async fn start(tasks: &kit::Tasks, thinks: Duration) -> Result<Self> {
+    pub(crate) async fn start(tasks: &kit::Tasks, thinks: Duration) -> Result<Self> {
         let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
         let model = Self { url: format!("http://{}/v1", listener.local_addr()?), asked: Arc::default(), thinks };
         let router = axum::Router::new().route("/v1/chat/completions", post(answer)).with_state(model.clone());
@@ -41,7 +41,7 @@ impl Model {
     }
 
     /// What is known of the run whose task was `task`.
-    pub fn of(&self, task: &str) -> Option<Asked> {
+    pub(crate) fn of(&self, task: &str) -> Option<Asked> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).get(task).copied()
     }
 }
@@ -80,8 +80,5 @@ async fn answer(State(model): State<Model>, body: Bytes) -> Response {
         futures::stream::iter(words.map(Ok::<_, std::convert::Infallible>))
     })
     .flatten();
-    Response::builder()
-        .header("content-type", "text/event-stream")
-        .body(Body::from_stream(said))
-        .unwrap_or_default()
+    Response::builder().header("content-type", "text/event-stream").body(Body::from_stream(said)).unwrap_or_default()
 }

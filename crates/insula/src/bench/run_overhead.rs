@@ -16,7 +16,7 @@ use super::model::Model;
 
 /// What Insula adds to the model's own time: a run created until its model is asked, and answered until a watcher knows.
 #[derive(Args)]
-pub struct RunOverhead {
+pub(crate) struct RunOverhead {
     /// Runs one after the other
     #[arg(short, default_value_t = 200)]
     n: usize,
@@ -26,7 +26,7 @@ pub struct RunOverhead {
 }
 
 impl RunOverhead {
-    pub async fn run(self) -> Result<()> {
+    pub(crate) async fn run(self) -> Result<()> {
         let tasks = Tasks::new(Shutdown::new());
         let quick = Model::start(&tasks, Duration::ZERO).await?;
         let slow = Model::start(&tasks, Duration::from_secs(2)).await?;
@@ -68,11 +68,10 @@ async fn at_once(up: &Up, runs: &Api<AgentRun>, model: &Model, count: usize) -> 
     let before = up.memory()?;
     let began = Instant::now();
     let names: Vec<String> = (0..count).map(|i| format!("many-{i}")).collect();
-    let from = runs.list(&kube::api::ListParams::default().limit(1)).await?.metadata.resource_version.unwrap_or_default();
+    let from =
+        runs.list(&kube::api::ListParams::default().limit(1)).await?.metadata.resource_version.unwrap_or_default();
     let created: Vec<()> = futures::stream::iter(&names)
-        .map(|name| async move {
-            runs.create(&PostParams::default(), &run(name, &model.url)).await.map(drop)
-        })
+        .map(|name| async move { runs.create(&PostParams::default(), &run(name, &model.url)).await.map(drop) })
         .buffer_unordered(16)
         .try_collect()
         .await?;

@@ -26,7 +26,7 @@ const MANIFESTS: [(&str, &str); 3] = [
 
 /// Show an agent at work: a scripted model, the manifests of examples/quickstart, nothing to set up.
 #[derive(Args)]
-pub struct Demo {
+pub(crate) struct Demo {
     /// Stay up at the end, for kubectl, until Ctrl-C
     #[arg(long)]
     keep: bool,
@@ -45,7 +45,7 @@ struct Told {
 }
 
 impl Demo {
-    pub async fn run(self) -> Result<()> {
+    pub(crate) async fn run(self) -> Result<()> {
         let began = Instant::now();
         // The model listens first, so that the house can be told where it is; it goes with the house's tasks.
         let model_tasks = kit::Tasks::new(kit::Shutdown::new());
@@ -118,7 +118,10 @@ async fn show(house: &House) -> Result<()> {
         table.push((run.name.clone(), told));
     }
 
-    println!("\n{:<16} {:<10} {:>9} {:>9} {:>6} {:>12} {:>10}", "RUN", "PHASE", "TOKENS IN", "OUT", "TOOLS", "MODEL", "OURS");
+    println!(
+        "\n{:<16} {:<10} {:>9} {:>9} {:>6} {:>12} {:>10}",
+        "RUN", "PHASE", "TOKENS IN", "OUT", "TOOLS", "MODEL", "OURS"
+    );
     for (name, told) in &table {
         let between = |from: Option<Timestamp>, to: Option<Timestamp>| match (from, to) {
             (Some(from), Some(to)) => format!("{:.1} ms", to.duration_since(from).as_secs_f64() * 1e3),
