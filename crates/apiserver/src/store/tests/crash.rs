@@ -43,7 +43,7 @@ async fn what_was_acknowledged_is_there_after_a_kill() {
     }
     let (dir, data) = dir();
     let mut revision = 0;
-    for lines in [1, 700, 40, 2500] {
+    for lines in [1, 700, 40, 1500] {
         let test = "what_was_acknowledged_is_there_after_a_kill";
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args([&format!("store::tests::crash::{test}"), "--exact", "--nocapture", "--test-threads=1"])

@@ -46,7 +46,8 @@ async fn reopen(data: &Data, old: Opened) -> Opened {
 }
 
 fn dir() -> (tempfile::TempDir, Data) {
-    let dir = tempfile::tempdir().unwrap();
+    // In memory where that can be had: what is tested survives the process, not the machine, and a disk may be slow.
+    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let data = Data::Dir(dir.path().to_owned());
     (dir, data)
 }
