@@ -23,6 +23,10 @@ impl Cached for SympoziumPolicy {}
 /// Where policies are that bind instances of every namespace that has none of that name itself.
 pub(crate) const SYSTEM_NAMESPACE: &str = "sympozium-system";
 
+/// The memory of instance `x` is the ConfigMap `x-memory` with one key. As in the original.
+pub(crate) const MEMORY_SUFFIX: &str = "-memory";
+pub(crate) const MEMORY_KEY: &str = "MEMORY.md";
+
 /// Runs that have not ended, anywhere.
 pub(crate) const OPEN: &str = "open";
 /// Runs that go on.

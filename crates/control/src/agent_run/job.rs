@@ -8,17 +8,24 @@ use kube::ResourceExt;
 use ledger::{Action, Gate, Job, Sandbox, ToolRules};
 
 use super::look::Wanted;
+use crate::machinery::cut;
 
 pub(super) fn job(
     run: &AgentRun,
     instance: &SympoziumInstance,
     policy: Option<&SympoziumPolicy>,
     wanted: Wanted,
+    memory: Option<&str>,
 ) -> Job {
     let (spec, agent) = (&run.spec, &instance.spec.agents.default);
     let own = Some(spec.model.model.as_str()).filter(|name| !name.is_empty());
-    let persona = instance.spec.memory.as_ref().filter(|it| it.enabled).and_then(|it| it.system_prompt.as_deref());
-    let prompts = [persona, spec.system_prompt.as_deref()];
+    let remembers = instance.spec.memory.as_ref().filter(|it| it.enabled);
+    let persona = remembers.and_then(|it| it.system_prompt.as_deref());
+    let memory = memory.filter(|text| !text.trim().is_empty()).zip(remembers).map(|(text, it)| {
+        let limit = usize::try_from(it.max_size_kb).unwrap_or(0).saturating_mul(1024);
+        format!("# Memory\n\n{}", cut(text, limit).0)
+    });
+    let prompts = [persona, spec.system_prompt.as_deref(), memory.as_deref()];
     Job {
         task: spec.task.clone(),
         system: prompts.into_iter().flatten().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n\n"),
@@ -175,6 +182,14 @@ pub(super) fn not_served(run: &AgentRun, instance: &SympoziumInstance) -> Vec<St
     }
     if run.spec.env.as_ref().is_some_and(|env| !env.is_empty()) {
         without.push("spec.env is not served yet: the run goes without it".to_owned());
+    }
+    let security = run.spec.sandbox.as_ref().is_some_and(|sandbox| sandbox.security_context.is_some());
+    if security {
+        without.push("sandbox.securityContext is not read yet: every sandbox has the platform's own".to_owned());
+    }
+    let selectors = [&run.spec.model.node_selector, &instance.spec.agents.default.node_selector];
+    if selectors.into_iter().flatten().any(|selector| !selector.is_empty()) {
+        without.push("nodeSelector is not heeded yet".to_owned());
     }
     without
 }

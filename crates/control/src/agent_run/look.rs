@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use api::agents::{AgentRun, SympoziumInstance, SympoziumPolicy};
 use api::labels;
-use kube::ResourceExt;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{Api, ResourceExt};
 use ledger::{Run, RunId};
 
 use super::{Keeper, place, session};
@@ -24,6 +25,8 @@ pub(crate) struct World {
     pub(super) has_class: bool,
     /// The run of the same session before this one, which was not submitted yet.
     pub(super) waits_for: Option<String>,
+    /// What is in the instance's memory.
+    pub(super) memory: Option<String>,
 }
 
 /// What a run names, itself or by its instance and policy.
@@ -87,8 +90,20 @@ impl Keeper {
         }
         if world.known.is_none() {
             world.waits_for = self.waits_for(run).await?;
+            if instance.spec.memory.as_ref().is_some_and(|memory| memory.enabled) {
+                world.memory = self.memory(&namespace, &run.spec.instance_ref).await?;
+            }
         }
         Ok(world)
+    }
+
+    /// Asked for each time: only the metadata of ConfigMaps is cached.
+    async fn memory(&self, namespace: &str, instance: &str) -> Result<Option<String>, Error> {
+        let name = format!("{instance}{}", kinds::MEMORY_SUFFIX);
+        let config_maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
+        let found = config_maps.get_opt(&name).await;
+        let found = found.map_err(|error| Error::api(format!("get ConfigMap {namespace}/{name}"), error))?;
+        Ok(found.and_then(|it| it.data).and_then(|mut data| data.remove(kinds::MEMORY_KEY)))
     }
 
     async fn known(&self, run: &AgentRun) -> Result<Option<Run>, Error> {

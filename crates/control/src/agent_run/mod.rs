@@ -9,13 +9,14 @@ mod tests;
 use api::agents::{AgentRun, SympoziumInstance, SympoziumPolicy};
 use api::labels;
 use jiff::Timestamp;
-use kube::ResourceExt;
+use kube::{Client, ResourceExt};
 use ledger::{Change, Changes, Ledger, RunId, Ticket};
 
 use crate::kinds::{self, RuntimeClassMeta, SecretMeta};
 use crate::machinery::{Cache, Error, Faults, Machinery, ObjectName, Plan, Wakes};
 
 pub(crate) struct Keeper {
+    client: Client,
     ledger: Ledger,
     runs: Cache<AgentRun>,
     instances: Cache<SympoziumInstance>,
@@ -39,6 +40,7 @@ pub(crate) enum Effect {
 impl Keeper {
     pub(crate) fn new(machinery: &mut Machinery, ledger: Ledger) -> Self {
         Self {
+            client: machinery.client.clone(),
             ledger,
             runs: machinery.cache(),
             instances: machinery.cache(),

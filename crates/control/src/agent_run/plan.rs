@@ -77,7 +77,7 @@ fn admit(run: &AgentRun, world: &World, now: Timestamp) -> Plan<Effect> {
             }
             let lacks = lacks(run, instance, world, &wanted);
             if lacks.is_empty() && world.waits_for.is_none() {
-                let ticket = ticket(run, instance, world.policy.as_deref(), wanted, timeout);
+                let ticket = ticket(run, instance, world, wanted, timeout);
                 return Plan { effects: vec![Effect::Submit(Box::new(ticket))], ..Plan::default() };
             }
             lacks
@@ -169,15 +169,10 @@ fn timeout(run: &AgentRun) -> Result<Duration, String> {
     }
 }
 
-fn ticket(
-    run: &AgentRun,
-    instance: &SympoziumInstance,
-    policy: Option<&SympoziumPolicy>,
-    wanted: Wanted,
-    timeout: Duration,
-) -> Ticket {
+fn ticket(run: &AgentRun, instance: &SympoziumInstance, world: &World, wanted: Wanted, timeout: Duration) -> Ticket {
+    let policy = world.policy.as_deref();
     let limit = limit(instance, policy);
-    let job: Job = job::job(run, instance, policy, wanted);
+    let job: Job = job::job(run, instance, policy, wanted, world.memory.as_deref());
     Ticket {
         run: RunId::from(run.uid().unwrap_or_default()),
         namespace: run.namespace().unwrap_or_default(),
@@ -226,7 +221,7 @@ fn queued(run: &AgentRun, world: &World, known: &Run) -> Plan<Effect> {
     if let (Some(instance), Ok(timeout)) = (world.instance.as_deref(), timeout(run))
         && limit(instance, policy) > 0
     {
-        let ticket = ticket(run, instance, policy, wanted(run, instance, policy), timeout);
+        let ticket = ticket(run, instance, world, wanted(run, instance, policy), timeout);
         plan.effects.push(Effect::Submit(Box::new(ticket)));
     }
     plan

@@ -126,13 +126,14 @@ fn a_run_that_lacks_nothing_is_submitted_with_all_that_its_brain_must_know() {
             ]),
         });
     })));
+    world.memory = Some("likes tea".into());
     let plan = plan(&run, &world, now());
     assert_eq!(plan.status, None, "the ledger's own news brings the status");
     let ticket = submitted(&plan);
     assert_eq!((ticket.run.as_str(), ticket.limit, ticket.timeout), ("uid-r", 3, Duration::from_secs(90)));
     assert_eq!((ticket.session.as_str(), ticket.created), ("s", now()));
     let job = &ticket.job;
-    assert_eq!(job.system, "You are Ada.\n\nBe brief.");
+    assert_eq!(job.system, "You are Ada.\n\nBe brief.\n\n# Memory\n\nlikes tea");
     assert_eq!((job.model.as_str(), job.base_url.as_str()), ("scripted", "http://model/v1"));
     assert_eq!((job.thinking.as_deref(), job.secret.as_deref()), (Some("high"), Some("model-key")));
     assert_eq!(job.tools.allow, ["read_file"]);

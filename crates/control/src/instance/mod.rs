@@ -112,7 +112,7 @@ impl crate::machinery::Keeper for Keeper {
         });
         on.on_declared(&self.config_maps, |child| {
             let namespace = child.namespace().unwrap_or_default();
-            let name = child.name_any().strip_suffix(plan::MEMORY_SUFFIX).map(str::to_owned);
+            let name = child.name_any().strip_suffix(kinds::MEMORY_SUFFIX).map(str::to_owned);
             name.map(|name| ObjectName { namespace, name }).into_iter().collect()
         });
         // Nodes and classes come and go rarely, and any instance may ask for any of them.

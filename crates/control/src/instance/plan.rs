@@ -8,12 +8,9 @@ use kube::{Resource, ResourceExt};
 use serde_json::{Map, Value, json};
 
 use super::{Effect, World};
+use crate::kinds;
 use crate::machinery::{Child, Note, Plan, Said, Seed};
 
-/// The memory of instance `x` is the ConfigMap `x-memory`. As in the original.
-pub(super) const MEMORY_SUFFIX: &str = "-memory";
-/// Its one key.
-const MEMORY_KEY: &str = "MEMORY.md";
 /// Channels that exist at all.
 const CHANNELS: [&str; 4] = ["telegram", "whatsapp", "discord", "slack"];
 
@@ -29,7 +26,7 @@ pub(super) const MEMORY: &str = "MemoryReady";
 pub(super) const OTHERS: &str = "AllServed";
 
 pub(super) fn memory_name(it: &SympoziumInstance) -> String {
-    format!("{}{MEMORY_SUFFIX}", it.name_any())
+    format!("{}{}", it.name_any(), kinds::MEMORY_SUFFIX)
 }
 
 /// The isolation class that the instance's runs ask for.
@@ -53,11 +50,13 @@ struct Lack {
 struct Topic {
     type_: &'static str,
     lacks: Vec<Lack>,
+    /// What is to be said where nothing lacks.
+    remark: &'static str,
 }
 
 impl Topic {
     fn new(type_: &'static str) -> Self {
-        Self { type_, lacks: Vec::new() }
+        Self { type_, lacks: Vec::new(), remark: "" }
     }
 
     fn lack(&mut self, reason: &'static str, what: String) {
@@ -66,7 +65,7 @@ impl Topic {
 
     fn said(&self) -> Said {
         match self.lacks.first() {
-            None => Said::yes(self.type_, reasons::READY, ""),
+            None => Said::yes(self.type_, reasons::READY, self.remark),
             Some(first) => {
                 let all: Vec<&str> = self.lacks.iter().map(|lack| lack.what.as_str()).collect();
                 Said::no(self.type_, first.reason, all.join("; "))
@@ -216,7 +215,7 @@ fn topics(it: &SympoziumInstance, world: &World) -> Vec<Topic> {
         topics.push(topic);
     }
     if spec.memory.as_ref().is_some_and(|memory| memory.enabled) {
-        topics.push(Topic::new(MEMORY));
+        topics.push(Topic { remark: "runs are told what is in it, and cannot write it yet", ..Topic::new(MEMORY) });
     }
     let mut others = Topic::new(OTHERS);
     let limits = spec.agents.default.subagents.clone().unwrap_or_default();
@@ -228,6 +227,11 @@ fn topics(it: &SympoziumInstance, world: &World) -> Vec<Topic> {
     }
     if spec.observability.as_ref().is_some_and(|it| it.enabled) {
         others.lack(reasons::NOT_SUPPORTED, "observability is not served yet: no telemetry leaves".to_owned());
+    }
+    let sandbox = spec.agents.default.agent_sandbox.as_ref();
+    if sandbox.is_some_and(|sandbox| sandbox.enabled && sandbox.warm_pool.is_some()) {
+        let what = "agentSandbox.warmPool is not read yet: the platform decides how many sandboxes are kept warm";
+        others.lack(reasons::NOT_SUPPORTED, what.to_owned());
     }
     if spec.web_endpoint.as_ref().is_some_and(|it| it.enabled) {
         others.lack(reasons::NOT_SUPPORTED, "webEndpoint is not served yet".to_owned());
@@ -274,7 +278,7 @@ fn memory(it: &SympoziumInstance, manager: &str) -> Seed {
         "metadata": {
             "namespace": namespace, "name": name, "labels": Value::Object(labels), "ownerReferences": [owner],
         },
-        "data": {MEMORY_KEY: ""},
+        "data": {kinds::MEMORY_KEY: ""},
     });
     Seed { api_version: "v1", plural: "configmaps", namespace, name, object }
 }

@@ -69,11 +69,12 @@ fn the_seeds_instance_names_everything_that_it_lacks() {
              SkillPack \"memory\" not found: skills are not served yet",
             "NodesReady=False/NodeMissing: no Node has the labels gpu-type=a100",
             "RuntimeClassReady=False/RuntimeClassMissing: RuntimeClass \"gvisor\" not found",
-            "MemoryReady=True/Ready: ",
-            "AllServed=False/NotSupported: observability is not served yet: no telemetry leaves",
+            "MemoryReady=True/Ready: runs are told what is in it, and cannot write it yet",
+            "AllServed=False/NotSupported: observability is not served yet: no telemetry leaves; \
+             agentSandbox.warmPool is not read yet: the platform decides how many sandboxes are kept warm",
         ],
     );
-    assert_eq!(told(&plan).len(), 9, "each thing in an event of its own");
+    assert_eq!(told(&plan).len(), 10, "each thing in an event of its own");
     let channel = &status(&plan).channels.unwrap()[0];
     assert_eq!((channel.type_.as_str(), channel.status), ("telegram", ChannelState::Pending));
     assert_eq!(channel.message.as_deref(), Some("Secret \"telegram-creds\" not found, for the channel telegram"));

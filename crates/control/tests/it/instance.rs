@@ -106,6 +106,9 @@ async fn the_memory_is_made_once_and_goes_with_the_instance_whatever_the_cascade
     let made = house.until("me-memory", |_: &ConfigMap| true).await;
     assert_eq!(made.owner_references()[0].name, "me");
     house.edit::<ConfigMap>("me-memory", json!({"data": {"MEMORY.md": "likes tea"}})).await;
+    house.create(&secret(KEY_SECRET, "x")).await;
+    house.create(&agent_run("r", |_| {})).await;
+    assert_eq!(house.lease().await.ticket.job.system, "# Memory\n\nlikes tea");
     house.edit::<SympoziumInstance>("me", json!({"spec": {"memory": {"maxSizeKB": 512}}})).await;
     house.pass(Duration::from_secs(1)).await;
     let kept = house.get::<ConfigMap>("me-memory").await.unwrap();
