@@ -73,11 +73,16 @@ impl Output {
         }
         loop {
             let mut out = Vec::new();
+            let mut moved = false;
             for at in 0..self.sources.len() {
-                self.pull(at, &mut out, cx);
+                moved |= self.pull(at, &mut out, cx);
             }
             if !out.is_empty() {
                 return Poll::Ready(Some(out.into()));
+            }
+            if moved {
+                // Part of a line, of which nothing is to be told yet. Nobody would wake us for what is behind it.
+                continue;
             }
             if let Some(end) = &self.end {
                 if self.sources.iter().any(Option::is_some) {
@@ -103,10 +108,10 @@ impl Output {
         }
     }
 
-    /// Reads once from one source and appends the events to `out`.
-    fn pull(&mut self, at: usize, out: &mut Vec<u8>, cx: &mut Context<'_>) {
-        let Some(slot) = self.sources.get_mut(at) else { return };
-        let Some(source) = slot else { return };
+    /// Reads once from one source and appends the events to `out`: whether there was anything, the end included.
+    fn pull(&mut self, at: usize, out: &mut Vec<u8>, cx: &mut Context<'_>) -> bool {
+        let Some(slot) = self.sources.get_mut(at) else { return false };
+        let Some(source) = slot else { return false };
         let before = out.len();
         let most = self.read.min(source.left.unwrap_or(usize::MAX));
         let mut scratch = self.daemon.scratch(READ.2);
@@ -114,7 +119,7 @@ impl Output {
         // Nothing is left: the same as the pipe's end.
         let got = if room.is_empty() { Poll::Ready(Ok(0)) } else { read(&source.fd, room, source.left.is_some(), cx) };
         match got {
-            Poll::Pending => {}
+            Poll::Pending => return false,
             Poll::Ready(Ok(length)) if length > 0 => {
                 source.left = source.left.map(|left| left - length.min(left));
                 source.lines.push(scratch.get(..length).unwrap_or_default(), &Tail::at(now_ms()), out);
@@ -136,6 +141,7 @@ impl Output {
                 }
             }
         }
+        true
     }
 }
 

@@ -204,6 +204,7 @@ fn problem(path: &Path, error: &io::Error) -> Problem {
         Some(libc::ENXIO | libc::ENODEV) => not_a_file(path, "a FIFO, a socket or a device"),
         Some(libc::ELOOP) => Problem::parameter(format!("{shown}: too many symbolic links")),
         Some(libc::EISDIR) => not_a_file(path, "a directory"),
+        Some(libc::ENOTDIR) => Problem::parameter(format!("{shown}: what it is in is no directory")),
         _ => Problem::io(&shown.to_string(), error),
     }
 }

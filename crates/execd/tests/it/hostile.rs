@@ -1,0 +1,148 @@
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::house::{Answer, Execd, program};
+
+fn resident(execd: &Execd) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", execd.child.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.split_ascii_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
+}
+
+#[test]
+fn rubbish_is_answered_or_closed_and_the_next_one_is_served() {
+    let execd = Execd::open();
+    let giant = format!("GET /ping HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(1 << 20));
+    let many = format!("GET /ping HTTP/1.1\r\nHost: x\r\n{}\r\n", "X: y\r\n".repeat(5000));
+    for rubbish in
+        [b"\0\xff\x16\x03\x01\r\n\r\n".to_vec(), b"GET\r\n\r\n".to_vec(), giant.into_bytes(), many.into_bytes()]
+    {
+        let mut stream = execd.connect();
+        let _ = stream.write_all(&rubbish);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{:?}", String::from_utf8_lossy(&answer));
+    }
+    for body in ["{not json", "", "[]", "{\"command\": [1]}", "\u{0}"] {
+        assert_eq!(execd.send("POST", "/command", "", body.as_bytes()).problem(400), "INVALID_REQUEST_BODY");
+    }
+    assert_eq!(execd.send("POST", "/files/mv", "", &vec![b' '; 9 << 20]).problem(413), "TOO_LARGE");
+    let deep = "[".repeat(1 << 20);
+    assert_eq!(execd.send("POST", "/files/mv", "", deep.as_bytes()).problem(400), "INVALID_REQUEST_BODY");
+    for (method, target) in [
+        ("GET", "/"),
+        ("PUT", "/command"),
+        ("GET", "/command"),
+        ("GET", "/files"),
+        ("POST", "/files/nothing"),
+        ("GET", "/v1/filesystem/1"),
+    ] {
+        assert_eq!(execd.send(method, target, "", b"").problem(404), "NOT_SUPPORTED", "{method} {target}");
+    }
+    execd.get("/ping").ok();
+}
+
+#[test]
+fn a_stream_that_nobody_reads_stops_its_command_alone() {
+    let execd = Execd::open();
+    let before = resident(&execd);
+    let stuck: Vec<_> = (0..4).map(|_| execd.begin(&json!({"command": "yes"}))).collect();
+    for at in 0..20 {
+        assert_eq!(execd.run(&format!("echo {at}")).out, [at.to_string()]);
+    }
+    assert!(resident(&execd) < before + (32 << 20), "{} MiB", resident(&execd) >> 20);
+    drop(stuck);
+    let (_, mut quiet) = execd.begin(&json!({"command": "head -c 100000000 /dev/zero | tr '\\0' x; echo; echo end"}));
+    let mut length = 0;
+    while let Some(event) = quiet.event() {
+        length += event["text"].as_str().map_or(0, str::len);
+    }
+    assert_eq!(length, 100_000_003, "a line without end comes whole");
+    assert!(resident(&execd) < before + (32 << 20), "{} MiB", resident(&execd) >> 20);
+}
+
+#[test]
+fn thousands_of_connections_leave_room_for_the_next() {
+    let execd = Execd::open();
+    let (_, mut working) = execd.begin(&json!({"command": "read x; echo still here; sleep 0.01", "background": false}));
+    let mut idle: Vec<UnixStream> = Vec::new();
+    for at in 0..3000 {
+        // Half of them say half a request.
+        if let Ok(mut stream) = UnixStream::connect(execd.path("socket")) {
+            if at % 2 == 0 {
+                let _ = stream.write_all(b"GET /ping HTT");
+            }
+            idle.push(stream);
+        }
+        if idle.len() > 500 {
+            idle.remove(0);
+        }
+    }
+    execd.get("/ping").ok();
+    assert_eq!(working.event().unwrap()["text"], "still here");
+    assert_eq!(execd.run("echo alive").out, ["alive"]);
+}
+
+#[test]
+fn without_descriptors_it_refuses_and_recovers() {
+    let dir = tempfile::tempdir().unwrap();
+    let inner = program(dir.path());
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "ulimit -n 48; exec \"$0\" \"$@\""]).arg(inner.get_program());
+    command.args(["--open", "--listen"]).arg(format!("unix:{}", dir.path().join("socket").display()));
+    command.stdout(std::process::Stdio::piped());
+    let execd = Execd::from_command(dir, command);
+    let flood: Vec<_> = (0..200).filter_map(|_| UnixStream::connect(execd.path("socket")).ok()).collect();
+    let busy: Vec<_> = (0..30)
+        .filter_map(|_| {
+            let mut stream = UnixStream::connect(execd.path("socket")).ok()?;
+            stream
+                .write_all(
+                    b"POST /command HTTP/1.1\r\nHost: x\r\nContent-Length: 27\r\n\r\n{\"command\": \"sleep 3141\"}  ",
+                )
+                .ok()?;
+            Some(stream)
+        })
+        .collect();
+    drop((flood, busy));
+    let started = std::time::Instant::now();
+    loop {
+        // While the flood is cleared away an answer may be that there are no descriptors.
+        let mut stream = execd.connect();
+        let _ = stream.write_all(b"POST /command HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 22\r\n\r\n{\"command\": \"echo ok\"}");
+        let mut bytes = Vec::new();
+        let _ = stream.read_to_end(&mut bytes);
+        if String::from_utf8_lossy(&bytes).contains("\"text\":\"ok\"") {
+            return;
+        }
+        assert!(started.elapsed() < crate::house::PATIENCE, "{:?}", String::from_utf8_lossy(&bytes));
+    }
+}
+
+#[test]
+fn too_many_commands_are_refused_with_a_reason() {
+    let execd = Execd::open();
+    let running: Vec<String> =
+        (0..256).map(|_| execd.begin(&json!({"argv": ["sleep", "3141"], "background": true})).0).collect();
+    assert_eq!(execd.post("/command", &json!({"command": "true"})).problem(429), "TOO_MANY");
+    execd.delete(&format!("/command?id={}", running[7])).ok();
+    let again: Answer = execd.post("/command", &json!({"command": "true"}));
+    assert_eq!(again.status, 200);
+}
+
+#[test]
+fn a_command_that_forks_without_end_is_ended() {
+    let execd = Execd::open();
+    // Bounded by its own depth, should it get away: each level makes two.
+    let bomb = "f() { [ $1 -gt 0 ] && { f $(($1 - 1)) & f $(($1 - 1)) & }; sleep 3141; }; f 7";
+    let (id, _stream) = execd.begin(&json!({"command": bomb}));
+    execd.delete(&format!("/command?id={id}")).ok();
+    let left = execd
+        .run("for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; echo; done 2>/dev/null | grep -c '^[s]leep 3141'");
+    // Other tests have sleepers of their own: ours are those of this execd.
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", execd.child.id())).unwrap();
+    assert!(children.trim().is_empty(), "{children}; {left:?}");
+}
