@@ -48,7 +48,7 @@ async fn follow(core: &Arc<Core>) {
         if !due.is_empty() {
             let deletions = due.into_iter().map(|key| expire(core, key));
             for key in
-                stream::iter(deletions).buffer_unordered(AT_ONCE).filter_map(async |it| it).collect::<Vec<_>>().await
+                stream::iter(deletions).buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect::<Vec<_>>().await
             {
                 queue.set(&key, later(now, AGAIN));
             }

@@ -99,7 +99,7 @@ async fn empty(core: &Arc<Core>, name: &Arc<str>) -> Result<bool, Problem> {
     }
     let deletions = core.store.in_namespace(name).into_iter().map(|it| remove(core, it));
     let failed: Vec<Problem> =
-        stream::iter(deletions).buffer_unordered(AT_ONCE).filter_map(async |it| it.err()).collect().await;
+        stream::iter(deletions).buffer_unordered(AT_ONCE).filter_map(|it| std::future::ready(it.err())).collect().await;
     let left = core.store.in_namespace(name);
     settle(core, &key, &conditions(&left, &failed)).await?;
     if let Some(problem) = failed.into_iter().next() {
