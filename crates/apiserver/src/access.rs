@@ -1,6 +1,8 @@
 //! Who asks, and what they may.
 
 use crate::http::Target;
+use http::HeaderMap;
+
 use crate::object::status::{Problem, What};
 
 /// Somebody who asks.
@@ -40,22 +42,54 @@ impl User {
     }
 }
 
+/// The user whom the `Impersonate-*` headers name, if this one may be him; this one when they name nobody.
+pub(crate) fn impersonated(user: User, headers: &HeaderMap) -> Result<User, Problem> {
+    let all = |name: &str| -> Vec<String> {
+        headers.get_all(name).iter().filter_map(|it| it.to_str().ok()).map(str::to_owned).collect()
+    };
+    let names = all("impersonate-user");
+    let (groups, uids) = (all("impersonate-group"), all("impersonate-uid"));
+    let Some(name) = names.first().filter(|name| !name.is_empty()) else {
+        if groups.is_empty()
+            && uids.is_empty()
+            && !headers.keys().any(|it| it.as_str().starts_with("impersonate-extra-"))
+        {
+            return Ok(user);
+        }
+        let why = "requested impersonation without impersonating a user";
+        return Err(Problem::internal(why));
+    };
+    let may = |resource: &str, name: &str| {
+        let wanted = Attributes::Resource {
+            verb: "impersonate".into(),
+            group: String::new(),
+            namespace: String::new(),
+            resource: resource.into(),
+            subresource: String::new(),
+            name: name.into(),
+        };
+        authorize(&user, &wanted)
+    };
+    may("users", name)?;
+    groups.iter().try_for_each(|group| may("groups", group))?;
+    uids.iter().try_for_each(|uid| may("uids", uid))?;
+    let mut groups = groups;
+    if let Some((namespace, _)) = name.strip_prefix("system:serviceaccount:").and_then(|it| it.split_once(':'))
+        && groups.is_empty()
+    {
+        groups = vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")];
+    }
+    if name == "system:anonymous" {
+        return Ok(User::anonymous());
+    }
+    Ok(User { uid: uids.into_iter().next().unwrap_or_default(), ..User::new(name.clone(), groups) })
+}
+
 /// What is asked for, as an authorizer sees it.
 #[derive(Clone, Debug)]
 pub(crate) enum Attributes {
-    Resource {
-        verb: String,
-        group: String,
-        version: String,
-        namespace: String,
-        resource: String,
-        subresource: String,
-        name: String,
-    },
-    Path {
-        verb: String,
-        path: String,
-    },
+    Resource { verb: String, group: String, namespace: String, resource: String, subresource: String, name: String },
+    Path { verb: String, path: String },
 }
 
 impl From<&Target> for Attributes {
@@ -63,7 +97,6 @@ impl From<&Target> for Attributes {
         Self::Resource {
             verb: target.verb.to_owned(),
             group: target.group.clone(),
-            version: target.version.clone(),
             namespace: target.namespace.clone(),
             resource: target.resource.clone(),
             subresource: target.subresource.clone(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kit::{Clock, Tasks};
 
-use crate::registry::{Registry, custom};
+use crate::registry::{Registry, Resources, custom};
 use crate::store::Store;
 
 /// The server's state. One per server, shared by everything.
@@ -28,6 +28,16 @@ impl Core {
         self.registry.replace(&definitions);
     }
 
+    /// The resources by the definitions that readers of the store see now: who has seen a definition established finds
+    /// its resource served.
+    pub(crate) fn fresh(&self) -> Arc<Resources> {
+        let definitions = self.store.list(custom::GROUP, custom::PLURAL, None, None, None).entries;
+        if !self.registry.is_of(&definitions) {
+            self.registry.replace(&definitions);
+        }
+        self.registry.now()
+    }
+
     /// Now, as `metav1.Time` is written.
     pub(crate) fn now(&self) -> String {
         time(self.clock.now())
@@ -37,9 +47,4 @@ impl Core {
 /// A `metav1.Time`: RFC 3339 in whole seconds, UTC.
 pub(crate) fn time(at: jiff::Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
-
-/// A `metav1.MicroTime`.
-pub(crate) fn micro_time(at: jiff::Timestamp) -> String {
-    at.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
 }

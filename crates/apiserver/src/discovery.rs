@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::core::Core;
+use crate::http::json::put;
 use crate::http::reply::Reply;
 use crate::http::{Accept, Query};
 use crate::object::status::{Problem, What};
@@ -33,7 +34,7 @@ pub(crate) async fn answer(core: &Arc<Core>, request: &Parts, path: &str) -> Res
         problem.message = "the server does not allow this method on the requested resource".into();
         return Err(problem);
     }
-    let resources = core.registry.now();
+    let resources = core.fresh();
     let value = match parts.as_slice() {
         [""] => paths(&resources),
         ["version"] => version(),
@@ -200,10 +201,10 @@ fn discovered(resource: &Resource) -> Value {
         "verbs": verbs(resource),
     });
     if !resource.short_names.is_empty() {
-        it["shortNames"] = json!(resource.short_names);
+        put(&mut it, "shortNames", json!(resource.short_names));
     }
     if !resource.categories.is_empty() {
-        it["categories"] = json!(resource.categories);
+        put(&mut it, "categories", json!(resource.categories));
     }
     let parts: Vec<Value> = parts(resource)
         .into_iter()
@@ -216,7 +217,7 @@ fn discovered(resource: &Resource) -> Value {
         })
         .collect();
     if !parts.is_empty() {
-        it["subresources"] = json!(parts);
+        put(&mut it, "subresources", json!(parts));
     }
     it
 }
@@ -238,9 +239,9 @@ fn group_of(resources: &Resources, name: &str, alone: bool) -> Value {
     let versions = resources.groups.get(name).map_or(&empty, |group| &group.versions);
     let one = |version: &Version| json!({"groupVersion": api_version(name, &version.name), "version": version.name});
     let mut it = if alone { json!({"kind": "APIGroup", "apiVersion": "v1"}) } else { json!({}) };
-    it["name"] = json!(name);
-    it["versions"] = versions.iter().map(one).collect();
-    it["preferredVersion"] = versions.first().map(one).unwrap_or_default();
+    put(&mut it, "name", json!(name));
+    put(&mut it, "versions", versions.iter().map(one).collect());
+    put(&mut it, "preferredVersion", versions.first().map(one).unwrap_or_default());
     it
 }
 
@@ -264,13 +265,13 @@ fn list(resources: &Resources, group: &str, version: &str) -> Result<Value, Prob
             "verbs": verbs(resource),
         });
         if !resource.short_names.is_empty() {
-            it["shortNames"] = json!(resource.short_names);
+            put(&mut it, "shortNames", json!(resource.short_names));
         }
         if !resource.categories.is_empty() {
-            it["categories"] = json!(resource.categories);
+            put(&mut it, "categories", json!(resource.categories));
         }
         if !resource.review {
-            it["storageVersionHash"] = json!(storage_hash(resource));
+            put(&mut it, "storageVersionHash", json!(storage_hash(resource)));
         }
         all.push(it);
         for part in parts(resource) {
@@ -280,19 +281,19 @@ fn list(resources: &Resources, group: &str, version: &str) -> Result<Value, Prob
                 "namespaced": resource.namespaced,
             });
             if !part.group.is_empty() {
-                it["group"] = json!(part.group);
-                it["version"] = json!(part.version);
+                put(&mut it, "group", json!(part.group));
+                put(&mut it, "version", json!(part.version));
             }
-            it["kind"] = json!(part.kind.unwrap_or(&resource.kind));
-            it["verbs"] = json!(part.verbs);
+            put(&mut it, "kind", json!(part.kind.unwrap_or(&resource.kind)));
+            put(&mut it, "verbs", json!(part.verbs));
             all.push(it);
         }
     }
     let mut value = json!({"kind": "APIResourceList"});
     if !group.is_empty() {
-        value["apiVersion"] = json!("v1");
+        put(&mut value, "apiVersion", json!("v1"));
     }
-    value["groupVersion"] = json!(api_version(group, version));
-    value["resources"] = json!(all);
+    put(&mut value, "groupVersion", json!(api_version(group, version)));
+    put(&mut value, "resources", json!(all));
     Ok(value)
 }

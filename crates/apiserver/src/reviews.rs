@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::access::{self, Attributes, User};
+use crate::http::json::put;
 use crate::http::media::{self, Accept};
 use crate::http::options::Write;
 use crate::http::reply::Reply;
@@ -59,7 +60,7 @@ fn nameless(call: &Call) -> What<'_> {
 fn info(user: &User) -> Value {
     let mut it = json!({"username": user.name, "groups": user.groups});
     if !user.uid.is_empty() {
-        it["uid"] = json!(user.uid);
+        put(&mut it, "uid", json!(user.uid));
     }
     it
 }
@@ -98,7 +99,6 @@ fn verdict(call: &Call, user: &User, review: &Value) -> Result<Value, Problem> {
         (Some(of), None) => Attributes::Resource {
             verb: text(of, "verb"),
             group: text(of, "group"),
-            version: text(of, "version"),
             namespace: text(of, "namespace"),
             resource: text(of, "resource"),
             subresource: text(of, "subresource"),

@@ -21,6 +21,13 @@ pub(crate) fn parse(body: &[u8]) -> Result<Decoded, String> {
     }
 }
 
+/// Sets a field of an object that is being put together.
+pub(crate) fn put(object: &mut Value, field: &str, value: Value) {
+    if let Value::Object(map) = object {
+        map.insert(field.to_owned(), value);
+    }
+}
+
 /// The commonest of Go's complaints; ours where it has no equal.
 fn go_words(error: &serde_json::Error, body: &[u8]) -> String {
     if error.is_eof() {

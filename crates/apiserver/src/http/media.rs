@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::json;
 use crate::object::protobuf;
-use crate::object::status::{Details, Problem};
+use crate::object::status::Problem;
 
 /// What Kubernetes names as acceptable.
 pub(crate) const MEDIA_TYPES: [&str; 3] =
@@ -90,7 +90,7 @@ fn refusal(clauses: &[&str]) -> Problem {
         return Problem::not_acceptable(&SERVED_TYPES);
     }
     let message = format!("406: Not Acceptable\n\nAvailable representations: {}", MEDIA_TYPES.join(", "));
-    Problem { message, details: Some(Details::default()), ..Problem::not_acceptable(&MEDIA_TYPES) }
+    Problem { message, details: Some(Box::default()), ..Problem::not_acceptable(&MEDIA_TYPES) }
 }
 
 fn weight(clause: &str) -> f32 {
@@ -158,7 +158,7 @@ mod tests {
         let kubectl = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
         assert_eq!(accept(kubectl).unwrap().shape, Shape::Table { version: "v1" });
         assert_eq!(accept("application/vnd.kubernetes.protobuf, application/json").unwrap(), Accept::JSON);
-        assert_eq!(accept("application/json;q=0.5,application/yaml").unwrap().yaml, true);
+        assert!(accept("application/json;q=0.5,application/yaml").unwrap().yaml);
         assert_eq!(
             accept("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1").unwrap().shape,
             Shape::Metadata { version: "v1" }

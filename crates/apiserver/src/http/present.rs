@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::json::put;
 use crate::kinds::convert;
 use crate::registry::Resource;
 use crate::store::Entry;
@@ -85,7 +86,7 @@ pub(crate) fn table_of_one(resource: &Resource, object: &Value, version: &str, c
     let objects = std::iter::once(object.clone());
     let mut table = table(resource, objects, json!({"resourceVersion": revision}), version, Include::Metadata, now);
     if !columns {
-        table["columnDefinitions"] = Value::Null;
+        put(&mut table, "columnDefinitions", Value::Null);
     }
     table
 }

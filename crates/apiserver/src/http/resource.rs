@@ -7,6 +7,7 @@ use http::HeaderMap;
 use serde_json::{Value, json};
 
 use super::body::{Body, Items};
+use super::json::put;
 use super::media::{self, Accept, Shape};
 use super::present::{self, Include};
 use super::reply::{JSON, Reply};
@@ -14,7 +15,7 @@ use super::url::{Query, Target};
 use crate::access::User;
 use crate::core::Core;
 use crate::kinds::{convert, subresources};
-use crate::object::status::{Details, Problem, What};
+use crate::object::status::{Problem, What};
 use crate::reviews;
 use crate::store::Entry;
 use crate::verbs::patch::Language;
@@ -44,8 +45,11 @@ impl Asked<'_> {
 
 /// Answers a request on a resource. Warnings are left in `warnings`, whatever becomes of it.
 pub(crate) async fn answer(core: &Arc<Core>, asked: Asked<'_>, warnings: &mut Vec<String>) -> Result<Reply, Problem> {
-    let resources = core.registry.now();
     let Target { group, version, resource, verb, .. } = &asked.target;
+    let mut resources = core.registry.now();
+    if resources.find(group, version, resource).is_none() {
+        resources = core.fresh();
+    }
     if !resources.groups.contains_key(group) {
         return Ok(Reply::nothing_here());
     }
@@ -108,9 +112,9 @@ async fn dispatch(call: &mut Call, asked: &Asked<'_>) -> Result<Reply, Problem> 
             let page = read::list(call, &options).await?;
             let mut meta = json!({"resourceVersion": page.rev.to_string()});
             if let Some(token) = page.token {
-                meta["continue"] = json!(token);
+                put(&mut meta, "continue", json!(token));
                 if let Some(remaining) = page.remaining {
-                    meta["remainingItemCount"] = json!(remaining);
+                    put(&mut meta, "remainingItemCount", json!(remaining));
                 }
             }
             many(call, asked, &accept, meta, page.entries)
@@ -165,7 +169,7 @@ async fn dispatch(call: &mut Call, asked: &Asked<'_>) -> Result<Reply, Problem> 
 /// No route takes this method on this path.
 fn not_allowed() -> Problem {
     let message = "the server does not allow this method on the requested resource".into();
-    Problem { message, details: Some(Details::default()), ..Problem::method_not_supported(What::new("", ""), "") }
+    Problem { message, details: Some(Box::default()), ..Problem::method_not_supported(What::new("", ""), "") }
 }
 
 fn delete_options(asked: &Asked<'_>) -> Result<DeleteOptions, Problem> {
@@ -237,7 +241,7 @@ fn many(
     let mut meta = meta;
     if resource.is_custom() && meta.get("continue").is_none() && accept.shape == Shape::Plain {
         // What unstructured lists of upstream say.
-        meta["continue"] = json!("");
+        put(&mut meta, "continue", json!(""));
     }
     let value = match accept.shape {
         Shape::Plain if resource.is_stored_version() && !accept.yaml => {

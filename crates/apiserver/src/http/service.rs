@@ -117,6 +117,7 @@ where
         Some(user) => user,
         None => authenticate(parts)?,
     };
+    let user = access::impersonated(user, &parts.headers)?;
     let path = parts.uri.path();
     let query = Query::new(parts.uri.query().unwrap_or_default());
     let Some(target) = Target::parse(&parts.method, path, &query) else {

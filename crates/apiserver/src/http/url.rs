@@ -77,11 +77,6 @@ impl Target {
         }
         Some(target)
     }
-
-    /// `v1`, `apps/v1`.
-    pub(crate) fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
-    }
 }
 
 /// Percent-decoding; what is not UTF-8 afterwards is replaced, and so matches nothing.

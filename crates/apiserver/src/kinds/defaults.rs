@@ -68,6 +68,10 @@ fn blank(it: &Map<String, Value>, field: &str) -> bool {
     it.get(field).is_none_or(|value| value.is_null() || value == "")
 }
 
+fn is_empty(it: &Map<String, Value>, list: &str) -> bool {
+    it.get(list).and_then(Value::as_array).is_none_or(Vec::is_empty)
+}
+
 fn fill_blank(it: &mut Map<String, Value>, field: &str, value: Value) {
     if blank(it, field) {
         it.insert(field.to_owned(), value);
@@ -86,10 +90,8 @@ fn sub<'a>(it: &'a mut Map<String, Value>, field: &str) -> &'a mut Map<String, V
 fn computed(name: &str, it: &mut Map<String, Value>) {
     match name {
         "api.core.v1.Container" | "api.core.v1.EphemeralContainer" => container(it),
-        "api.core.v1.Volume" => {
-            if it.keys().all(|key| key == "name") {
-                it.insert("emptyDir".into(), json!({}));
-            }
+        "api.core.v1.Volume" if it.keys().all(|key| key == "name") => {
+            it.insert("emptyDir".into(), json!({}));
         }
         "api.core.v1.Pod" => pod(it),
         "api.core.v1.PodSpec" => {
@@ -170,11 +172,9 @@ fn computed(name: &str, it: &mut Map<String, Value>) {
                 claim.insert("kind".into(), json!("PersistentVolumeClaim"));
             }
         }
-        "api.networking.v1.NetworkPolicySpec" => {
-            if it.get("policyTypes").and_then(Value::as_array).is_none_or(Vec::is_empty) {
-                let egress = it.get("egress").and_then(Value::as_array).is_some_and(|it| !it.is_empty());
-                it.insert("policyTypes".into(), if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) });
-            }
+        "api.networking.v1.NetworkPolicySpec" if is_empty(it, "policyTypes") => {
+            let both = json!(["Ingress", "Egress"]);
+            it.insert("policyTypes".into(), if is_empty(it, "egress") { json!(["Ingress"]) } else { both });
         }
         "api.rbac.v1.Subject" if matches!(text(it, "kind"), "User" | "Group") => {
             fill_blank(it, "apiGroup", json!("rbac.authorization.k8s.io"));
@@ -311,7 +311,7 @@ fn job(it: &mut Map<String, Value>) {
 }
 
 fn autoscaler(it: &mut Map<String, Value>) {
-    if it.get("metrics").and_then(Value::as_array).is_none_or(Vec::is_empty) {
+    if is_empty(it, "metrics") {
         it.insert(
             "metrics".into(),
             json!([{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}}]),

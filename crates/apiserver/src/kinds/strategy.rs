@@ -486,6 +486,7 @@ pub(crate) fn admit_delete(call: &Call, object: &Value, _options: &DeleteOptions
 
 /// What a write changes beyond the store.
 pub(crate) fn after_write(call: &Call, entry: &Arc<Entry>) {
+    tracing::debug!(user = call.user.name, object = ?entry.key, rev = entry.rev, "written");
     if *entry.key.group == *custom::GROUP && *entry.key.resource == *custom::PLURAL {
         call.core.reload();
     }

@@ -3,9 +3,9 @@
 
 use serde_json::{Value, json};
 
+use crate::object::FieldError;
 use crate::object::field::quote;
-use crate::object::meta::dns1123_label;
-use crate::object::{Cause, FieldError};
+use crate::object::meta::{dns1123_label, validate_kube_finalizers};
 use crate::registry::{Resource, custom};
 use crate::verbs::meta;
 
@@ -32,6 +32,10 @@ fn is_blank(object: &Value, path: &str) -> bool {
 
 pub(super) fn create(resource: &Resource, object: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
+    // Definitions come from another program's code, which knows no standard names.
+    if resource.stored_group != custom::GROUP {
+        errors.extend(validate_kube_finalizers(object.get("metadata").unwrap_or(&Value::Null), "metadata"));
+    }
     let template = "spec.template";
     match (resource.stored_group.as_str(), resource.plural.as_str()) {
         ("", "configmaps") => config_map(object, &mut errors),
@@ -103,22 +107,7 @@ pub(super) fn create(resource: &Resource, object: &Value) -> Vec<FieldError> {
                 }
             }
         }
-        ("", "events") => {
-            if !meta::namespace(object).is_empty()
-                && ["/involvedObject/namespace", "/regarding/namespace"].iter().any(|path| {
-                    let of = text(object, path);
-                    !of.is_empty() && of != meta::namespace(object)
-                })
-            {
-                let of =
-                    if is_blank(object, "/regarding") { "/involvedObject/namespace" } else { "/regarding/namespace" };
-                errors.push(FieldError::invalid_str(
-                    "involvedObject.namespace",
-                    text(object, of),
-                    "does not match event.namespace",
-                ));
-            }
-        }
+        ("", "events") => event(object, &mut errors),
         ("apiextensions.k8s.io", "customresourcedefinitions") => errors.extend(custom::validate(object, None)),
         _ => {}
     }
@@ -222,6 +211,15 @@ pub(super) fn update(resource: &Resource, new: &Value, old: &Value) -> Vec<Field
         _ => {}
     }
     errors
+}
+
+/// An event stands in the namespace of what it is about.
+fn event(object: &Value, errors: &mut Vec<FieldError>) {
+    let path = if is_blank(object, "/regarding") { "/involvedObject/namespace" } else { "/regarding/namespace" };
+    let about = text(object, path);
+    if !about.is_empty() && !meta::namespace(object).is_empty() && about != meta::namespace(object) {
+        errors.push(FieldError::invalid_str("involvedObject.namespace", about, "does not match event.namespace"));
+    }
 }
 
 fn non_negative(object: &Value, path: &str, name: &str, errors: &mut Vec<FieldError>) {
@@ -469,11 +467,7 @@ fn pod_spec(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
                 if name.is_empty() {
                     errors.push(FieldError::required(format!("{place}.name"), ""));
                 } else if !volumes.contains(&name) {
-                    errors.push(FieldError {
-                        path: format!("{place}.name"),
-                        reason: Cause::Invalid,
-                        body: format!("Not found: {}", quote(name)),
-                    });
+                    errors.push(FieldError::not_found(format!("{place}.name"), &json!(name)));
                 }
                 if text(mount, "/mountPath").is_empty() {
                     errors.push(FieldError::required(format!("{place}.mountPath"), ""));

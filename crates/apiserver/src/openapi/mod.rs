@@ -24,7 +24,7 @@ const SCHEMAS: &str = "#/components/schemas/";
 
 /// `/openapi/v3`: where the document of each group and version is, and the tag of its content.
 pub(crate) fn index(core: &Arc<Core>, request: &Parts) -> Result<Reply, Problem> {
-    let resources = core.registry.now();
+    let resources = core.fresh();
     let mut paths = Map::new();
     for (path, version) in versions(&resources) {
         let url = format!("/openapi/v3/{path}?hash={}", tag(&path, version));
@@ -38,7 +38,7 @@ pub(crate) fn index(core: &Arc<Core>, request: &Parts) -> Result<Reply, Problem>
 
 /// `/openapi/v3/apis/apps/v1`.
 pub(crate) fn v3(core: &Arc<Core>, request: &Parts, path: &[&str]) -> Result<Reply, Problem> {
-    let resources = core.registry.now();
+    let resources = core.fresh();
     let path = path.join("/");
     let (_, version) = versions(&resources).find(|(it, _)| *it == path).ok_or_else(Problem::no_such_path)?;
     tagged(request, tag(&path, version), || Bytes::from(document(version).to_string()))
@@ -188,7 +188,7 @@ pub(crate) fn v2(core: &Arc<Core>, request: &Parts) -> Result<Reply, Problem> {
     if !said.is_empty() && !["application/json", "*/*", "application/*"].iter().any(|it| said.contains(it)) {
         return Err(Problem::not_acceptable(&["application/json"]));
     }
-    let resources = core.registry.now();
+    let resources = core.fresh();
     let mut tags: Vec<String> = versions(&resources).map(|(path, version)| tag(&path, version)).collect();
     tags.sort();
     let whole = hash(&tags.iter().map(String::as_bytes).collect::<Vec<_>>());

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::type_name;
+use crate::http::json::put;
 use crate::registry::{Resource, Version};
 
 /// Query parameters of writes. kubectl looks for `fieldValidation` at `patch`, and validates by itself without it.
@@ -119,7 +120,7 @@ fn operation(
         "x-kubernetes-group-version-kind": {"group": resource.group, "kind": resource.kind, "version": resource.version},
     });
     if let Some(body) = body {
-        it["requestBody"] = json!({"required": true, "content": {"*/*": {"schema": body}}});
+        put(&mut it, "requestBody", json!({"required": true, "content": {"*/*": {"schema": body}}}));
     }
     it
 }
@@ -131,7 +132,7 @@ fn patch(resource: &Resource, id: &str, answer: &Value) -> Value {
         .filter(|media_type| !resource.is_custom() || !media_type.contains("strategic"))
         .map(|media_type| ((*media_type).to_owned(), json!({"schema": {"type": "object"}})))
         .collect();
-    it["requestBody"] = json!({"required": true, "content": content});
+    put(&mut it, "requestBody", json!({"required": true, "content": content}));
     it
 }
 

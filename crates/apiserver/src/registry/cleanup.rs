@@ -106,12 +106,21 @@ async fn release(core: &Arc<Core>, entry: &Arc<Entry>, mut definition: Value) ->
         let done = "CustomResource deletion completed";
         custom::set_condition(&mut definition, "Terminating", "False", "InstanceDeletionCompleted", done, &core.now());
     }
+    if goes {
+        // Who sees it gone finds nothing served by it any more.
+        let others = core.store.list(GROUP, PLURAL, None, None, None).entries;
+        core.registry.replace(&others.into_iter().filter(|it| it.key != entry.key).collect::<Vec<_>>());
+    }
     let change = if goes { Change::Delete(definition) } else { Change::Put(definition) };
     match core.store.write(entry.key.clone(), Expect::Rev(entry.rev), change).await {
         Ok(_) => {}
         // Somebody wrote it meanwhile: that event brings us back.
-        Err(WriteError::Conflict { .. } | WriteError::Absent) => return Ok(()),
+        Err(WriteError::Conflict { .. } | WriteError::Absent) => {
+            core.reload();
+            return Ok(());
+        }
         Err(error) => {
+            core.reload();
             tracing::warn!(error = kit::chain(&error), "a definition stays");
             return Err(error);
         }

@@ -183,8 +183,8 @@ pub(crate) struct Resources {
     /// Groups in the order in which discovery lists them: the core group is not among them.
     pub(crate) order: Vec<String>,
     pub(crate) groups: HashMap<String, Group>,
-    /// Changes whenever a definition does: what is derived from the resources is kept under it.
-    pub(crate) stamp: u64,
+    /// The revisions of the definitions among them.
+    definitions: Vec<u64>,
 }
 
 impl Resources {
@@ -274,6 +274,11 @@ impl Registry {
         self.changed.subscribe()
     }
 
+    /// Whether the resources are those of just these definitions.
+    pub(crate) fn is_of(&self, definitions: &[Arc<Entry>]) -> bool {
+        self.now().definitions.iter().eq(definitions.iter().map(|it| &it.rev))
+    }
+
     /// Takes over the definitions as they are now: [`custom::served`] of each is what is served.
     pub(crate) fn replace(&self, definitions: &[Arc<Entry>]) {
         let mut next = builtin_resources();
@@ -287,9 +292,8 @@ impl Registry {
                 group.versions.sort_by_cached_key(|version| custom::priority(&version.name));
             }
         }
-        let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
-        next.stamp = now.stamp + 1;
-        *now = Arc::new(next);
+        next.definitions = definitions.iter().map(|it| it.rev).collect();
+        *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         self.changed.send_modify(|stamp| *stamp += 1);
     }
 }

@@ -7,7 +7,7 @@ use super::{Call, FieldValidation, meta};
 use crate::http::media::{self, Decoded, Undecodable};
 use crate::kinds::{convert, strategy};
 use crate::object::FieldError;
-use crate::object::status::{Details, Problem, StatusCause, What};
+use crate::object::status::{Problem, StatusCause, What};
 use crate::registry::{Model, Resource};
 
 /// An object as it comes from outside, in the version of the request.
@@ -231,8 +231,8 @@ pub(crate) fn namespace_takes(call: &Call, object: &Value) -> Result<(), Problem
     }
     let why = format!("unable to create new content in namespace {name} because it is being terminated");
     let mut problem = Problem::forbidden(call.resource.what(), meta::name(object), &why);
-    if let Some(Details { causes, .. }) = &mut problem.details {
-        causes.push(StatusCause {
+    if let Some(details) = &mut problem.details {
+        details.causes.push(StatusCause {
             reason: "NamespaceTerminating".into(),
             message: format!("namespace {name} is being terminated"),
             field: "metadata.namespace".into(),

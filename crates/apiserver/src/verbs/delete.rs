@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::{Call, DeleteOptions, ListOptions, Object, Propagation, meta, read, refused};
 use crate::core::time;
+use crate::http::json::put;
 use crate::kinds::strategy;
 use crate::object::status::Problem;
 use crate::registry::custom;
@@ -130,7 +131,7 @@ fn decide(call: &Call, before: &Value, options: &DeleteOptions) -> Step {
         }
         meta::set(&mut object, "deletionGracePeriodSeconds", 0);
     }
-    if super::update::same(&object, before) { Step::Wait } else { Step::Mark(object) }
+    if object == *before { Step::Wait } else { Step::Mark(object) }
 }
 
 fn bump(object: &mut Value, before: &Value) {
@@ -228,9 +229,9 @@ pub(crate) async fn delete_collection(
 pub(crate) fn success(call: &Call, object: &Value) -> Value {
     let mut details = json!({"name": meta::name(object)});
     if !call.resource.group.is_empty() {
-        details["group"] = json!(call.resource.group);
+        put(&mut details, "group", json!(call.resource.group));
     }
-    details["kind"] = json!(call.resource.plural);
-    details["uid"] = json!(meta::uid(object));
+    put(&mut details, "kind", json!(call.resource.plural));
+    put(&mut details, "uid", json!(meta::uid(object)));
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
 }

@@ -6,7 +6,7 @@ use crate::http::media::{self, Decoded};
 use crate::http::{FieldValidation, json};
 use crate::kinds::strategy;
 use crate::object::apply::{self, Applier, Updater};
-use crate::object::status::{Details, Problem, What};
+use crate::object::status::{Problem, What};
 use crate::object::{FieldError, field, patch};
 
 /// The four languages of `PATCH`.
@@ -34,7 +34,7 @@ impl Language {
             // Built-in kinds are refused by upstream's router already.
             _ => Err(Problem {
                 message: "415: Unsupported Media Type".into(),
-                details: Some(Details::default()),
+                details: Some(Box::default()),
                 ..Problem::unsupported_media_type(&[])
             }),
         }

@@ -9,7 +9,7 @@ use super::{Call, ListOptions, Object};
 use crate::http::Match;
 use crate::kinds::{convert, fields};
 use crate::object::selector::{Fields, Labels};
-use crate::object::status::{Details, Problem, StatusCause};
+use crate::object::status::{Problem, StatusCause};
 use crate::registry::Resource;
 use crate::store::{Entry, Key, Listed};
 
@@ -108,11 +108,8 @@ pub(crate) async fn list(call: &Call, options: &ListOptions) -> Result<Page, Pro
         None => {
             if let Some(revision) = options.revision.filter(|it| *it > 0) {
                 // Without a match, a limit has always meant exactly this revision.
-                let matching = options.matching.unwrap_or(if options.limit.is_some() {
-                    Match::Exact
-                } else {
-                    Match::NotOlderThan
-                });
+                let implied = if options.limit.is_some() { Match::Exact } else { Match::NotOlderThan };
+                let matching = options.matching.unwrap_or(implied);
                 reached(call, revision).await?;
                 exact = (matching == Match::Exact).then_some(revision);
             }
@@ -120,7 +117,7 @@ pub(crate) async fn list(call: &Call, options: &ListOptions) -> Result<Page, Pro
     }
     let store = &call.core.store;
     if let (Some(name), None, Some(namespace)) =
-        (selection.name(), exact, namespace.or((!resource.namespaced).then_some("")))
+        (selection.name(), exact, namespace.or_else(|| (!resource.namespaced).then_some("")))
     {
         let rev = store.revision();
         let found = store.get(&resource.key(namespace, name)).filter(|entry| selection.matches(resource, entry));
@@ -187,8 +184,8 @@ pub(crate) async fn reached(call: &Call, revision: u64) -> Result<(), Problem> {
     }
     let mut problem =
         Problem::timeout(&format!("Too large resource version: {revision}, current: {}", store.revision()), 1);
-    if let Some(Details { causes, .. }) = &mut problem.details {
-        causes.push(StatusCause {
+    if let Some(details) = &mut problem.details {
+        details.causes.push(StatusCause {
             reason: "ResourceVersionTooLarge".into(),
             message: "Too large resource version".into(),
             field: String::new(),

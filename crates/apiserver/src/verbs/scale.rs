@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
 
 use super::{Call, Object, WriteOptions, meta, read, update};
+use crate::http::json::put;
 use crate::http::resource::Asked;
 use crate::http::{json as body, media};
 use crate::object::apply::{self, Updater};
@@ -50,7 +51,7 @@ pub(crate) async fn answer(call: &mut Call, verb: &str, asked: &Asked<'_>) -> Re
         let replicas = after.pointer("/spec/replicas").cloned().unwrap_or_else(|| json!(0));
         check(call, &after, &replicas)?;
         let mut object = current.clone();
-        put(&mut object, &scale.spec, replicas);
+        put_at(&mut object, &scale.spec, replicas);
         let revision = meta::text(&after, "resourceVersion").to_owned();
         meta::put(
             &mut object,
@@ -113,7 +114,7 @@ fn face(call: &Call, scale: &Scale, object: &Value) -> Result<Value, Problem> {
     let mut metadata = json!({"name": meta::name(object), "namespace": meta::namespace(object), "uid": meta::uid(object),
         "resourceVersion": meta::text(object, "resourceVersion")});
     if let Some(at) = meta::get(object, "creationTimestamp") {
-        metadata["creationTimestamp"] = at.clone();
+        put(&mut metadata, "creationTimestamp", at.clone());
     }
     let mut status = json!({"replicas": number(&scale.status).unwrap_or_default()});
     let selector = match &scale.selector {
@@ -122,11 +123,11 @@ fn face(call: &Call, scale: &Scale, object: &Value) -> Result<Value, Problem> {
         None => object.pointer("/spec/selector").map(selector_text),
     };
     if let Some(selector) = selector.filter(|it| !it.is_empty()) {
-        status["selector"] = json!(selector);
+        put(&mut status, "selector", json!(selector));
     }
     let mut spec = json!({});
     if replicas != 0 {
-        spec["replicas"] = json!(replicas);
+        put(&mut spec, "replicas", json!(replicas));
     }
     Ok(json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec, "status": status}))
 }
@@ -135,7 +136,7 @@ fn find<'a>(object: &'a Value, path: &[String]) -> Option<&'a Value> {
     path.iter().try_fold(object, |at, part| at.get(part))
 }
 
-fn put(object: &mut Value, path: &[String], value: Value) {
+fn put_at(object: &mut Value, path: &[String], value: Value) {
     let mut at = object;
     for part in path {
         at = meta::map(at).entry(part.clone()).or_insert_with(|| json!({}));

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{Call, Object, WriteOptions, Written, admit, create, meta, refused};
 use crate::kinds::{convert, strategy};
@@ -128,8 +128,9 @@ async fn commit(
     before_update(call, &mut object, old)?;
     let mut stored = create::store_form(call, object);
     let before = current.value();
-    keep_times(&mut stored, &before);
-    if same(&stored, &before) {
+    apply::keep_times(&before, &mut stored);
+    // What changes nothing is not written.
+    if stored == before {
         return Ok(Some(Written { object: Object::Stored(current.clone()), created: false }));
     }
     let goes = goes_with_update(&resource, &stored, &before);
@@ -183,48 +184,6 @@ fn before_update(call: &mut Call, object: &mut Value, old: &Value) -> Result<(),
         call.warn(text);
     }
     Ok(())
-}
-
-/// When nothing but the times of managed fields differs, the times stay too: so that an update that changes nothing
-/// writes nothing.
-fn keep_times(new: &mut Value, old: &Value) {
-    let (Some(Value::Array(now)), Some(Value::Array(was))) =
-        (meta::get(new, "managedFields").cloned(), meta::get(old, "managedFields"))
-    else {
-        return;
-    };
-    let timeless = |entry: &Value| match entry.as_object() {
-        Some(map) => {
-            map.iter().filter(|(key, _)| *key != "time").map(|(key, value)| (key.clone(), value.clone())).collect()
-        }
-        None => Map::new(),
-    };
-    let equal = now.len() == was.len() && now.iter().all(|it| was.iter().any(|other| timeless(it) == timeless(other)));
-    if equal && same_but(new, old, &["managedFields", "resourceVersion"]) {
-        meta::set(new, "managedFields", Value::Array(was.clone()));
-    }
-}
-
-/// Whether two states of an object are the same but for their revision.
-pub(crate) fn same(new: &Value, old: &Value) -> bool {
-    same_but(new, old, &["resourceVersion"])
-}
-
-fn same_but(new: &Value, old: &Value, ignored: &[&str]) -> bool {
-    let (Some(new), Some(old)) = (new.as_object(), old.as_object()) else { return new == old };
-    new.len() == old.len()
-        && new.iter().all(|(key, value)| match (key.as_str(), value, old.get(key)) {
-            ("metadata", Value::Object(new), Some(Value::Object(old))) => {
-                let counted =
-                    |map: &Map<String, Value>| map.keys().filter(|key| !ignored.contains(&key.as_str())).count();
-                counted(new) == counted(old)
-                    && new
-                        .iter()
-                        .filter(|(key, _)| !ignored.contains(&key.as_str()))
-                        .all(|(key, value)| old.get(key) == Some(value))
-            }
-            (_, value, other) => other == Some(value),
-        })
 }
 
 /// Whether an update took away the last finalizer of an object that is to be deleted.

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::read::{self, Selection};
 use super::{Call, ListOptions, meta};
+use crate::http::json::put;
 use crate::http::{Accept, Shape, present};
 use crate::kinds::convert;
 use crate::object::status::Problem;
@@ -133,7 +134,7 @@ impl Format {
     fn bookmark(&self, revision: u64, initial_end: bool, first: &mut bool) -> Bytes {
         let mut metadata = json!({"resourceVersion": revision.to_string()});
         if initial_end {
-            metadata["annotations"] = json!({INITIAL_END: "true"});
+            put(&mut metadata, "annotations", json!({INITIAL_END: "true"}));
         }
         // What Go prints of an empty object of the kind.
         let object =
@@ -196,8 +197,8 @@ impl Served {
                     Problem::expired(&format!("too old resource version: {} (the watcher was too slow)", self.seen));
                 return Some(error_event(&problem));
             };
-            self.seen = event.rev;
             if let Some(piece) = self.event(&event) {
+                self.seen = event.rev;
                 return Some(piece);
             }
         }

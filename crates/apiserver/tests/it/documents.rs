@@ -1,0 +1,87 @@
+use http::Method;
+use serde_json::{Value, json};
+
+use crate::House;
+
+#[tokio::test]
+async fn discovery_names_what_is_served_in_both_its_forms() {
+    let house = House::open().await;
+    let accept = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+    let answer = house.send(Method::GET, "/apis", &[("accept", accept)], "").await;
+    assert_eq!(answer.headers["content-type"], "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList");
+    let all = answer.is(200);
+    let apps = all["items"].as_array().unwrap().iter().find(|it| it["metadata"]["name"] == "apps").unwrap();
+    let deployments =
+        apps["versions"][0]["resources"].as_array().unwrap().iter().find(|it| it["resource"] == "deployments").unwrap();
+    assert_eq!((&deployments["shortNames"], &deployments["scope"]), (&json!(["deploy"]), &json!("Namespaced")));
+    assert_eq!(deployments["subresources"][0]["responseKind"]["kind"], "Scale");
+    let classic = house.get("/apis/apps/v1").await.is(200);
+    let names: Vec<&str> =
+        classic["resources"].as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap()).collect();
+    assert!(
+        ["deployments", "deployments/status", "deployments/scale", "statefulsets"].iter().all(|it| names.contains(it)),
+        "{names:?}"
+    );
+    assert_eq!(house.get("/apis/autoscaling").await.is(200)["preferredVersion"]["version"], "v2");
+    assert!(house.get("/version").await.is(200)["gitVersion"].as_str().unwrap().starts_with("v1.34."));
+    assert_eq!((house.get("/apis/nope").await.code, house.get("/readyz").await.text.as_str()), (404, "ok"));
+}
+
+#[tokio::test]
+async fn the_fields_client_discovers_everything() {
+    let house = House::open().await;
+    let discovery = kube::Discovery::new(house.client.clone()).run_aggregated().await.unwrap();
+    assert!(discovery.has_group("apps") && discovery.has_group("rbac.authorization.k8s.io"));
+    let classic = kube::Discovery::new(house.client.clone()).run().await.unwrap();
+    assert_eq!(classic.groups().count(), discovery.groups().count());
+}
+
+#[tokio::test]
+async fn openapi_documents_describe_their_kinds_and_are_tagged() {
+    let house = House::open().await;
+    let index = house.get("/openapi/v3").await.is(200);
+    let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap().to_owned();
+    let answer = house.get(&url).await;
+    let tag = answer.headers["etag"].to_str().unwrap().to_owned();
+    assert!(url.contains(tag.trim_matches('"')));
+    let document = answer.is(200);
+    let schemas = document["components"]["schemas"].as_object().unwrap();
+    let spec = &schemas["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
+    assert_eq!(
+        (&spec["x-kubernetes-patch-merge-key"], &spec["x-kubernetes-list-type"]),
+        (&json!("name"), &json!("map"))
+    );
+    assert!(spec["description"].as_str().unwrap().contains("containers belonging to the pod"));
+    let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
+    assert_eq!(patch["x-kubernetes-group-version-kind"]["kind"], "Deployment");
+    assert!(patch["parameters"].as_array().unwrap().iter().any(|it| it["name"] == "fieldValidation"));
+    references_resolve(&document, "#/components/schemas/", schemas);
+    let known = house.send(Method::GET, &url, &[("if-none-match", &tag)], "").await;
+    assert_eq!((known.code, known.text.as_str()), (304, ""));
+}
+
+#[tokio::test]
+async fn every_reference_of_every_document_resolves() {
+    let house = House::open().await;
+    let index = house.get("/openapi/v3").await.is(200);
+    for path in index["paths"].as_object().unwrap().values() {
+        let document = house.get(path["serverRelativeURL"].as_str().unwrap()).await.is(200);
+        references_resolve(&document, "#/components/schemas/", document["components"]["schemas"].as_object().unwrap());
+    }
+    let old = house.get("/openapi/v2").await.is(200);
+    references_resolve(&old, "#/definitions/", old["definitions"].as_object().unwrap());
+}
+
+#[track_caller]
+fn references_resolve(value: &Value, prefix: &str, known: &serde_json::Map<String, Value>) {
+    match value {
+        Value::Object(map) => {
+            if let Some(target) = map.get("$ref").and_then(Value::as_str) {
+                assert!(target.strip_prefix(prefix).is_some_and(|it| known.contains_key(it)), "{target}");
+            }
+            map.values().for_each(|it| references_resolve(it, prefix, known));
+        }
+        Value::Array(items) => items.iter().for_each(|it| references_resolve(it, prefix, known)),
+        _ => {}
+    }
+}
