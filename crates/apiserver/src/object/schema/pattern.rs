@@ -45,7 +45,13 @@ pub(super) fn compile(pattern: &str) -> Result<Regex, String> {
             other => {
                 let text = other.to_string();
                 let last = text.lines().last().unwrap_or_default();
-                let why = last.strip_prefix("error: ").unwrap_or(last);
+                let why = match last.strip_prefix("error: ").unwrap_or(last) {
+                    "unclosed character class" => "missing closing ]",
+                    "unclosed group" => "missing closing )",
+                    "unopened group" => "unexpected )",
+                    "repetition operator missing expression" => "missing argument to repetition operator",
+                    other => other,
+                };
                 format!("error parsing regexp: {why}: `{pattern}`")
             }
         })

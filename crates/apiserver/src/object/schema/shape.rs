@@ -84,6 +84,16 @@ fn structure(map: &mut Map<String, Value>, node: &Node) {
     for (key, value) in map.iter_mut() {
         if let Some(field) = node.fields.get(key.as_str()) {
             shape(value, field.link.node());
+            // Storage tells an empty list or map from none no more than protobuf does.
+            let child = field.link.node();
+            let empty = match value {
+                Value::Array(items) => items.is_empty(),
+                Value::Object(fields) => fields.is_empty() && child.name.is_none(),
+                _ => false,
+            };
+            if empty && key != "managedFields" {
+                *value = Value::Null;
+            }
         }
     }
     for key in go.structs.iter().chain(&go.always).filter(|_| node.go.is_some()) {
