@@ -8,6 +8,7 @@
 //! runs are given back as they are.
 
 mod brain;
+mod hands;
 mod key;
 mod tools;
 mod transcript;
@@ -25,6 +26,7 @@ use ledger::{Lease, Ledger, Outcome};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use brain::{Attempt, Stop};
+pub use hands::Hands;
 pub use tools::{Output, Tools};
 use transcript::Transcript;
 
