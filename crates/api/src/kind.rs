@@ -92,7 +92,7 @@ fn schema<T: JsonSchema>() -> Value {
     schema
 }
 
-/// Drops what is noise in a CRD: titles, `nullable` beside optional fields (a null is dropped by the server all the
+/// Drops what is noise in a CRD: titles, `nullable` (and a null in an enum) beside optional fields (a null is dropped by the server all the
 /// same), and the `format` of Go's plain `int`, which has none in the originals' CRDs.
 fn tidy(schema: &mut Value) {
     match schema {
@@ -100,6 +100,9 @@ fn tidy(schema: &mut Value) {
             if map.get("type").is_some_and(Value::is_string) || map.contains_key("properties") {
                 map.shift_remove("title");
                 map.shift_remove("nullable");
+                if let Some(Value::Array(values)) = map.get_mut("enum") {
+                    values.retain(|value| !value.is_null());
+                }
                 if map.get("format").is_some_and(|format| format == "int64") {
                     map.shift_remove("format");
                 }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use kit::{Clock, Tasks};
 use ledger::Ledger;
+use sandbox::Sandboxes;
 
 pub use machinery::Faults;
 use machinery::Machinery;
@@ -26,6 +27,8 @@ const WORKERS: usize = 8;
 pub struct Options {
     pub client: kube::Client,
     pub ledger: Ledger,
+    /// Ended with their runs and instances; `None` where runs have none.
+    pub sandboxes: Option<Sandboxes>,
     pub clock: Clock,
     pub tasks: Tasks,
     /// The instance id of this installation. The field manager and what else must not be shared between two
@@ -58,15 +61,15 @@ pub async fn run(options: Options) -> Result<(), Error> {
 /// # Errors
 /// As [`run`].
 pub async fn run_under(options: Options, faults: Arc<Faults>) -> Result<(), Error> {
-    let Options { client, ledger, clock, tasks, instance } = options;
+    let Options { client, ledger, sandboxes, clock, tasks, instance } = options;
     let shutdown = tasks.shutdown().clone();
-    let manager = format!("insula-{instance}");
+    let manager = instance;
     // Asked for before anything is submitted: a change that nobody listens to is lost.
     let changes = ledger.changes();
     let mut machinery = Machinery::new(client, clock, tasks, manager.clone(), WORKERS, faults.clone());
-    let runs = agent_run::Keeper::new(&mut machinery, ledger.clone());
+    let runs = agent_run::Keeper::new(&mut machinery, ledger.clone(), sandboxes.clone());
     let runs = machinery.keep(runs);
-    let instances = instance::Keeper::new(&mut machinery, ledger, manager);
+    let instances = instance::Keeper::new(&mut machinery, ledger, sandboxes, manager);
     machinery.keep(instances);
     let policies = policy::Keeper::new(&mut machinery);
     machinery.keep(policies);

@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use kit::{ExposeSecret, SecretString};
@@ -42,6 +42,7 @@ impl Home {
     /// One clear sentence, with nothing touched: in use, from a newer version, somebody else's, or not writable.
     pub(crate) fn open(dir: &Path) -> Result<Self, Error> {
         let io = |doing| move |source| Error::Io { dir: dir.to_owned(), doing, source };
+        let dir = &std::path::absolute(dir).map_err(io("find it"))?;
         let layout = dir.join("layout");
         match fs::read_dir(dir) {
             Ok(mut entries) => {
@@ -66,6 +67,10 @@ impl Home {
         if !layout.exists() {
             fs::write(&layout, format!("{LAYOUT}\n")).map_err(io("write to it"))?;
         }
+        // The ids of sandboxes must get through to their layers. They cannot list it, and what is in it is its owner's
+        // alone or for everybody.
+        let through = fs::Permissions::from_mode(0o711);
+        fs::set_permissions(dir, through).map_err(io("open the way to the sandboxes' layers"))?;
         Ok(Self { dir: dir.to_owned(), _lock: lock, ephemeral: false })
     }
 
@@ -75,10 +80,29 @@ impl Home {
     /// When the machine's temporary directory is not writable.
     pub(crate) fn ephemeral() -> Result<Self, Error> {
         let all = std::env::temp_dir().join(format!("insula-{}", rustix::process::getuid().as_raw()));
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(&all)
+            .and_then(|()| fs::set_permissions(&all, fs::Permissions::from_mode(0o711)))
+            .map_err(|source| Error::Io { dir: all.clone(), doing: "open it", source })?;
+        // In a directory that everybody may write to, somebody else could have made it first.
+        let owner = fs::metadata(&all).map(|it| std::os::unix::fs::MetadataExt::uid(&it));
+        if !owner.is_ok_and(|uid| uid == rustix::process::geteuid().as_raw()) {
+            return Err(Error::Foreign { dir: all });
+        }
         sweep(&all);
         let mut home = Self::open(&all.join(kit::id()))?;
         home.ephemeral = true;
         Ok(home)
+    }
+
+    /// A file of ours that nobody else may read, made empty when it is not there.
+    pub(crate) fn private(&self, name: &str) -> Result<PathBuf, Error> {
+        let path = self.path(name);
+        let made = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
+        made.map_err(self.io("write to it"))?;
+        Ok(path)
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -136,7 +160,12 @@ impl Drop for Home {
 }
 
 /// Writes a file that only its owner can read, complete or not at all.
+///
+/// A file that is so already is left alone: a full disk must not keep us from starting.
 pub(crate) fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    if fs::read_to_string(path).is_ok_and(|found| found == text) {
+        return Ok(());
+    }
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(format!(".{}", std::process::id()));
     let fresh = PathBuf::from(fresh);
@@ -150,9 +179,8 @@ fn lock(path: &Path) -> std::io::Result<Result<File, String>> {
     let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {
-            file.set_len(0)?;
-            file.rewind()?;
-            write!(file, "{}", std::process::id())?;
+            // The pid is for people; the lock holds without it, on a full disk too.
+            let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id()));
             Ok(Ok(file))
         }
         Err(rustix::io::Errno::WOULDBLOCK) => {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -10,8 +11,9 @@ use apiserver::ApiServer;
 use gateway::Gateway;
 use kit::{Clock, SecretString, Shutdown, Tasks};
 use ledger::{Ledger, Location};
-use runner::Runner;
+use runner::{Hands, Runner, Tools};
 
+use crate::hands;
 use crate::home::{self, Home};
 
 /// How long what is going on may take to end before the process goes all the same.
@@ -28,12 +30,14 @@ pub(crate) struct Options {
     pub(crate) providers: BTreeMap<String, String>,
     /// How many runs may go on at once in this process.
     pub(crate) concurrency: usize,
+    /// How many sandboxes are kept ready.
+    pub(crate) warm: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        Self { data_dir: None, kube_listen: any, listen: any, providers: BTreeMap::new(), concurrency: 2_000 }
+        Self { data_dir: None, kube_listen: any, listen: any, providers: BTreeMap::new(), concurrency: 2_000, warm: 2 }
     }
 }
 
@@ -58,7 +62,7 @@ impl House {
         let clock = Clock::system();
         let tasks = Tasks::new(Shutdown::new());
 
-        let ledger = Ledger::open(Location::File(home.path("ledger.db")), clock.clone())?;
+        let ledger = Ledger::open(Location::File(home.private("ledger.db")?), clock.clone())?;
         let api = ApiServer::open(apiserver::Options {
             data: apiserver::Data::Dir(home.dir().to_owned()),
             clock: clock.clone(),
@@ -68,10 +72,12 @@ impl House {
         api.install(api::crds()).await?;
         let client = api.client();
         let http = kit::http::client().context("set up the HTTP client")?;
+        let sandboxes = hands::open(&home, &ledger, &clock, &tasks, options.warm).await?;
 
         let controllers = control::run(control::Options {
             client: client.clone(),
             ledger: ledger.clone(),
+            sandboxes: sandboxes.clone(),
             clock: clock.clone(),
             tasks: tasks.clone(),
             instance: "insula".into(),
@@ -85,7 +91,7 @@ impl House {
             http,
             concurrency: options.concurrency,
             providers: options.providers,
-            tools: None,
+            tools: sandboxes.map(|it| Arc::new(Hands::new(it)) as Arc<dyn Tools>),
         });
         tasks.platform("runner", runner.run(tasks.shutdown().clone()));
 

@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod doctor;
+mod hands;
 mod home;
 mod house;
 mod model;

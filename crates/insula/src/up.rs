@@ -41,6 +41,9 @@ pub(crate) struct Up {
     /// How many runs may go on at once in this process
     #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     concurrency: u32,
+    /// How many sandboxes are kept ready for tool calls
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(0..=1_000))]
+    warm: u16,
 }
 
 fn provider(text: &str) -> Result<(String, String), String> {
@@ -68,12 +71,25 @@ impl Up {
             (Some(dir), false) => Some(dir),
             (None, false) => Some(default_data_dir()?),
         };
+        if let Some(path) = &self.ready_file {
+            // Whoever waits for the file must not find that of an earlier start.
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("remove the old {}", path.display()));
+                }
+                _ => {}
+            }
+        }
+        let mut providers = self.providers.into_iter().collect::<BTreeMap<_, _>>();
+        // The original's default is a Service of a cluster; here Ollama is where it is installed.
+        providers.entry("ollama".into()).or_insert_with(|| "http://127.0.0.1:11434/v1".into());
         let house = House::start(Options {
             data_dir,
             kube_listen: self.kube_listen,
             listen: self.listen,
-            providers: self.providers.into_iter().collect::<BTreeMap<_, _>>(),
+            providers,
             concurrency: self.concurrency as usize,
+            warm: usize::from(self.warm),
         })
         .await?;
         let kubeconfig = house.write_kubeconfig()?;
@@ -96,6 +112,11 @@ impl Up {
 
         signals::end_on_signal(house.tasks());
         let ended = house.watch().await;
+        if let Some(path) = &self.ready_file
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            tracing::warn!(%error, "the ready file {} stays", path.display());
+        }
         house.end().await;
         ended
     }

@@ -230,6 +230,12 @@ impl Ledger {
         self.0.reads.read(move |database| read::run(database, &run)).await
     }
 
+    /// How many runs an instance has ever had, forgotten ones too; 0 again once the instance is forgotten.
+    pub async fn submitted(&self, namespace: &str, instance: &str) -> Result<u64, Error> {
+        let (namespace, instance) = (namespace.to_owned(), instance.to_owned());
+        self.0.reads.read(move |database| read::submitted(database, &namespace, &instance)).await
+    }
+
     /// The runs whose state changes from now on.
     pub fn changes(&self) -> Changes {
         self.0.live.changes()

@@ -83,6 +83,12 @@ pub(crate) fn count(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     Ok(u64::try_from(row.get::<_, i64>(column)?).unwrap_or_default())
 }
 
+pub(crate) fn submitted(database: &Connection, namespace: &str, instance: &str) -> rusqlite::Result<u64> {
+    let mut statement = database.prepare_cached("SELECT runs FROM totals WHERE namespace = ? AND instance = ?")?;
+    let found = statement.query_row([namespace, instance], |row| row.get::<_, i64>(0)).optional()?;
+    Ok(found.map_or(0, i64::unsigned_abs))
+}
+
 pub(crate) fn run(database: &Connection, run: &RunId) -> rusqlite::Result<Option<Run>> {
     let mut statement = database.prepare_cached(
         "SELECT namespace, name, state, epoch, started, finished, input, output, total, calls, outcome, pod

@@ -81,6 +81,16 @@ const MIGRATIONS: &[&str] = &[
     CREATE UNIQUE INDEX claims_run ON claims (run) WHERE session = '';
     ALTER TABLE runs ADD COLUMN pod TEXT;
 ",
+    "
+    -- How many runs an instance has ever had.
+    CREATE TABLE totals (
+        namespace TEXT NOT NULL,
+        instance TEXT NOT NULL,
+        runs INTEGER NOT NULL,
+        PRIMARY KEY (namespace, instance)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO totals SELECT namespace, instance, count(*) FROM runs GROUP BY namespace, instance;
+",
 ];
 
 /// The schema this program writes.

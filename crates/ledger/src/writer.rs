@@ -331,6 +331,11 @@ impl Batch<'_> {
         }
         let id = self.database.last_insert_rowid();
         self.run("INSERT INTO jobs (id, job) VALUES (?, ?)", params![id, job])?;
+        self.run(
+            "INSERT INTO totals (namespace, instance, runs) VALUES (?, ?, 1)
+             ON CONFLICT (namespace, instance) DO UPDATE SET runs = runs + 1",
+            [&ticket.namespace, &ticket.instance],
+        )?;
         if self.books.queue.limit(&tenant) != Some(ticket.limit) {
             self.limit(&tenant, ticket.limit)?;
         }
@@ -441,6 +446,7 @@ impl Batch<'_> {
         }
         self.run("DELETE FROM turns WHERE namespace = ? AND instance = ?", [namespace, instance])?;
         self.run("DELETE FROM limits WHERE namespace = ? AND instance = ?", [namespace, instance])?;
+        self.run("DELETE FROM totals WHERE namespace = ? AND instance = ?", [namespace, instance])?;
         claims::forget_instance(self.database, namespace, instance)
     }
 

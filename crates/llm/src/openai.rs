@@ -116,8 +116,15 @@ struct Function {
 
 #[derive(Deserialize)]
 struct Tokens {
+    #[serde(default, deserialize_with = "count")]
     prompt_tokens: Option<u64>,
+    #[serde(default, deserialize_with = "count")]
     completion_tokens: Option<u64>,
+}
+
+/// A count that is none is as good as none: it must not cost the answer.
+fn count<'de, D: serde::Deserializer<'de>>(it: D) -> Result<Option<u64>, D::Error> {
+    Ok(Value::deserialize(it)?.as_u64())
 }
 
 /// Puts an answer together from what arrives: any number of chunks, or one whole answer.

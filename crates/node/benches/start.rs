@@ -14,6 +14,9 @@ use hyper_util::rt::TokioIo;
 use kit::{Clock, Shutdown, Tasks};
 use node::{Node, Options};
 
+/// Which program is the first process, and how it is asked to run one.
+static RUN: std::sync::OnceLock<(&str, &str)> = std::sync::OnceLock::new();
+
 struct Arguments {
     execd: PathBuf,
     one: usize,
@@ -27,7 +30,10 @@ fn main() {
     for (name, value) in std::env::args().filter_map(|it| it.split_once('=').map(|(a, b)| (a.to_owned(), b.to_owned())))
     {
         match name.as_str() {
-            "execd" => arguments.execd = value.into(),
+            "execd" => {
+                arguments.execd = value.into();
+                RUN.set(("command", r#"{"argv":["true"]}"#)).unwrap();
+            }
             "one" => arguments.one = value.parse().unwrap(),
             "once" => arguments.once = value.parse().unwrap(),
             "soak" => arguments.soak = value.parse().unwrap(),
@@ -77,7 +83,8 @@ async fn life(sender: &mut Sender, id: &str, dir: &Path) -> [Duration; 4] {
 }
 
 async fn run_true(sender: &mut Sender, id: &str) {
-    call(sender, "POST", &format!("/v1/sandboxes/{id}/execd/run"), r#"["true"]"#).await;
+    let (path, body) = RUN.get_or_init(|| ("run", r#"["true"]"#));
+    call(sender, "POST", &format!("/v1/sandboxes/{id}/execd/{path}"), body).await;
 }
 
 fn print(what: &str, mut all: Vec<Duration>) {
@@ -121,6 +128,7 @@ async fn bench(arguments: Arguments) {
         async move {
             let mut sender = connect(node).await;
             call(&mut sender, "POST", "/v1/sandboxes", &format!(r#"{{"id":"at-once-{i}"}}"#)).await;
+            call(&mut sender, "POST", &format!("/v1/sandboxes/at-once-{i}/bind"), "{}").await;
             run_true(&mut sender, &format!("at-once-{i}")).await;
             start.elapsed()
         }

@@ -4,9 +4,12 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::process::Signal;
+
 use crate::cgroup::{Cgroups, Limits};
-use crate::engine::{Ids, open_launcher};
-use crate::launcher::{Handle, Layer, Probe, Start, Status, Works};
+use crate::engine::{Ids, is_root, open_launcher};
+use crate::launcher::{Attach, Handle, Layer, Probe, Start, Status, Works, Workspace};
+use crate::quota::{self, Formatter};
 use crate::{Error, Guards, sys};
 
 /// One thing that works or does not.
@@ -36,12 +39,11 @@ pub async fn probe(launcher: &Path, scratch: &Path) -> Vec<Finding> {
                  container, run it with its /proc unmasked",
                 kit::chain(&error)
             );
-            ["userns", "netns", "idmap", "overlay", "memcg", "pidscg", "freezer", "landlock", "seccomp"]
+            ["userns", "netns", "idmap", "overlay", "memcg", "pidscg", "freezer", "landlock", "seccomp", "quota"]
                 .map(|name| Finding { name, ok: false, why: why.clone() })
                 .to_vec()
         }
     };
-    found.push(quota());
     found.extend(["criu", "runsc"].map(program));
     found.push(kvm());
     found
@@ -55,6 +57,7 @@ struct Tried {
     memory: Result<(), String>,
     pids: Result<(), String>,
     freezer: Result<(), String>,
+    quota: Result<(), String>,
 }
 
 impl Tried {
@@ -67,14 +70,14 @@ impl Tried {
         let name = format!("insula-doctor-{}", std::process::id());
         let lab = Lab { handle, ids, cgroups: Cgroups::find(&name), program: dir.0.clone() };
         let tried = async {
-            let tried = tokio::join!(lab.look(), lab.fill(), lab.fork(), lab.freeze());
+            let tried = tokio::join!(lab.look(), lab.fill(), lab.fork(), lab.freeze(), lab.bound());
             lab.cgroups.close();
             let Lab { ids, cgroups, .. } = lab;
             (tried, ids, cgroups)
         };
         // The launcher ends with the lab, and only then is it no longer listened to.
-        let (((works, memory, pids, freezer), ids, cgroups), ()) = tokio::join!(tried, listen);
-        Ok(Self { works: works?, ids, cgroups, memory, pids, freezer })
+        let (((works, memory, pids, freezer, quota), ids, cgroups), ()) = tokio::join!(tried, listen);
+        Ok(Self { works: works?, ids, cgroups, memory, pids, freezer, quota })
     }
 
     fn findings(&self) -> Vec<Finding> {
@@ -115,6 +118,16 @@ impl Tried {
             limit("pidscg", "pids", &self.pids),
             limit("freezer", "freezer", &self.freezer),
             bit("landlock", Works::LANDLOCK, "a domain held", "no Landlock: boot with lsm=landlock,… (Linux 5.13)"),
+            match &self.quota {
+                Ok(()) => {
+                    let why = "hard: a workspace is a file system in a file".into();
+                    Finding { name: "quota", ok: true, why }
+                }
+                Err(why) => {
+                    let why = format!("a workspace's size is only counted: {why}");
+                    Finding { name: "quota", ok: false, why }
+                }
+            },
             bit("seccomp", Works::SECCOMP, "the filter refused", "no system call filter: CONFIG_SECCOMP_FILTER"),
         ]
     }
@@ -143,7 +156,7 @@ impl Lab {
         id: &str,
         probe: Probe,
         limits: Limits,
-        meanwhile: impl AsyncFnOnce(&OwnedFd) -> T,
+        meanwhile: impl AsyncFnOnce(i32, &OwnedFd) -> T,
     ) -> Result<(T, Option<Status>, u64), Error> {
         let start = Start {
             hostname: PROBE.into(),
@@ -152,7 +165,6 @@ impl Lab {
             cgroups: self.cgroups.plan(id, &limits),
             layer: Layer::Memory { bytes: 16 << 20 },
             tmp: 16 << 20,
-            workspace: None,
             rlimits: Vec::new(),
             args: Vec::new(),
             env: Vec::new(),
@@ -166,7 +178,7 @@ impl Lab {
         };
         let done = match started.await {
             Ok(made) => {
-                let value = meanwhile(&made.pidfd).await;
+                let value = meanwhile(made.pid, &made.pidfd).await;
                 if let Ok(pidfd) = sys::watch(made.pidfd) {
                     let _ = pidfd.readable().await;
                 }
@@ -181,7 +193,7 @@ impl Lab {
     }
 
     async fn look(&self) -> Result<Works, Error> {
-        match self.run("look", Probe::Look, Limits::default(), async |_| ()).await? {
+        match self.run("look", Probe::Look, Limits::default(), async |_, _| ()).await? {
             (_, Some(Status::Code(works)), _) => Ok(Works(works)),
             (_, other, _) => Err(Error::machine("try things in a sandbox")(format!("it ended with {other:?}"))),
         }
@@ -192,7 +204,7 @@ impl Lab {
             return Err("not tried".into());
         }
         let limits = Limits { memory: Some(24 << 20), ..Limits::default() };
-        match self.run("fill", Probe::Fill(96 << 20), limits, async |_| ()).await {
+        match self.run("fill", Probe::Fill(96 << 20), limits, async |_, _| ()).await {
             Ok((_, Some(Status::Signal(9)), kills)) if kills > 0 => Ok(()),
             Ok((_, status, _)) => Err(format!("a process used four times its limit and ended with {status:?}")),
             Err(error) => Err(kit::chain(&error)),
@@ -204,9 +216,37 @@ impl Lab {
             return Err("not tried".into());
         }
         let limits = Limits { pids: Some(8), ..Limits::default() };
-        match self.run("fork", Probe::Fork(16), limits, async |_| ()).await {
+        match self.run("fork", Probe::Fork(16), limits, async |_, _| ()).await {
             Ok((_, Some(Status::Code(1)), _)) => Ok(()),
             Ok((_, status, _)) => Err(format!("16 processes came into a limit of 8: {status:?}")),
+            Err(error) => Err(kit::chain(&error)),
+        }
+    }
+
+    /// Fills a workspace that is a small file system.
+    async fn bound(&self) -> Result<(), String> {
+        if !is_root() {
+            return Err("only root can mount one. Run as root for a hard bound".into());
+        }
+        let formatter = Formatter::find(self.program.join("templates"));
+        let formatter = formatter.ok_or("there is no mkfs.ext4: install e2fsprogs")?;
+        let source = self.program.join("workspace");
+        fs::create_dir_all(&source).map_err(|error| error.to_string())?;
+        formatter.prepare(&source, quota::LEAST).await.map_err(|error| kit::chain(&error))?;
+        let attach = async |pid: i32, pidfd: &OwnedFd| {
+            let workspace = Some(Workspace { source, read_only: false, disk: true });
+            let attach = Attach { id: PROBE.into(), pid, workspace, shift: self.ids.shift(), hostname: None };
+            let done = self.handle.attach(attach, pidfd.as_fd()).await;
+            let word = if done.is_ok() { Signal::USR1 } else { Signal::KILL };
+            let _ = rustix::process::pidfd_send_signal(pidfd, word);
+            done.map_err(|error| kit::chain(&error))
+        };
+        let done = self.run("quota", Probe::FillWorkspace(2 * quota::LEAST), Limits::default(), attach).await;
+        let _ = self.handle.release(PROBE).await;
+        match done {
+            Ok((Ok(()), Some(Status::Code(0)), _)) => Ok(()),
+            Ok((Ok(()), status, _)) => Err(format!("a full one did not stop a writer: {status:?}")),
+            Ok((Err(why), _, _)) => Err(why),
             Err(error) => Err(kit::chain(&error)),
         }
     }
@@ -215,10 +255,10 @@ impl Lab {
         if !self.cgroups.freezes() {
             return Err("not tried".into());
         }
-        let frozen = async |pidfd: &OwnedFd| {
+        let frozen = async |_: i32, pidfd: &OwnedFd| {
             let done = self.cgroups.freeze("freeze", true).await;
             let thawed = self.cgroups.freeze("freeze", false).await;
-            let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
+            let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
             done.and(thawed).map_err(|error| error.to_string())
         };
         match self.run("freeze", Probe::Wait, Limits::default(), frozen).await {
@@ -226,11 +266,6 @@ impl Lab {
             Err(error) => Err(kit::chain(&error)),
         }
     }
-}
-
-fn quota() -> Finding {
-    let why = "the size of a workspace is counted, not kept by the file system";
-    Finding { name: "quota", ok: false, why: why.into() }
 }
 
 fn program(name: &'static str) -> Finding {

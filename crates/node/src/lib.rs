@@ -19,6 +19,7 @@ mod fault;
 mod guard;
 mod launcher;
 mod proxy;
+mod quota;
 mod server;
 mod state;
 mod sys;

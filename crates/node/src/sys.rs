@@ -269,3 +269,93 @@ pub(crate) fn join_session_keyring() -> io::Result<()> {
         unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) };
     if done == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+const LOOP_CONFIGURE: u64 = 0x4c0a;
+const LOOP_GET_STATUS64: u64 = 0x4c05;
+const LOOP_CTL_GET_FREE: u64 = 0x4c82;
+const LO_FLAGS_AUTOCLEAR: u32 = 4;
+
+/// `struct loop_info64` of linux/loop.h.
+#[repr(C)]
+struct LoopInfo {
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    size_limit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    file_name: [u8; 64],
+    crypt_name: [u8; 64],
+    encrypt_key: [u8; 32],
+    init: [u64; 2],
+}
+
+/// `struct loop_config` of linux/loop.h.
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    info: LoopInfo,
+    reserved: [u64; 8],
+}
+
+/// Device and inode of the file under a loop device.
+pub(crate) fn loop_backing(device: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    // SAFETY: an all-zero value is valid for this plain C struct.
+    let mut info: LoopInfo = unsafe { std::mem::zeroed() };
+    // SAFETY: LOOP_GET_STATUS64 fills one loop_info64, which outlives the call.
+    match unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64 as _, &raw mut info) } {
+        // The kernel tells the device in the encoding of stat.
+        0 => Ok((info.device, info.inode)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The number of a loop device that nobody uses; it is made if need be.
+pub(crate) fn loop_free(control: BorrowedFd<'_>) -> io::Result<u32> {
+    // SAFETY: takes no argument.
+    match unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE as _) } {
+        -1 => Err(io::Error::last_os_error()),
+        number => u32::try_from(number).map_err(io::Error::other),
+    }
+}
+
+/// Puts `image` under a loop device, which frees itself after its last user.
+pub(crate) fn loop_configure(device: BorrowedFd<'_>, image: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: an all-zero value is valid for this plain C struct.
+    let mut config: LoopConfig = unsafe { std::mem::zeroed() };
+    config.fd = image.as_raw_fd() as u32;
+    config.info.flags = LO_FLAGS_AUTOCLEAR;
+    // SAFETY: LOOP_CONFIGURE reads one loop_config, which outlives the call.
+    match unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE as _, &raw const config) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Keeps SIGUSR1 for [`wait_for_word`], also in a first process, which ignores what it does not handle.
+pub(crate) fn hold_word() -> io::Result<()> {
+    // SAFETY: `set` is initialised by sigemptyset before use.
+    let done = unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGUSR1);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut())
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Waits until somebody sends the SIGUSR1 that [`hold_word`] keeps.
+pub(crate) fn wait_for_word() {
+    // SAFETY: `set` is initialised by sigemptyset before use, `signal` is written to.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGUSR1);
+        let mut signal = 0;
+        libc::sigwait(&raw const set, &raw mut signal);
+    }
+}

@@ -16,6 +16,9 @@ use crate::warm::Warm;
 use crate::workspace::Workspaces;
 use crate::{Error, Hand, Options, Want};
 
+/// The sandboxes that are somebody's, by their keys: whose, and what is known of them.
+type Everybody = HashMap<String, (Arc<Place>, Arc<Live>)>;
+
 /// Sandboxes started at once for those who wait for one.
 const STARTS: usize = 8;
 /// How many sandboxes are tried for one claim: a warm one may have died in this moment, or be of an older version.
@@ -47,7 +50,7 @@ pub(crate) struct Inner {
     cold: Semaphore,
     places: Mutex<HashMap<Key, Arc<Place>>>,
     /// By the node's id.
-    live: Mutex<HashMap<String, (Arc<Place>, Arc<Live>)>>,
+    live: Mutex<Everybody>,
 }
 
 impl Sandboxes {
@@ -130,7 +133,8 @@ impl Sandboxes {
         for place in used {
             self.0.end_place(&place, "its run was deleted", |live| *live.run() == *run).await;
         }
-        self.0.discard(&self.0.workspaces.of(&own)?)
+        // What no object can be named has no workspace.
+        self.0.workspaces.of(&own).map_or(Ok(()), |path| self.0.discard(&path))
     }
 
     /// An instance was deleted: all its sandboxes and workspaces go. The ledger must have forgotten it before.
@@ -142,7 +146,7 @@ impl Sandboxes {
         let its = places.iter().filter(|it| it.key.namespace == namespace && it.key.instance == instance);
         let ends = its.map(|place| self.0.end_place(place, "its instance was deleted", |_| true));
         futures::future::join_all(ends).await;
-        self.0.discard(&self.0.workspaces.of_instance(namespace, instance)?)
+        self.0.workspaces.of_instance(namespace, instance).map_or(Ok(()), |path| self.0.discard(&path))
     }
 
     /// How many are ready for whoever comes next.
@@ -156,7 +160,7 @@ impl Inner {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn live(&self) -> MutexGuard<'_, HashMap<String, (Arc<Place>, Arc<Live>)>> {
+    pub(crate) fn live(&self) -> MutexGuard<'_, Everybody> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

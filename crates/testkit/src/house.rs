@@ -109,6 +109,7 @@ impl House {
         let options = control::Options {
             client: self.client.clone(),
             ledger: self.ledger.clone(),
+            sandboxes: None,
             clock: self.clock.clone(),
             tasks: self.control.clone(),
             instance: "test".to_owned(),

@@ -12,9 +12,14 @@ pub fn allowed(page: &str) -> Result<Edges> {
     let mut edges = Edges::new();
     for row in rows {
         let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
-        let [rooms, _, imports] = cells.as_slice() else { anyhow::bail!("a row of the table of rooms is not three cells: {row}") };
-        let imports: BTreeSet<String> =
-            imports.split(',').map(|name| name.trim().trim_matches('`').to_owned()).filter(|name| name != "–").collect();
+        let [rooms, _, imports] = cells.as_slice() else {
+            anyhow::bail!("a row of the table of rooms is not three cells: {row}")
+        };
+        let imports: BTreeSet<String> = imports
+            .split(',')
+            .map(|name| name.trim().trim_matches('`').to_owned())
+            .filter(|name| name != "–")
+            .collect();
         for room in rooms.split(',') {
             edges.insert(room.trim().trim_matches('`').to_owned(), imports.clone());
         }

@@ -47,8 +47,11 @@ async fn follow(core: &Arc<Core>) {
         let due = queue.take(now);
         if !due.is_empty() {
             let deletions = due.into_iter().map(|key| expire(core, key));
-            for key in
-                stream::iter(deletions).buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect::<Vec<_>>().await
+            for key in stream::iter(deletions)
+                .buffer_unordered(AT_ONCE)
+                .filter_map(std::future::ready)
+                .collect::<Vec<_>>()
+                .await
             {
                 queue.set(&key, later(now, AGAIN));
             }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use api::agents::{AgentRun, SympoziumInstance, SympoziumPolicy};
+use api::agents::{AgentRun, MODEL_KEYS, SympoziumInstance, SympoziumPolicy};
 use api::labels;
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Api, ResourceExt};
 use ledger::{Run, RunId};
 
@@ -20,13 +20,24 @@ pub(crate) struct World {
     pub(super) instance: Option<Arc<SympoziumInstance>>,
     /// The policy that the instance names, if there is one.
     pub(super) policy: Option<Arc<SympoziumPolicy>>,
-    /// Whether the Secret and the class that [`Wanted`] names are there.
-    pub(super) has_secret: bool,
+    /// What there is of the Secret that [`Wanted`] names.
+    pub(super) secret: Key,
+    /// Whether the class that [`Wanted`] names is there.
     pub(super) has_class: bool,
     /// The run of the same session before this one, which was not submitted yet.
     pub(super) waits_for: Option<String>,
     /// What is in the instance's memory.
     pub(super) memory: Option<String>,
+}
+
+/// A model's key.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) enum Key {
+    #[default]
+    NoSecret,
+    /// The Secret has no entry that may be one.
+    Unnamed,
+    There,
 }
 
 /// What a run names, itself or by its instance and policy.
@@ -83,7 +94,11 @@ impl Keeper {
         }
         let wanted = wanted(run, instance, world.policy.as_deref());
         if let Some(name) = &wanted.secret {
-            world.has_secret = self.secrets.find(&namespace, name).await?.is_some();
+            world.secret = match self.secrets.find(&namespace, name).await? {
+                Some(_) if self.has_key(&namespace, name).await? => Key::There,
+                Some(_) => Key::Unnamed,
+                None => Key::NoSecret,
+            };
         }
         if let Some(name) = &wanted.class {
             world.has_class = self.classes.find("", name).await?.is_some();
@@ -95,6 +110,15 @@ impl Keeper {
             }
         }
         Ok(world)
+    }
+
+    /// Asked for each time: only the metadata of Secrets is cached.
+    async fn has_key(&self, namespace: &str, name: &str) -> Result<bool, Error> {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let found = secrets.get_opt(name).await;
+        let found = found.map_err(|error| Error::api(format!("get Secret {namespace}/{name}"), error))?;
+        let data = found.and_then(|it| it.data).unwrap_or_default();
+        Ok(MODEL_KEYS.iter().any(|key| data.get(*key).is_some_and(|value| !value.0.is_empty())))
     }
 
     /// Asked for each time: only the metadata of ConfigMaps is cached.

@@ -11,6 +11,7 @@ use api::labels;
 use jiff::Timestamp;
 use kube::{Client, ResourceExt};
 use ledger::{Change, Changes, Ledger, RunId, Ticket};
+use sandbox::Sandboxes;
 
 use crate::kinds::{self, RuntimeClassMeta, SecretMeta};
 use crate::machinery::{Cache, Error, Faults, Machinery, ObjectName, Plan, Wakes};
@@ -18,6 +19,7 @@ use crate::machinery::{Cache, Error, Faults, Machinery, ObjectName, Plan, Wakes}
 pub(crate) struct Keeper {
     client: Client,
     ledger: Ledger,
+    sandboxes: Option<Sandboxes>,
     runs: Cache<AgentRun>,
     instances: Cache<SympoziumInstance>,
     policies: Cache<SympoziumPolicy>,
@@ -25,7 +27,7 @@ pub(crate) struct Keeper {
     classes: Cache<RuntimeClassMeta>,
 }
 
-/// What a run's keeper does to the ledger.
+/// What a run's keeper does to the ledger, and to sandboxes.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Effect {
     Submit(Box<Ticket>),
@@ -34,14 +36,19 @@ pub(crate) enum Effect {
         reason: String,
     },
     /// Stops it, too.
-    Forget(RunId),
+    Forget {
+        namespace: String,
+        instance: String,
+        run: RunId,
+    },
 }
 
 impl Keeper {
-    pub(crate) fn new(machinery: &mut Machinery, ledger: Ledger) -> Self {
+    pub(crate) fn new(machinery: &mut Machinery, ledger: Ledger, sandboxes: Option<Sandboxes>) -> Self {
         Self {
             client: machinery.client.clone(),
             ledger,
+            sandboxes,
             runs: machinery.cache(),
             instances: machinery.cache(),
             policies: machinery.cache(),
@@ -93,9 +100,14 @@ impl crate::machinery::Keeper for Keeper {
         let (doing, done) = match effect {
             Effect::Submit(ticket) => ("submit the run", self.ledger.submit(ticket.as_ref().clone()).await),
             Effect::Cancel { run, reason } => ("cancel the run", self.ledger.cancel(run, reason).await),
-            Effect::Forget(run) => ("forget the run", self.ledger.forget(run).await),
+            Effect::Forget { run, .. } => ("forget the run", self.ledger.forget(run).await),
         };
-        done.map_err(|source| Error::Ledger { doing, source })
+        done.map_err(|source| Error::Ledger { doing, source })?;
+        if let (Effect::Forget { namespace, instance, run }, Some(sandboxes)) = (effect, &self.sandboxes) {
+            let done = sandboxes.end_run(namespace, instance, run).await;
+            done.map_err(|source| Error::Sandboxes { doing: "end the run's sandbox", source })?;
+        }
+        Ok(())
     }
 }
 

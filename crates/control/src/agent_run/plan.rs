@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use api::agents::{
-    AgentRun, AgentRunStatus, Mode, RunPhase, SubagentPolicy, SympoziumInstance, SympoziumPolicy, TokenUsage,
+    AgentRun, AgentRunStatus, MODEL_KEYS, Mode, RunPhase, SubagentPolicy, SympoziumInstance, SympoziumPolicy,
+    TokenUsage,
 };
 use api::{GoDuration, conditions, reasons};
 use jiff::Timestamp;
@@ -14,7 +15,7 @@ use serde_json::json;
 
 use super::Effect;
 use super::job;
-use super::look::{Wanted, World, wanted};
+use super::look::{Key, Wanted, World, wanted};
 use crate::kinds;
 use crate::machinery::{Note, Plan, Said, cut, seconds};
 
@@ -29,7 +30,9 @@ const MESSAGE_LIMIT: usize = 1 << 10;
 pub(super) fn plan(run: &AgentRun, world: &World, now: Timestamp) -> Plan<Effect> {
     let id = RunId::from(run.uid().unwrap_or_default());
     if run.metadata.deletion_timestamp.is_some() {
-        return Plan { effects: vec![Effect::Forget(id)], release_finalizer: true, ..Plan::default() };
+        let namespace = run.namespace().unwrap_or_default();
+        let forget = Effect::Forget { namespace, instance: run.spec.instance_ref.clone(), run: id };
+        return Plan { effects: vec![forget], release_finalizer: true, ..Plan::default() };
     }
     // What has ended stays as it is: it is never started again, even if the ledger knows nothing of it any more.
     if kinds::has_ended(run) {
@@ -114,7 +117,13 @@ fn lacks(run: &AgentRun, instance: &SympoziumInstance, world: &World, wanted: &W
         lack(reasons::POLICY_MISSING, format!("SympoziumPolicy {name:?} not found"));
     }
     match &wanted.secret {
-        Some(name) if !world.has_secret => lack(reasons::SECRET_MISSING, format!("Secret {name:?} not found")),
+        Some(name) if world.secret == Key::NoSecret => {
+            lack(reasons::SECRET_MISSING, format!("Secret {name:?} not found"));
+        }
+        Some(name) if world.secret == Key::Unnamed => lack(
+            reasons::SECRET_MISSING,
+            format!("Secret {name:?} has no key: it needs one of {}", MODEL_KEYS.join(", ")),
+        ),
         None if job::base_url(run, instance).is_empty() => lack(
             reasons::SECRET_MISSING,
             "no Secret with the model's key is named: set spec.model.authSecretRef, or authRefs of the instance"
@@ -338,12 +347,21 @@ fn at(time: Option<Timestamp>) -> Option<Time> {
 
 /// As Go writes durations, to the millisecond: 1h30m0s is spelled 1h30m.
 fn spelled(time: Duration) -> String {
-    let (seconds, millis) = (time.as_secs(), time.subsec_millis());
+    let (minutes, seconds) = (time.as_secs() / 60, time.as_secs() % 60);
     let mut text = String::new();
-    for (count, unit) in [(seconds / 3600, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s"), (millis.into(), "ms")] {
+    for (count, unit) in [(minutes / 60, "h"), (minutes % 60, "m")] {
         if count > 0 {
             text.push_str(&format!("{count}{unit}"));
         }
     }
-    if text.is_empty() { "0s".to_owned() } else { text }
+    match time.subsec_millis() {
+        0 if seconds == 0 && !text.is_empty() => {}
+        0 => text.push_str(&format!("{seconds}s")),
+        millis if time.as_secs() == 0 => text.push_str(&format!("{millis}ms")),
+        millis => {
+            let fraction = format!("{millis:03}");
+            text.push_str(&format!("{seconds}.{}s", fraction.trim_end_matches('0')));
+        }
+    }
+    text
 }

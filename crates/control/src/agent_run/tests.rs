@@ -11,7 +11,7 @@ use serde_json::json;
 use testkit::{agent_run, instance, policy};
 
 use super::Effect;
-use super::look::World;
+use super::look::{Key, World};
 use super::plan::plan;
 use crate::machinery::Plan;
 
@@ -35,7 +35,7 @@ fn run(with: impl FnOnce(&mut AgentRun)) -> AgentRun {
 
 /// Everything that the run names is there.
 fn world() -> World {
-    World { instance: Some(Arc::new(instance("me", |_| {}))), has_secret: true, has_class: true, ..World::default() }
+    World { instance: Some(Arc::new(instance("me", |_| {}))), secret: Key::There, has_class: true, ..World::default() }
 }
 
 fn world_of(with: impl FnOnce(&mut SympoziumInstance)) -> World {
@@ -148,7 +148,12 @@ fn what_is_missing_is_named_and_waited_for_and_told_once() {
     type Table = [(&'static str, World, Box<dyn Fn(&mut AgentRun)>, &'static str)];
     let table: &Table = &[
         ("InstanceMissing", World::default(), Box::new(|_| {}), "SympoziumInstance \"me\" not found"),
-        ("SecretMissing", World { has_secret: false, ..world() }, Box::new(|_| {}), "Secret \"model-key\" not found"),
+        (
+            "SecretMissing",
+            World { secret: Key::NoSecret, ..world() },
+            Box::new(|_| {}),
+            "Secret \"model-key\" not found",
+        ),
         (
             "SecretMissing",
             world_of(|it| it.spec.auth_refs = None),
@@ -202,7 +207,7 @@ fn what_is_missing_is_named_and_waited_for_and_told_once() {
 #[test]
 fn all_that_is_missing_is_named_at_once() {
     let mut world = world_of(|it| it.spec.policy_ref = Some("nowhere".into()));
-    world.has_secret = false;
+    world.secret = Key::NoSecret;
     let plan = plan(&run(|_| {}), &world, now());
     assert_eq!(plan.conditions[0].message, "SympoziumPolicy \"nowhere\" not found; Secret \"model-key\" not found");
     assert_eq!(plan.notes.len(), 2);
@@ -215,7 +220,7 @@ fn a_run_needs_no_key_where_an_address_is_given_and_no_secret_is_named() {
         it.spec.model.base_url = Some("http://model/v1".into());
     });
     let mut world = world_of(|it| it.spec.auth_refs = None);
-    world.has_secret = false;
+    world.secret = Key::NoSecret;
     assert_eq!(submitted(&plan(&run, &world, now())).job.secret, None);
 }
 
@@ -355,7 +360,8 @@ fn a_run_in_the_ledger_whose_instance_is_gone_is_cancelled() {
 fn a_deleted_run_is_forgotten_whatever_it_lacks_and_then_let_go() {
     let run = run(|it| it.metadata.deletion_timestamp = Some(Time(now())));
     let plan = plan(&run, &World::default(), now());
-    assert_eq!(plan.effects, [Effect::Forget("uid-r".into())]);
+    let forget = Effect::Forget { namespace: "default".into(), instance: "me".into(), run: "uid-r".into() };
+    assert_eq!(plan.effects, [forget]);
     assert!(plan.release_finalizer && plan.status.is_none());
 }
 

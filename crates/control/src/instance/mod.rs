@@ -12,12 +12,14 @@ use api::labels;
 use jiff::Timestamp;
 use kube::ResourceExt;
 use ledger::Ledger;
+use sandbox::Sandboxes;
 
 use crate::kinds::{self, ConfigMapMeta, NodeMeta, RuntimeClassMeta, SecretMeta};
 use crate::machinery::{Cache, Error, Machinery, ObjectName, Plan, Wakes};
 
 pub(crate) struct Keeper {
     ledger: Ledger,
+    sandboxes: Option<Sandboxes>,
     /// The field manager: what marks children as ours.
     manager: String,
     instances: Cache<SympoziumInstance>,
@@ -43,6 +45,8 @@ pub(crate) struct World {
     active: usize,
     /// Run objects, ended or not.
     runs: usize,
+    /// Runs that the ledger was ever given: those whose objects are gone, too.
+    submitted: u64,
 }
 
 /// The ConfigMap with the name of the instance's memory.
@@ -61,9 +65,15 @@ pub(crate) enum Effect {
 }
 
 impl Keeper {
-    pub(crate) fn new(machinery: &mut Machinery, ledger: Ledger, manager: String) -> Self {
+    pub(crate) fn new(
+        machinery: &mut Machinery,
+        ledger: Ledger,
+        sandboxes: Option<Sandboxes>,
+        manager: String,
+    ) -> Self {
         Self {
             ledger,
+            sandboxes,
             manager,
             instances: machinery.cache(),
             runs: machinery.cache(),
@@ -145,6 +155,8 @@ impl crate::machinery::Keeper for Keeper {
         }
         world.active = self.runs.count(&kinds::active(&namespace, &name));
         world.runs = self.runs.count(&kinds::ever_of_instance(&namespace, &name));
+        let submitted = self.ledger.submitted(&namespace, &name).await;
+        world.submitted = submitted.map_err(|source| Error::Ledger { doing: "count the instance's runs", source })?;
         Ok(world)
     }
 
@@ -155,7 +167,12 @@ impl crate::machinery::Keeper for Keeper {
     async fn effect(&self, effect: &Effect) -> Result<(), Error> {
         let Effect::Forget { namespace, instance } = effect;
         let done = self.ledger.forget_instance(namespace, instance).await;
-        done.map_err(|source| Error::Ledger { doing: "forget the instance", source })
+        done.map_err(|source| Error::Ledger { doing: "forget the instance", source })?;
+        if let Some(sandboxes) = &self.sandboxes {
+            let done = sandboxes.end_instance(namespace, instance).await;
+            done.map_err(|source| Error::Sandboxes { doing: "end the instance's sandboxes", source })?;
+        }
+        Ok(())
     }
 }
 

@@ -108,7 +108,7 @@ pub(super) fn plan(it: &SympoziumInstance, world: &World) -> Plan<Effect> {
         phase: Some(phase),
         channels: Some(channels).filter(|channels| !channels.is_empty()),
         active_agent_pods: Some(count(world.active)),
-        total_agent_runs: Some(ever.max(count(world.runs))),
+        total_agent_runs: Some(ever.max(count(world.runs)).max(i64::try_from(world.submitted).unwrap_or(i64::MAX))),
         web_endpoint: None,
         conditions: None,
     };

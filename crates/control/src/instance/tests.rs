@@ -102,7 +102,7 @@ fn what_appears_is_no_longer_named_and_what_was_told_is_not_told_again() {
 #[test]
 fn an_instance_that_lacks_nothing_runs_and_counts_its_runs() {
     let it = stored(|it| it.status = Some(SympoziumInstanceStatus { total_agent_runs: Some(7), ..Default::default() }));
-    let plan = plan(&it, &World { active: 2, runs: 3, ..World::default() });
+    let plan = plan(&it, &World { active: 2, runs: 3, submitted: 5, ..World::default() });
     let status = status(&plan);
     assert_eq!((status.phase, status.active_agent_pods), (Some(InstancePhase::Running), Some(2)));
     assert_eq!(status.total_agent_runs, Some(7), "it never goes down");

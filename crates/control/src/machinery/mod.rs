@@ -191,6 +191,8 @@ pub(crate) enum Error {
     Api { doing: String, source: Box<kube::Error> },
     #[error("cannot {doing}")]
     Ledger { doing: &'static str, source: ledger::Error },
+    #[error("cannot {doing}")]
+    Sandboxes { doing: &'static str, source: sandbox::Error },
     #[error("cannot write {what} as JSON")]
     Json { what: String, source: serde_json::Error },
     #[error("the controller panicked: {0}")]
@@ -220,6 +222,7 @@ impl Error {
                 _ => Class::Retry(None),
             },
             Self::Ledger { source, .. } => source.class(),
+            Self::Sandboxes { source, .. } => source.class(),
             Self::Json { .. } | Self::Panicked(_) => Class::Bug,
             Self::TooLong(_) => Class::Retry(None),
         }

@@ -13,21 +13,25 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kit::{Clock, Tasks};
 use sha2::{Digest, Sha256};
 use tokio::sync::broadcast;
 use wire::node::{Limits, Workspace};
 
-pub(crate) use ids::{Ids, open_launcher};
+pub(crate) use ids::{Ids, is_root, open_launcher};
 pub(crate) use sandbox::Sandbox;
 
 use crate::cgroup::Cgroups;
 use crate::doctor::{self, Finding};
 use crate::launcher::{self, Handle};
+use crate::quota::Formatter;
 use crate::state::Dir;
 use crate::{Error, Guards, sys};
 
+/// Before a launcher that went unasked is replaced unasked; whoever needs one does not wait for that.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Changes that a watcher may lag behind before it is cut off.
 const CHANGES: usize = 1024;
 
@@ -82,6 +86,7 @@ pub(crate) struct Engine {
     map: Mutex<BTreeMap<String, Arc<Sandbox>>>,
     pub changes: broadcast::Sender<wire::node::Sandbox>,
     ending: AtomicBool,
+    formatter: Option<Formatter>,
     found: tokio::sync::OnceCell<Vec<Finding>>,
     /// Held for as long as this node lives; the kernel lets go of it with the process.
     _lock: fs::File,
@@ -104,7 +109,6 @@ impl Engine {
         let execd = fs::File::open(&execd).map_err(Error::disk(format!("open {}", execd.display())))?;
 
         let (ids, handle, listen, setup) = ids::open_launcher(&program, &data, guards).await?;
-        tasks.tenant("launcher", listen);
         let engine = Arc::new(Self {
             clock,
             defaults: limits,
@@ -120,12 +124,19 @@ impl Engine {
             map: Mutex::default(),
             changes: broadcast::channel(CHANGES).0,
             ending: AtomicBool::new(false),
+            formatter: Formatter::find(data.join("templates")),
             found: tokio::sync::OnceCell::new(),
             _lock: lock,
             tasks: tasks.clone(),
         });
+        engine.keep_launcher(listen);
         engine.adopt_all().await?;
 
+        // Known before the first workspace is asked for.
+        let trying = engine.clone();
+        tasks.tenant("node doctor", async move {
+            trying.findings().await;
+        });
         let (ending, shutdown) = (engine.clone(), tasks.shutdown().clone());
         tasks.tenant("node", async move {
             shutdown.begun().await;
@@ -157,8 +168,24 @@ impl Engine {
         Dir::of(&self.sandboxes, id)
     }
 
+    /// Listens to a launcher, and starts another one when it has gone unasked: without one, nobody would end the sandboxes
+    /// if this node died.
+    fn keep_launcher(self: &Arc<Self>, listen: impl Future<Output = ()> + Send + 'static) {
+        let engine = self.clone();
+        self.tasks.tenant("launcher", async move {
+            listen.await;
+            if engine.ending.load(Ordering::Acquire) {
+                return;
+            }
+            tokio::time::sleep(AGAIN).await;
+            if let Err(error) = engine.launcher().await {
+                tracing::error!(error = kit::chain(&error), "no launcher");
+            }
+        });
+    }
+
     /// The launcher; started again when it is gone, and then told about every sandbox that lives.
-    async fn launcher(&self) -> Result<Arc<Handle>, Error> {
+    async fn launcher(self: &Arc<Self>) -> Result<Arc<Handle>, Error> {
         let mut slot = self.launcher.lock().await;
         if let Some(handle) = slot.as_ref().filter(|it| it.lives()) {
             return Ok(handle.clone());
@@ -168,7 +195,7 @@ impl Engine {
         }
         tracing::warn!("the launcher is gone; starting another one");
         let (handle, listen) = ids::reopen_launcher(&self.program, &self.setup).await?;
-        self.tasks.tenant("launcher", listen);
+        self.keep_launcher(listen);
         let handle = Arc::new(handle);
         let living: Vec<_> = self.map().values().cloned().collect();
         for it in living {
@@ -207,16 +234,31 @@ impl Engine {
         }
     }
 
-    fn workspace(&self, asked: &Workspace) -> Result<launcher::Workspace, Error> {
+    /// Makes a workspace as it is asked for: with a hard bound where that can be.
+    async fn workspace(self: &Arc<Self>, asked: Workspace) -> Result<launcher::Workspace, Error> {
         let source = PathBuf::from(&asked.path);
         let plain = source.components().all(|it| !matches!(it, std::path::Component::ParentDir));
         if !source.is_absolute() || !plain || asked.path.len() > 4000 {
             return Err(Error::Rejected(format!("the workspace {:?} is no absolute path", asked.path)));
         }
-        fs::create_dir_all(&source)
-            .and_then(|()| self.ids.own(&source))
+        let (engine, path) = (self.clone(), source.clone());
+        blocking(move || fs::create_dir_all(&path).and_then(|()| engine.ids.own(&path)))
+            .await?
             .map_err(Error::disk(format!("make the workspace {}", source.display())))?;
-        Ok(launcher::Workspace { source, read_only: asked.read_only })
+        let disk = match asked.quota {
+            _ if source.join(launcher::IMAGE).exists() => true,
+            Some(bytes) if self.bounds_workspaces().await => match &self.formatter {
+                Some(formatter) => formatter.prepare(&source, bytes).await?,
+                None => false,
+            },
+            _ => false,
+        };
+        Ok(launcher::Workspace { source, read_only: asked.read_only, disk })
+    }
+
+    /// Whether a workspace's size can be bounded by a file system; tried once.
+    pub(crate) async fn bounds_workspaces(&self) -> bool {
+        self.findings().await.iter().any(|it| it.name == "quota" && it.ok)
     }
 }
 

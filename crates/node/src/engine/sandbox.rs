@@ -30,11 +30,14 @@ pub(crate) struct Live {
     /// Somebody asked for its end.
     pub removed: bool,
     pub exit: Option<Exit>,
+    /// The launcher has something mounted for it.
+    pub disk: bool,
 }
 
 impl Sandbox {
     pub(super) fn new(dir: Dir, state: State, adopted: bool) -> Self {
-        let live = Live { phase: Phase::Starting, bound: false, adopted, removed: false, exit: None, state };
+        let live =
+            Live { phase: Phase::Starting, bound: false, adopted, removed: false, exit: None, disk: false, state };
         Self {
             id: live.state.id.clone(),
             dir,

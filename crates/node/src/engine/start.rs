@@ -101,7 +101,7 @@ impl Engine {
         Ok((sandbox, true))
     }
 
-    async fn start(&self, sandbox: &Arc<Sandbox>) -> Result<Made, Error> {
+    async fn start(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<Made, Error> {
         let mut state = sandbox.live().state.clone();
         let (dir, first) = (sandbox.dir.clone(), state.clone());
         let listener = blocking(move || {
@@ -130,7 +130,7 @@ impl Engine {
         Ok(made)
     }
 
-    async fn make(&self, state: &State, listener: &UnixListener) -> Result<Made, Error> {
+    async fn make(self: &Arc<Self>, state: &State, listener: &UnixListener) -> Result<Made, Error> {
         let limits = &state.limits;
         let mut rlimits = vec![(Rlimit::Core, 0)];
         // Where no control group does it, by process: weaker, and doctor says so.
@@ -147,7 +147,6 @@ impl Engine {
             cgroups: self.cgroups.plan(&state.id, &groups(limits)),
             layer: Layer::Memory { bytes: limits.disk.unwrap_or(1 << 30) },
             tmp: limits.disk.unwrap_or(TMP).min(TMP),
-            workspace: None,
             rlimits,
             args: wire::node::init::ARGS.map(str::to_owned).to_vec(),
             env: ENVIRONMENT.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
@@ -165,7 +164,7 @@ impl Engine {
     }
 
     /// Leaves nothing of a start that failed.
-    async fn undo(&self, sandbox: &Sandbox) {
+    async fn undo(self: &Arc<Self>, sandbox: &Sandbox) {
         // What was made and not let go ends by itself: its socket is closed. If it lives, its groups know it.
         self.cgroups.kill(&sandbox.id);
         self.clear(sandbox).await;
@@ -173,7 +172,12 @@ impl Engine {
     }
 
     /// Removes groups and directory, and forgets it.
-    pub(super) async fn clear(&self, sandbox: &Sandbox) {
+    pub(super) async fn clear(self: &Arc<Self>, sandbox: &Sandbox) {
+        let has_disk = sandbox.live().disk;
+        if has_disk && let Ok(launcher) = self.launcher().await {
+            // Were it lost, the launcher's end would do the same.
+            let _ = launcher.release(&sandbox.id).await;
+        }
         if let Err(error) = self.cgroups.remove(&sandbox.id).await {
             tracing::error!(sandbox = sandbox.id, %error, "a control group stays until the next start");
         }
@@ -188,7 +192,7 @@ impl Engine {
 
     /// Waits for the end of a sandbox, however it comes, and leaves nothing of it.
     pub(super) async fn watch(
-        &self,
+        self: &Arc<Self>,
         sandbox: &Arc<Sandbox>,
         pidfd: OwnedFd,
         status: Option<oneshot::Receiver<Status>>,
@@ -277,10 +281,7 @@ impl Engine {
         }
         let sandbox = self.find(id)?;
         let workspace = match asked.workspace.clone() {
-            Some(it) => {
-                let engine = self.clone();
-                Some(blocking(move || engine.workspace(&it)).await??)
-            }
+            Some(it) => Some(self.workspace(it).await?),
             None => None,
         };
         let (said, bound) = oneshot::channel();
@@ -298,7 +299,7 @@ impl Engine {
 
     /// The second half of an error: whether something was done already.
     async fn bind_now(
-        &self,
+        self: &Arc<Self>,
         sandbox: &Arc<Sandbox>,
         asked: Bind,
         workspace: Option<launcher::Workspace>,
@@ -335,7 +336,9 @@ impl Engine {
         let id = &sandbox.id;
         self.cgroups.limit(id, &groups(&asked.limits)).map_err(Error::machine("set the limits")).map_err(midway)?;
         if workspace.is_some() || asked.hostname.is_some() {
-            let attach = Attach { pid, workspace, shift: self.ids.shift(), hostname: asked.hostname };
+            let id = id.clone();
+            let attach = Attach { id, pid, workspace, shift: self.ids.shift(), hostname: asked.hostname };
+            sandbox.live().disk = attach.workspace.as_ref().is_some_and(|it| it.disk);
             let first = self.launcher().await.map_err(midway)?.attach(attach.clone(), (*pidfd).as_fd()).await;
             let done = match first {
                 Err(launcher::Error::Gone) => {

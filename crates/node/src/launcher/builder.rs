@@ -10,7 +10,7 @@ use rustix::process::Pid;
 use rustix::thread::ThreadNameSpaceType;
 
 use super::stage::{Stage, shifted};
-use super::{Answer, Attach, Cgroup, Failure, Join, Start, Step, Workspace, inside, message};
+use super::{Answer, Attach, Cgroup, Failure, Join, Start, Step, Workspace, disk, inside, message};
 use crate::guard::Guards;
 use crate::sys::{self, Fork};
 
@@ -43,9 +43,6 @@ pub(super) fn start(
                 for lower in &stage.lowers {
                     trees.push(shifted(&lower.source, &ids).step(|| format!("shift the ids of /{}", lower.name))?);
                 }
-            }
-            if let Some(workspace) = &start.workspace {
-                trees.push(tree(workspace, stage.guards, start.shift.then_some(child))?);
             }
             let pidfd = pidfd.ok_or_else(|| Failure { step: "hold the process".into(), errno: libc::EBADF })?;
             let cgroups: Vec<_> = start.cgroups.iter().map(|it| &it.dir).collect();
@@ -103,18 +100,22 @@ fn user_namespace(of: Pid) -> Result<OwnedFd, Failure> {
 }
 
 /// A detached mount of a workspace, to be attached in a sandbox.
-fn tree(workspace: &Workspace, guards: Guards, shift: Option<Pid>) -> Result<OwnedFd, Failure> {
+fn tree(stage: &Stage, attach: &Attach, workspace: &Workspace, pid: Pid) -> Result<OwnedFd, Failure> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
     let source: &Path = &workspace.source;
-    let tree = rustix::mount::open_tree(CWD, source, flags).step(|| format!("open {}", source.display()))?;
+    let tree = if workspace.disk {
+        disk::tree(stage, source, &attach.id)?
+    } else {
+        rustix::mount::open_tree(CWD, source, flags).step(|| format!("open {}", source.display()))?
+    };
     let mut set = 0;
-    if guards.has(Guards::MOUNT_FLAGS) {
+    if stage.guards.has(Guards::MOUNT_FLAGS) {
         set |= sys::ATTR_NOSUID | sys::ATTR_NODEV;
     }
     if workspace.read_only {
         set |= sys::ATTR_RDONLY;
     }
-    let ids = shift.map(user_namespace).transpose()?;
+    let ids = if attach.shift { Some(user_namespace(pid)?) } else { None };
     sys::mount_setattr(tree.as_fd(), set, ids.as_ref().map(AsFd::as_fd), false)
         .step(|| format!("prepare the mount of {}", source.display()))?;
     Ok(tree)
@@ -125,7 +126,7 @@ pub(super) fn attach(stage: &Stage, attach: &Attach, answer: &OwnedFd, pidfd: Op
     let gone = || Failure { step: "find the sandbox".into(), errno: libc::ESRCH };
     let (pidfd, pid) = (pidfd.ok_or_else(gone)?, Pid::from_raw(attach.pid).ok_or_else(gone)?);
     let tree = match &attach.workspace {
-        Some(workspace) => Some(tree(workspace, stage.guards, attach.shift.then_some(pid))?),
+        Some(workspace) => Some(tree(stage, attach, workspace, pid)?),
         None => None,
     };
     let into =

@@ -142,6 +142,11 @@ impl Handle {
         self.ask(&Ask::Adopt { cgroups }, &[pidfd]).await.map(drop)
     }
 
+    /// Lets go of what is mounted for a sandbox that has ended; does not wait until the disk has everything.
+    pub(crate) async fn release(&self, id: &str) -> Result<(), Error> {
+        self.ask(&Ask::Release { id: id.to_owned() }, &[]).await.map(drop)
+    }
+
     /// Remembers that it does not answer, before whoever listens to it has noticed.
     fn gone(&self) -> Error {
         self.shared.gone.store(true, Ordering::Release);

@@ -130,8 +130,6 @@ fn become_program(
             .step(|| "install the system call filter".into())?;
     }
     if let Some(probe) = start.probe {
-        // What exec would have closed.
-        let _ = sys::close_from(3);
         sys::exit_now(super::probe::run(probe))
     }
     let error = sys::exec(program.as_fd(), &args, &env);
@@ -194,8 +192,6 @@ fn mount_all(stage: &Stage, start: &Start, trees: Vec<OwnedFd>) -> Result<(), Fa
         let tree = if start.shift { trees.next() } else { None };
         mount_lower(stage, start, &layer, lower, tree)?;
     }
-    let workspace = trees.next();
-
     tmpfs(&root.join("tmp"), start.tmp, "1777", flags)?;
     rustix::mount::mount_bind_recursive(stage.dir.join("dev"), root.join("dev")).step(|| "mount /dev".into())?;
     let gid =
@@ -215,11 +211,6 @@ fn mount_all(stage: &Stage, start: &Start, trees: Vec<OwnedFd>) -> Result<(), Fa
     }
     if stage.guards.has(Guards::PROC) {
         mask(stage, &proc)?;
-    }
-    if let Some(tree) = workspace {
-        let to = root.join("workspace");
-        rustix::mount::move_mount(tree.as_fd(), "", CWD, &to, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-            .step(|| "mount the workspace".into())?;
     }
     enter(stage.guards, &root)
 }

@@ -11,6 +11,7 @@
 //! that died in between never says it, the socket closes, and the process ends.
 
 mod builder;
+mod disk;
 mod handle;
 mod inside;
 mod message;
@@ -22,6 +23,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use disk::{FILES, IMAGE};
 pub(crate) use handle::{Error, Handle, Made, Ranges};
 pub(crate) use probe::{Probe, Works};
 pub(crate) use zygote::main;
@@ -70,6 +72,8 @@ pub(crate) enum Ask {
     /// Descriptors: answer (unused), the pidfd of a sandbox that an earlier launcher started. It is ended with ours when
     /// no node comes back.
     Adopt { cgroups: Vec<PathBuf> },
+    /// Descriptors: answer (unused). The sandbox has ended; what the launcher keeps mounted for it goes.
+    Release { id: String },
 }
 
 /// A sandbox to start.
@@ -83,7 +87,6 @@ pub(crate) struct Start {
     pub layer: Layer,
     /// Bytes of /tmp and of /dev/shm.
     pub tmp: u64,
-    pub workspace: Option<Workspace>,
     pub rlimits: Vec<(Rlimit, u64)>,
     pub args: Vec<String>,
     pub env: Vec<(String, String)>,
@@ -125,6 +128,8 @@ pub(crate) enum Layer {
 pub(crate) struct Workspace {
     pub source: PathBuf,
     pub read_only: bool,
+    /// It is a file system in a file there.
+    pub disk: bool,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -139,6 +144,8 @@ pub(crate) enum Rlimit {
 /// What a running sandbox gets late.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Attach {
+    /// Names the sandbox to [`Ask::Release`].
+    pub id: String,
     pub pid: i32,
     pub workspace: Option<Workspace>,
     pub shift: bool,

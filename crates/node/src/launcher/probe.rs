@@ -2,7 +2,7 @@
 //! is needed that a machine may not have.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 
 use landlock::{AccessFs, Ruleset, RulesetAttr};
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,8 @@ pub(crate) enum Probe {
     Fork(u32),
     /// Waits to be killed.
     Wait,
+    /// Waits for SIGUSR1, writes into /workspace, and ends with 0 when it is refused before so many bytes.
+    FillWorkspace(u64),
 }
 
 /// What [`Probe::Look`] found, one bit each.
@@ -38,6 +40,11 @@ impl Works {
 }
 
 pub(super) fn run(probe: Probe) -> i32 {
+    if sys::hold_word().is_err() {
+        return 2;
+    }
+    // What exec would have closed: with this the node knows that we are here.
+    let _ = sys::close_from(3);
     match probe {
         Probe::Look => look(),
         Probe::Fill(bytes) => {
@@ -59,6 +66,20 @@ pub(super) fn run(probe: Probe) -> i32 {
             0
         }
         Probe::Wait => wait(),
+        Probe::FillWorkspace(bytes) => {
+            sys::wait_for_word();
+            let block = vec![b'x'; 1 << 20];
+            let mut file = match fs::File::create("/workspace/fill") {
+                Ok(file) => file,
+                Err(_) => return 3,
+            };
+            for _ in 0..bytes >> 20 {
+                if let Err(error) = file.write_all(&block) {
+                    return if error.kind() == io::ErrorKind::StorageFull { 0 } else { 4 };
+                }
+            }
+            1
+        }
     }
 }
 

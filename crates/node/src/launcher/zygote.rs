@@ -10,7 +10,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 use rustix::thread::UnshareFlags;
 
 use super::stage::Stage;
-use super::{Answer, Ask, Failure, Rootless, Setup, Status, Step, Tell, builder, message};
+use super::{Answer, Ask, Failure, Rootless, Setup, Status, Step, Tell, builder, disk, message};
 use crate::guard::Guards;
 use crate::sys::{self, Fork};
 
@@ -144,6 +144,10 @@ impl Family {
                 let done = match ask {
                     Ask::Start(start) => builder::start(stage, &start, &answer, &self.newborn, fds.collect()),
                     Ask::Attach(attach) => builder::attach(stage, &attach, &answer, fds.next()),
+                    Ask::Release { id } => {
+                        disk::release(stage, &id);
+                        Ok(())
+                    }
                     Ask::Adopt { .. } => Ok(()),
                 };
                 if let Err(failure) = done {

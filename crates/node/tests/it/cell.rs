@@ -126,12 +126,12 @@ impl Client {
     }
 
     /// `None` when the node dies meanwhile.
-    pub(crate) async fn try_call(self, method: &str, path: &str, body: Vec<u8>) -> Option<StatusCode> {
+    pub(crate) async fn try_call(self, method: &str, path: &str, body: Vec<u8>) -> Option<(StatusCode, String)> {
         let request = Request::builder().method(method).uri(path).body(Full::from(body)).unwrap();
         let response = (self.0)().await.send_request(request).await.ok()?;
         let status = response.status();
-        response.into_body().collect().await.ok()?;
-        Some(status)
+        let said = response.into_body().collect().await.ok()?.to_bytes();
+        Some((status, String::from_utf8_lossy(&said).into_owned()))
     }
 
     pub(crate) async fn call(self, method: &str, path: &str, body: Vec<u8>) -> (StatusCode, http::HeaderMap, Bytes) {

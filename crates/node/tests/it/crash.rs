@@ -51,19 +51,21 @@ impl Other {
         ];
         for (method, path, body) in calls {
             let Some(client) = self.client().await else { return };
-            if client.try_call(method, path, body).await.is_none() {
-                return;
+            match client.try_call(method, path, body).await {
+                None => return,
+                Some((status, said)) => assert!(status.is_success(), "{method} {path}: {status} {said}"),
             }
         }
     }
 
     /// Waits for its death and opens the next node over the same directory.
     async fn heir(mut self) -> (Cell, PathBuf) {
+        let deadline = Duration::from_secs(30);
         let died = tokio::task::spawn_blocking(move || {
             self.process.wait().unwrap();
             self.dir
         });
-        let dir = died.await.unwrap();
+        let dir = tokio::time::timeout(deadline, died).await.unwrap().unwrap();
         let intruder = dir.path().join("intruder");
         (Cell::over(dir, &intruder).await, intruder)
     }

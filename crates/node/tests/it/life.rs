@@ -122,6 +122,42 @@ async fn what_a_sandbox_fills_is_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_workspace_with_a_quota_is_full_at_it_and_stays_when_its_sandbox_goes() {
+    let cell = Cell::open().await;
+    if !cell.can("quota").await {
+        return;
+    }
+    let workspace = cell.dir.path().join("bounded");
+    let bound = async |id: &str| {
+        cell.sandbox(id).await;
+        let bind = Bind { workspace: Some(Workspace { quota: Some(32 << 20), ..at(&workspace) }), ..Bind::default() };
+        cell.client().post::<Sandbox>(&format!("/v1/sandboxes/{id}/bind"), &bind).await.unwrap();
+    };
+    bound("one").await;
+    assert_eq!(cell.sh("one", "ls -A /workspace; echo kept > /workspace/kept; chown 1000 /workspace/kept").await, "");
+    let said = cell.sh("one", "head -c 50000000 /dev/zero > /workspace/big; rm /workspace/big").await;
+    assert!(said.contains("No space left"), "{said}");
+    // Two sandboxes over one workspace see the same.
+    bound("two").await;
+    assert_eq!(cell.sh("two", "stat -c %u /workspace/kept; echo also > /workspace/also").await, "1000");
+    cell.client().delete("one").await.unwrap();
+    assert_eq!(cell.sh("two", "cat /workspace/kept /workspace/also").await, "kept\nalso");
+    cell.client().delete("two").await.unwrap();
+    bound("three").await;
+    assert_eq!(cell.sh("three", "cat /workspace/kept /workspace/also").await, "kept\nalso");
+
+    // What was there before there were quotas is not hidden by one.
+    let old = cell.dir.path().join("old");
+    std::fs::create_dir(&old).unwrap();
+    std::fs::write(old.join("file"), "old").unwrap();
+    cell.sandbox("four").await;
+    let bind = Bind { workspace: Some(Workspace { quota: Some(32 << 20), ..at(&old) }), ..Bind::default() };
+    cell.client().post::<Sandbox>("/v1/sandboxes/four/bind", &bind).await.unwrap();
+    assert_eq!(cell.sh("four", "cat /workspace/file").await, "old");
+    cell.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn memory_beyond_the_limit_kills_only_in_that_sandbox() {
     let cell = Cell::open().await;
     if !cell.can("memcg").await {

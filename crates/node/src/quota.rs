@@ -1,0 +1,130 @@
+//! File systems in files, by which a workspace is bounded.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use rustix::fs::SeekFrom;
+use tokio::process::Command;
+
+use crate::Error;
+use crate::launcher::{FILES, IMAGE};
+
+/// Less than this is no file system.
+pub(crate) const LEAST: u64 = 16 << 20;
+
+/// Makes images; each size is formatted once and then copied.
+pub(crate) struct Formatter {
+    program: PathBuf,
+    templates: PathBuf,
+    /// One format at a time.
+    work: tokio::sync::Mutex<()>,
+}
+
+impl Formatter {
+    /// `None` where there is no mkfs.ext4. `templates`: a directory of ours.
+    pub(crate) fn find(templates: PathBuf) -> Option<Self> {
+        let places = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
+        let program = places.iter().map(|it| Path::new(it).join("mkfs.ext4")).find(|it| it.exists())?;
+        Some(Self { program, templates, work: tokio::sync::Mutex::default() })
+    }
+
+    /// Whether a workspace is, or now becomes, a file system of at most `bytes`. One that has files already, made where
+    /// it was counted, stays what it is; one that has an image keeps its size.
+    pub(crate) async fn prepare(&self, workspace: &Path, bytes: u64) -> Result<bool, Error> {
+        let image = workspace.join(IMAGE);
+        if image.exists() {
+            return Ok(true);
+        }
+        let mut entries = fs::read_dir(workspace).map_err(Error::disk(format!("read {}", workspace.display())))?;
+        if entries.next().is_some() {
+            return Ok(false);
+        }
+        let template = self.template(bytes.max(LEAST).next_multiple_of(1 << 20)).await?;
+        let new = workspace.join(format!("{IMAGE}.new"));
+        let copied = tokio::task::spawn_blocking(move || {
+            copy_sparse(&template, &new)?;
+            fs::rename(&new, &image)
+        });
+        let copied = copied.await.map_err(Error::machine("copy an empty file system"))?;
+        copied.map_err(Error::disk(format!("make a file system in {}", workspace.display())))?;
+        Ok(true)
+    }
+
+    /// An empty file system of that size.
+    async fn template(&self, bytes: u64) -> Result<PathBuf, Error> {
+        let path = self.templates.join(format!("{bytes}.ext4"));
+        let _work = self.work.lock().await;
+        if path.exists() {
+            return Ok(path);
+        }
+        let (new, root) = (path.with_extension("new"), self.templates.join("root"));
+        let _ = fs::remove_file(&new);
+        fs::create_dir_all(root.join(FILES)).map_err(Error::disk(format!("make {}", root.display())))?;
+        let (block, journal) = if bytes < 128 << 20 { ("1024", "1") } else { ("4096", "8") };
+        let done = Command::new(&self.program)
+            .args(["-q", "-F", "-m", "0", "-b", block, "-J", &format!("size={journal}")])
+            .args(["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0", "-d"])
+            .args([root.as_os_str(), new.as_os_str(), format!("{}k", bytes >> 10).as_ref()])
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .map_err(Error::machine("run mkfs.ext4"))?;
+        if !done.status.success() {
+            let said = String::from_utf8_lossy(&done.stderr).trim().to_owned();
+            return Err(Error::machine("make a file system")(said));
+        }
+        fs::rename(&new, &path).map_err(Error::disk(format!("make {}", path.display())))?;
+        Ok(path)
+    }
+}
+
+/// Copies what is there of a file that is mostly holes.
+fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
+    let from = fs::File::open(from)?;
+    let to = fs::OpenOptions::new().write(true).create(true).truncate(true).open(to)?;
+    to.set_len(from.metadata()?.len())?;
+    let mut at = 0;
+    let mut buffer = vec![0; 128 * 1024];
+    loop {
+        let begin = match rustix::fs::seek(&from, SeekFrom::Data(at)) {
+            Ok(begin) => begin,
+            // No more data.
+            Err(rustix::io::Errno::NXIO) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        at = begin;
+        let end = rustix::fs::seek(&from, SeekFrom::Hole(begin))?;
+        while at < end {
+            let most = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
+            let part = buffer.get_mut(..most).unwrap_or_default();
+            let read = from.read_at(part, at)?;
+            if read == 0 {
+                return Ok(());
+            }
+            to.write_all_at(part.get(..read).unwrap_or_default(), at)?;
+            at += read as u64;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_stay_holes_when_an_image_is_copied() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        let file = fs::File::create(&from).unwrap();
+        file.set_len(64 << 20).unwrap();
+        file.write_all_at(b"begin", 0).unwrap();
+        file.write_all_at(b"middle", 32 << 20).unwrap();
+        copy_sparse(&from, &to).unwrap();
+        assert_eq!(fs::read(&to).unwrap(), fs::read(&from).unwrap());
+        assert!(fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20);
+    }
+}
