@@ -25,7 +25,6 @@ use crate::metrics::Meter;
 use crate::os::reaper::Reaper;
 use crate::os::workers::Workers;
 use crate::reply::{Problem, Result, json};
-use crate::terminal::Terminals;
 
 /// Pipes that children left behind write to and that nobody reads: at most so many are emptied.
 const FORGOTTEN_MOST: usize = 64;
@@ -38,7 +37,6 @@ pub(crate) struct Daemon {
     base: Env,
     pub commands: Commands,
     pub sessions: Sessions,
-    pub terminals: Terminals,
     pub reaper: Reaper,
     pub workers: Workers,
     pub meter: Meter,
@@ -76,7 +74,6 @@ impl Daemon {
             base,
             commands: Commands::default(),
             sessions: Sessions::default(),
-            terminals: Terminals::default(),
             reaper: Reaper::default(),
             workers: Workers::default(),
             meter: Meter::default(),
