@@ -112,12 +112,15 @@ impl ApiServer {
             Data::Dir(directory) => Some(directory.join("pki")),
         };
         let store = Store::open(&data, clock.clone(), &tasks)?;
-        let pki = Arc::new(Pki::open(directory.as_deref(), clock.now())?);
+        // The first keys of a process wait some 30 ms for entropy: meanwhile the store is filled.
+        let now = clock.now();
+        let pki = tokio::task::spawn_blocking(move || Pki::open(directory.as_deref(), now));
         let core = Core::new(store, clock, tasks);
-        let server = Self { core, pki };
         for name in NAMESPACES {
-            server.ensure_namespace(name).await?;
+            ensure_namespace(&core, name).await?;
         }
+        let pki = Arc::new(pki.await.map_err(|_| PkiError::Interrupted)??);
+        let server = Self { core, pki };
         local::start(&server.core, server.pki.authority());
         server.core.tasks.platform("custom resource definitions", cleanup::run(server.core.clone()));
         Ok(server)
@@ -159,8 +162,7 @@ impl ApiServer {
             root.insert("apiVersion".into(), json!(format!("{}/v1", custom::GROUP)));
             root.insert("kind".into(), json!("CustomResourceDefinition"));
             root.shift_remove("status");
-            let mut call = self
-                .call(custom::GROUP, custom::PLURAL, "", &name)
+            let mut call = call(&self.core, custom::GROUP, custom::PLURAL, &name)
                 .ok_or_else(|| refused("the kind is not served".into()))?;
             let options = WriteOptions {
                 dry_run: false,
@@ -193,35 +195,31 @@ impl ApiServer {
         let copied = self.core.store.backup(to.to_owned()).await;
         copied.map_err(|source| Error::Backup { to: to.to_owned(), source })
     }
+}
 
-    /// A call of our own, as the administrator.
-    fn call(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Call> {
-        let resource = self.core.registry.now().find(group, "v1", plural)?.clone();
-        Some(Call {
-            core: self.core.clone(),
-            resource,
-            user: User::admin(),
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            subresource: String::new(),
-            warnings: Vec::new(),
-        })
-    }
+/// A call of our own, as the administrator.
+fn call(core: &Arc<Core>, group: &str, plural: &str, name: &str) -> Option<Call> {
+    let resource = core.registry.now().find(group, "v1", plural)?.clone();
+    Some(Call {
+        core: core.clone(),
+        resource,
+        user: User::admin(),
+        namespace: String::new(),
+        name: name.to_owned(),
+        subresource: String::new(),
+        warnings: Vec::new(),
+    })
+}
 
-    async fn ensure_namespace(&self, name: &'static str) -> Result<(), Error> {
-        let failed = |why: String| Error::Namespace { name, why };
-        let mut call = self.call("", "namespaces", "", "").ok_or_else(|| failed("the kind is not served".into()))?;
-        if self.core.store.get(&call.resource.key("", name)).is_some() {
-            return Ok(());
-        }
-        let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-        let options = WriteOptions {
-            dry_run: false,
-            manager: "apiserver".into(),
-            validation: FieldValidation::Ignore,
-            force: false,
-        };
-        create::create(&mut call, object, &options).await.map_err(|problem| failed(problem.message))?;
-        Ok(())
+async fn ensure_namespace(core: &Arc<Core>, name: &'static str) -> Result<(), Error> {
+    let failed = |why: String| Error::Namespace { name, why };
+    let mut call = call(core, "", "namespaces", "").ok_or_else(|| failed("the kind is not served".into()))?;
+    if core.store.get(&call.resource.key("", name)).is_some() {
+        return Ok(());
     }
+    let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+    let options =
+        WriteOptions { dry_run: false, manager: "apiserver".into(), validation: FieldValidation::Ignore, force: false };
+    create::create(&mut call, object, &options).await.map_err(|problem| failed(problem.message))?;
+    Ok(())
 }

@@ -27,6 +27,8 @@ const YEARS: i64 = 10;
 pub enum PkiError {
     #[error("cannot keep the keys in {}", path.display())]
     Files { path: PathBuf, source: io::Error },
+    #[error("making the keys was interrupted")]
+    Interrupted,
     #[error("cannot make a certificate")]
     Made(#[from] rcgen::Error),
     #[error("{} is no certificate or key", path.display())]

@@ -41,7 +41,7 @@ pub(crate) async fn answer(call: &mut Call, asked: &Asked<'_>) -> Result<Reply, 
                 return Err(Problem::bad_request("token is required for TokenReview in authentication"));
             }
             // No token has been handed out that could be told.
-            json!({"user": {}, "error": "[invalid bearer token]"})
+            json!({"user": {}, "error": "invalid bearer token"})
         }
         _ => return Err(Problem::no_such_path()),
     };

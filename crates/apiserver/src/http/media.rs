@@ -130,6 +130,17 @@ pub(crate) fn decode(body: &Bytes, media_type: &str) -> Result<Decoded, Undecoda
     }
 }
 
+/// `yaml: line 3: what is wrong`, of a report with a picture.
+fn brief(report: &str) -> String {
+    let first = report.lines().next().unwrap_or_default();
+    let first = first.strip_prefix("error: ").unwrap_or(first);
+    let placed = first.strip_prefix("line ").and_then(|rest| rest.split_once(" column ")).and_then(|(line, rest)| {
+        let (_, what) = rest.split_once(": ")?;
+        Some(format!("yaml: line {line}: {what}"))
+    });
+    placed.unwrap_or_else(|| format!("yaml: {first}"))
+}
+
 /// YAML as Kubernetes takes it: JSON is YAML too, and is read by the faster parser.
 pub(crate) fn yaml(body: &Bytes) -> Result<Decoded, String> {
     if body.first() == Some(&b'{')
@@ -138,7 +149,7 @@ pub(crate) fn yaml(body: &Bytes) -> Result<Decoded, String> {
         return Ok(decoded);
     }
     let text = std::str::from_utf8(body).map_err(|error| format!("yaml: {error}"))?;
-    let value: Value = serde_saphyr::from_str(text).map_err(|error| format!("yaml: {error}"))?;
+    let value: Value = serde_saphyr::from_str(text).map_err(|error| brief(&error.to_string()))?;
     Ok(Decoded { value, duplicates: Vec::new() })
 }
 

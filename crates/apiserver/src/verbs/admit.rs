@@ -22,8 +22,13 @@ pub(crate) fn decode(
         Ok(decoded) => decoded,
         Err(Undecodable::Unknown(problem)) => return Err(problem),
         Err(Undecodable::Syntax(why)) => {
+            let parser = if media_type.ends_with("json") || media_type.is_empty() {
+                "couldn't get version/kind; json parse error: "
+            } else {
+                ""
+            };
             return Err(Problem::bad_request(format!(
-                "the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; json parse error: {why} ({})",
+                "the object provided is unrecognized (must be of type {kind}): {parser}{why} ({})",
                 summary(body)
             )));
         }

@@ -116,8 +116,8 @@ fn check_type(call: &Call, object: &Value, invalid: &impl Fn(String) -> Problem)
 }
 
 async fn apply(call: &mut Call, body: &Bytes, options: &WriteOptions) -> Result<Written, Problem> {
-    let Decoded { value: applied, duplicates } =
-        media::yaml(body).map_err(|why| Problem::bad_request(format!("error decoding YAML: {why}")))?;
+    let Decoded { value: applied, duplicates } = media::yaml(body)
+        .map_err(|why| Problem::bad_request(format!("error decoding YAML: error converting YAML to JSON: {why}")))?;
     if !applied.is_object() {
         return Err(Problem::bad_request("error decoding YAML: an object is needed"));
     }

@@ -38,6 +38,13 @@ async fn what_is_too_large_or_too_deep_is_refused() {
     let yaml = format!("a: {}", "[".repeat(100_000));
     let deep = house.send(http::Method::POST, CONFIG_MAPS, &[("content-type", "application/yaml")], yaml).await;
     assert_eq!(deep.code, 400);
+    let mut bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n".to_owned();
+    for at in 1..12 {
+        let again = vec![format!("*a{}", at - 1); 9].join(",");
+        bomb += &format!("a{at}: &a{at} [{again}]\n");
+    }
+    let folded = house.send(http::Method::POST, CONFIG_MAPS, &[("content-type", "application/yaml")], bomb).await;
+    assert!(folded.code == 400 && folded.message().contains("yaml: line "), "{}", folded.text);
     let long = house.get(&format!("/api/v1/{}", "x/".repeat(10_000))).await;
     assert_eq!(long.code, 404);
     assert_eq!(house.get("/readyz").await.code, 200);

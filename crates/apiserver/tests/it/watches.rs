@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -7,6 +8,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::client::Body;
 use kube::runtime::watcher;
 use kube::{Api, ResourceExt};
+use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
 use crate::{CONFIG_MAPS, House, config_map};
@@ -60,7 +62,7 @@ async fn revision(house: &House) -> String {
     house.get(CONFIG_MAPS).await.is(200)["metadata"]["resourceVersion"].as_str().unwrap().to_owned()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_watch_from_a_revision_sees_every_change_after_it_once() {
     let house = House::open().await;
     let from = revision(&house).await;
@@ -133,7 +135,7 @@ async fn a_quiet_watch_is_told_how_far_it_has_seen() {
     assert_eq!((&mark["type"], &mark["object"]["metadata"]["resourceVersion"]), (&json!("BOOKMARK"), &json!(now)));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_table_is_watched_row_by_row() {
     let house = House::open().await;
     let from = revision(&house).await;
@@ -180,4 +182,50 @@ async fn the_fields_client_follows_with_lists_and_with_streams() {
         });
         assert_eq!(seen.await.unwrap().name_any(), name);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_from_any_revision_replays_to_the_list() {
+    let house = House::open().await;
+    let mut random = rand::rngs::StdRng::seed_from_u64(7);
+    let mut pasts = Vec::new();
+    for step in 0..200 {
+        if step % 20 == 0 {
+            pasts.push(house.get(CONFIG_MAPS).await.is(200));
+        }
+        let name = format!("c{}", random.random_range(0..12));
+        let url = format!("{CONFIG_MAPS}/{name}");
+        match random.random_range(0..4) {
+            0 => drop(house.delete(&url).await),
+            1 => drop(house.post(CONFIG_MAPS, &labelled(&name, "a")).await),
+            _ => drop(house.patch(&url, "merge", &json!({"data": {"k": step.to_string()}})).await),
+        }
+    }
+    let now = by_name(&house.get(CONFIG_MAPS).await.is(200));
+    for past in pasts {
+        let from = past["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+        let mut state = by_name(&past);
+        let mut last: u64 = from.parse().unwrap();
+        let mut events = Events::of(&house, &format!("timeoutSeconds=1&resourceVersion={from}")).await;
+        while let Some(event) = events.next().await {
+            let mut object = event["object"].clone();
+            let rev: u64 = object["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
+            assert!(rev > last, "revisions go up");
+            last = rev;
+            let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+            let fields = object.as_object_mut().unwrap();
+            fields.retain(|key, _| key != "kind" && key != "apiVersion");
+            let known = match event["type"].as_str().unwrap() {
+                "DELETED" => state.remove(&name),
+                _ => state.insert(name, object),
+            };
+            assert_eq!(known.is_some(), event["type"] != "ADDED", "{event}");
+        }
+        assert_eq!(state, now);
+    }
+}
+
+fn by_name(list: &Value) -> BTreeMap<String, Value> {
+    let items = list["items"].as_array().unwrap().iter();
+    items.map(|it| (it["metadata"]["name"].as_str().unwrap().to_owned(), it.clone())).collect()
 }
