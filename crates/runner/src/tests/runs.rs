@@ -217,7 +217,7 @@ async fn a_key_that_is_missing_is_waited_for_and_named() {
         }
     };
     assert!(matches!(&noted, Step::Noted { text } if text.contains("\"other\" has no key")), "{noted:?}");
-    house.secrets.lock().unwrap().insert("other".to_owned(), vec![("whatever", "the only one")]);
+    house.secrets.lock().unwrap().insert("other".to_owned(), vec![("OPENAI_API_KEY", "the only one")]);
     assert_eq!(answer(&house.done("heals").await), "ok");
     assert_eq!(house.model.asked()[0].0["authorization"], "Bearer the only one");
     let mut ticket = house.ticket("keyless");
