@@ -24,17 +24,13 @@ impl Core {
 
     /// Takes the stored definitions over into the registry.
     pub(crate) fn reload(&self) {
-        let definitions = self.store.list(custom::GROUP, custom::PLURAL, None, None, None).entries;
-        self.registry.replace(&definitions);
+        self.registry.update(|| self.store.list(custom::GROUP, custom::PLURAL, None, None, None).entries);
     }
 
     /// The resources by the definitions that readers of the store see now: who has seen a definition established finds
     /// its resource served.
     pub(crate) fn fresh(&self) -> Arc<Resources> {
-        let definitions = self.store.list(custom::GROUP, custom::PLURAL, None, None, None).entries;
-        if !self.registry.is_of(&definitions) {
-            self.registry.replace(&definitions);
-        }
+        self.reload();
         self.registry.now()
     }
 

@@ -71,7 +71,12 @@ async fn accept(core: Arc<Core>, tls: TlsAcceptor, listener: TcpListener) -> io:
 
 async fn serve(core: Arc<Core>, tls: TlsAcceptor, stream: TcpStream) {
     let _ = stream.set_nodelay(true);
-    let stream = match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
+    let shutdown = core.tasks.shutdown().clone();
+    let greeted = tokio::select! {
+        greeted = tokio::time::timeout(HANDSHAKE, tls.accept(stream)) => greeted,
+        () = shutdown.begun() => return,
+    };
+    let stream = match greeted {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             tracing::debug!(%error, "a handshake failed");
@@ -81,7 +86,6 @@ async fn serve(core: Arc<Core>, tls: TlsAcceptor, stream: TcpStream) {
     };
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let user = certificate.and_then(|it| subject::of(it)).map(|it| User::new(it.name, it.groups));
-    let shutdown = core.tasks.shutdown().clone();
     let mut builder = auto::Builder::new(OnTasks(core.tasks.clone()));
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
     builder

@@ -108,8 +108,11 @@ async fn release(core: &Arc<Core>, entry: &Arc<Entry>, mut definition: Value) ->
     }
     if goes {
         // Who sees it gone finds nothing served by it any more.
-        let others = core.store.list(GROUP, PLURAL, None, None, None).entries;
-        core.registry.replace(&others.into_iter().filter(|it| it.key != entry.key).collect::<Vec<_>>());
+        core.registry.update(|| {
+            let mut others = core.store.list(GROUP, PLURAL, None, None, None).entries;
+            others.retain(|it| it.key != entry.key);
+            others
+        });
     }
     let change = if goes { Change::Delete(definition) } else { Change::Put(definition) };
     match core.store.write(entry.key.clone(), Expect::Rev(entry.rev), change).await {

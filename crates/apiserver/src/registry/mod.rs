@@ -4,7 +4,7 @@ pub(crate) mod cleanup;
 pub(crate) mod custom;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use serde_json::Value;
 
@@ -183,8 +183,8 @@ pub(crate) struct Resources {
     /// Groups in the order in which discovery lists them: the core group is not among them.
     pub(crate) order: Vec<String>,
     pub(crate) groups: HashMap<String, Group>,
-    /// The revisions of the definitions among them.
-    definitions: Vec<u64>,
+    /// The definitions among them, by their revisions, and what each serves.
+    definitions: Vec<(u64, Vec<Arc<Resource>>)>,
 }
 
 impl Resources {
@@ -211,7 +211,7 @@ impl Resources {
         })
     }
 
-    fn add(&mut self, resource: Resource) {
+    fn add(&mut self, resource: Arc<Resource>) {
         if !self.groups.contains_key(&resource.group) && !resource.group.is_empty() {
             self.order.push(resource.group.clone());
         }
@@ -224,7 +224,7 @@ impl Resources {
             }
         };
         if let Some(version) = group.versions.get_mut(at) {
-            version.resources.insert(resource.plural.clone(), Arc::new(resource));
+            version.resources.insert(resource.plural.clone(), resource);
         }
     }
 }
@@ -256,13 +256,21 @@ fn of_builtin(kind: &'static Kind) -> Resource {
 
 /// The resources, changed as a whole whenever a definition is.
 pub(crate) struct Registry {
+    builtin: Vec<Arc<Resource>>,
     now: RwLock<Arc<Resources>>,
+    /// Held while the definitions are read and taken over: later reads are taken over later.
+    turn: Mutex<()>,
     changed: tokio::sync::watch::Sender<u64>,
 }
 
 impl Registry {
     pub(crate) fn new() -> Self {
-        Self { now: RwLock::new(Arc::new(builtin_resources())), changed: tokio::sync::watch::Sender::new(0) }
+        Self {
+            builtin: KINDS.iter().map(|kind| Arc::new(of_builtin(kind))).collect(),
+            now: RwLock::default(),
+            turn: Mutex::new(()),
+            changed: tokio::sync::watch::Sender::new(0),
+        }
     }
 
     pub(crate) fn now(&self) -> Arc<Resources> {
@@ -274,55 +282,54 @@ impl Registry {
         self.changed.subscribe()
     }
 
-    /// Whether the resources are those of just these definitions.
-    pub(crate) fn is_of(&self, definitions: &[Arc<Entry>]) -> bool {
-        self.now().definitions.iter().eq(definitions.iter().map(|it| &it.rev))
-    }
-
-    /// Takes over the definitions as they are now: [`custom::served`] of each is what is served.
-    pub(crate) fn replace(&self, definitions: &[Arc<Entry>]) {
-        let mut next = builtin_resources();
-        for definition in definitions {
-            for resource in custom::served(definition) {
-                next.add(resource);
-            }
+    /// Takes over the definitions as they are now: [`custom::served`] of each is what is served. What has not changed
+    /// stays as it is, with all that was made of it.
+    pub(crate) fn update(&self, definitions: impl FnOnce() -> Vec<Arc<Entry>>) {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let definitions = definitions();
+        let before = self.now();
+        if !before.groups.is_empty() && before.definitions.iter().map(|it| it.0).eq(definitions.iter().map(|it| it.rev))
+        {
+            return;
+        }
+        let mut next = Resources::default();
+        for resource in &self.builtin {
+            next.add(resource.clone());
+        }
+        next.order.sort_by_key(|group| ORDER.iter().position(|it| it == group));
+        for definition in &definitions {
+            let known = before.definitions.iter().find(|it| it.0 == definition.rev).map(|it| it.1.clone());
+            let served = known.unwrap_or_else(|| custom::served(definition).into_iter().map(Arc::new).collect());
+            served.iter().for_each(|resource| next.add(resource.clone()));
+            next.definitions.push((definition.rev, served));
         }
         for group in next.groups.values_mut() {
             if group.versions.iter().all(|version| version.resources.values().all(|it| it.is_custom())) {
                 group.versions.sort_by_cached_key(|version| custom::priority(&version.name));
             }
         }
-        next.definitions = definitions.iter().map(|it| it.rev).collect();
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         self.changed.send_modify(|stamp| *stamp += 1);
     }
 }
 
 /// Groups in the order of upstream's discovery.
-fn builtin_resources() -> Resources {
-    const ORDER: [&str; 17] = [
-        "apps",
-        "events.k8s.io",
-        "authentication.k8s.io",
-        "authorization.k8s.io",
-        "autoscaling",
-        "batch",
-        "certificates.k8s.io",
-        "networking.k8s.io",
-        "policy",
-        "rbac.authorization.k8s.io",
-        "storage.k8s.io",
-        "admissionregistration.k8s.io",
-        "apiextensions.k8s.io",
-        "scheduling.k8s.io",
-        "coordination.k8s.io",
-        "node.k8s.io",
-        "discovery.k8s.io",
-    ];
-    let mut resources = Resources::default();
-    for kind in KINDS {
-        resources.add(of_builtin(kind));
-    }
-    resources.order.sort_by_key(|group| ORDER.iter().position(|it| it == group));
-    resources
-}
+const ORDER: [&str; 17] = [
+    "apps",
+    "events.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "networking.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "storage.k8s.io",
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "scheduling.k8s.io",
+    "coordination.k8s.io",
+    "node.k8s.io",
+    "discovery.k8s.io",
+];
