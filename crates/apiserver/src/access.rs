@@ -115,12 +115,12 @@ pub(crate) fn allowed(user: &User, wanted: &Attributes) -> bool {
         return true;
     }
     match wanted {
-        // ClusterRole system:public-info-viewer, which everybody has.
+        // ClusterRoles system:public-info-viewer, which everybody has, and system:discovery for who is authenticated.
         Attributes::Path { verb, path } => {
-            matches!(verb.as_str(), "get" | "head")
-                && (matches!(path.as_str(), "/healthz" | "/livez" | "/readyz" | "/version" | "/version/")
-                    || path.starts_with("/livez/")
-                    || path.starts_with("/readyz/"))
+            let root = path.split('/').nth(1).unwrap_or_default();
+            let public = matches!(root, "healthz" | "livez" | "readyz" | "version");
+            let discovery = matches!(root, "api" | "apis" | "openapi") && !user.is_anonymous();
+            matches!(verb.as_str(), "get" | "head") && (public || discovery)
         }
         // ClusterRole system:basic-user, which everybody who is authenticated has.
         Attributes::Resource { verb, group, resource, .. } => {

@@ -25,6 +25,25 @@ async fn the_administrator_may_everything_and_is_told_who_he_is() {
 }
 
 #[tokio::test]
+async fn who_is_impersonated_may_what_he_may() {
+    let house = House::open().await;
+    let ask = async |path: &str, headers: &[(&str, &str)]| house.send(http::Method::GET, path, headers, "").await;
+    let nobody = [("impersonate-user", "nobody"), ("impersonate-group", "readers")];
+    let refused = ask(CONFIG_MAPS, &nobody).await;
+    let said = r#"configmaps is forbidden: User "nobody" cannot list resource "configmaps" in API group "" in the namespace "default""#;
+    assert_eq!((refused.code, refused.message().as_str()), (403, said));
+    assert_eq!(ask("/apis", &nobody).await.code, 200, "who is authenticated may discover");
+    let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}).to_string();
+    let headers = [nobody.as_slice(), &[("content-type", "application/json")]].concat();
+    let path = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+    let who = house.send(http::Method::POST, path, &headers, review).await.is(201);
+    assert_eq!(who["status"]["userInfo"], json!({"username": "nobody", "groups": ["readers", "system:authenticated"]}));
+    let masters = [("impersonate-user", "system:admin"), ("impersonate-group", "system:masters")];
+    assert_eq!(ask(CONFIG_MAPS, &masters).await.code, 200);
+    assert_eq!(ask(CONFIG_MAPS, &[("impersonate-group", "readers")]).await.code, 500, "nobody to be");
+}
+
+#[tokio::test]
 async fn what_is_too_large_or_too_deep_is_refused() {
     let house = House::open().await;
     let body = config_map("c", json!({"k": "x".repeat(4 << 20)}));
