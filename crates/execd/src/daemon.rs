@@ -25,6 +25,7 @@ use crate::metrics::Meter;
 use crate::os::reaper::Reaper;
 use crate::os::workers::Workers;
 use crate::reply::{Problem, Result, json};
+use crate::terminal::Terminals;
 
 /// Pipes that children left behind write to and that nobody reads: at most so many are emptied.
 const FORGOTTEN_MOST: usize = 64;
@@ -37,6 +38,7 @@ pub(crate) struct Daemon {
     base: Env,
     pub commands: Commands,
     pub sessions: Sessions,
+    pub terminals: Terminals,
     pub reaper: Reaper,
     pub workers: Workers,
     pub meter: Meter,
@@ -74,6 +76,7 @@ impl Daemon {
             base,
             commands: Commands::default(),
             sessions: Sessions::default(),
+            terminals: Terminals::default(),
             reaper: Reaper::default(),
             workers: Workers::default(),
             meter: Meter::default(),

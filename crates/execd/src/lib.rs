@@ -17,6 +17,7 @@ mod request;
 mod route;
 mod scan;
 mod server;
+mod terminal;
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use hyper::body::Incoming;
 use hyper::header::CONTENT_TYPE;
+use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, StatusCode};
 use wire::execd::{BIND, TOKEN_HEADER, code};
 
@@ -13,11 +14,11 @@ use crate::metrics::{self, Watch};
 use crate::os::users::Users;
 use crate::reply::{Body, Problem, Result, empty, events, json};
 use crate::request::{self, Query, segment};
-use crate::{command, command::session};
+use crate::{command, command::session, terminal};
 
 /// Answers one request.
 pub(crate) async fn answer(daemon: Rc<Daemon>, request: Request<Incoming>) -> Result {
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     let method = head.method;
     let path = head.uri.path();
     match (&method, path) {
@@ -42,6 +43,13 @@ pub(crate) async fn answer(daemon: Rc<Daemon>, request: Request<Incoming>) -> Re
             session::run(daemon, id, &request::json(body).await?)
         }
         (&Method::DELETE, ["session", id]) => session::delete(&daemon, &segment(id)).await,
+        (&Method::POST, ["pty"]) => terminal::create(&daemon, request::json_or_default(body).await?),
+        (&Method::GET, ["pty", id]) => terminal::status(&daemon, &segment(id)),
+        (&Method::DELETE, ["pty", id]) => terminal::delete(&daemon, &segment(id)).await,
+        (&Method::GET, ["pty", id, "ws"]) => {
+            let upgrade = head.extensions.remove::<OnUpgrade>();
+            terminal::connect(&daemon, &segment(id), &query, &head.headers, upgrade)
+        }
         (&Method::GET, ["metrics"]) => Ok(json(&metrics::read(&daemon).await)),
         (&Method::GET, ["metrics", "watch"]) => Ok(events(Body::Watch(Box::new(Watch::new(daemon))))),
         (_, ["v1", "filesystem", uid, gid, rest @ ..]) => {

@@ -96,7 +96,7 @@ struct Activity {
 }
 
 impl Connections {
-    fn serve(self: Rc<Self>, daemon: &Rc<Daemon>, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
+    fn serve(self: Rc<Self>, daemon: &Rc<Daemon>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         if self.all.borrow().len() >= MOST && !self.drop_idle() {
             return;
         }
@@ -114,7 +114,7 @@ impl Connections {
             let mut http = http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(SILENCE).max_buf_size(BUFFER);
             // An error here is the client's: it is gone, or has been told.
-            let _ = http.serve_connection(TokioIo::new(stream), service).await;
+            let _ = http.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
             connections.all.borrow_mut().remove(&id);
         });
         self.all.borrow_mut().insert(id, Connection { task, activity });

@@ -31,6 +31,11 @@ pub mod code {
     pub const FILE_NOT_FOUND: &str = "FILE_NOT_FOUND";
     pub const CONTEXT_NOT_FOUND: &str = "CONTEXT_NOT_FOUND";
     pub const NOT_SUPPORTED: &str = "NOT_SUPPORTED";
+    /// Of a terminal: it has a client already.
+    pub const ALREADY_CONNECTED: &str = "ALREADY_CONNECTED";
+    pub const START_FAILED: &str = "START_FAILED";
+    pub const STDIN_WRITE_FAILED: &str = "STDIN_WRITE_FAILED";
+    pub const INVALID_FRAME: &str = "INVALID_FRAME";
     pub const UNKNOWN: &str = "UNKNOWN";
 
     pub const UNAUTHORIZED: &str = "UNAUTHORIZED";
@@ -195,6 +200,72 @@ pub struct Failure {
     #[serde(default)]
     pub traceback: Vec<String>,
 }
+
+/// The answer to `POST /pty` (whose body is a [`RunCommand`]; one that names no command gets a shell) and to `GET
+/// /pty/{id}`. The process starts with the first client of its WebSocket, `/pty/{id}/ws`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalStatus {
+    pub session_id: String,
+    pub running: bool,
+    /// How many bytes it has written: what a client that comes back gives as `since`.
+    pub output_offset: u64,
+    /// Once it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+}
+
+/// The first byte of a binary message of a terminal's WebSocket.
+pub mod channel {
+    /// To the process.
+    pub const STDIN: u8 = 0;
+    pub const STDOUT: u8 = 1;
+    /// Without a terminal (`?pty=0`) only.
+    pub const STDERR: u8 = 2;
+    /// What was written since `since`: its offset in 8 bytes, the highest first, then the bytes.
+    pub const REPLAY: u8 = 3;
+}
+
+/// A text message to a terminal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToTerminal {
+    Stdin {
+        data: String,
+    },
+    /// A signal's name, with or without SIG, for whatever runs in the foreground.
+    Signal {
+        signal: String,
+    },
+    Resize {
+        cols: u16,
+        rows: u16,
+    },
+    Ping,
+    /// Ours: there is no more input.
+    Eof,
+}
+
+/// A text message from a terminal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromTerminal {
+    /// `mode` is `pty` or `pipe`.
+    Connected {
+        session_id: String,
+        mode: String,
+    },
+    Exit {
+        exit_code: i32,
+    },
+    Error {
+        code: String,
+        error: String,
+    },
+    Pong,
+}
+
+/// The close code for a client whose place another one took (`?takeover=1`).
+pub const TAKEN_OVER: u16 = 4001;
 
 /// `GET /command/status/{id}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

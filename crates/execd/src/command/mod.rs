@@ -35,7 +35,7 @@ use crate::reply::{Body, Problem, Reply, Result, events};
 
 use self::env::Env;
 use self::log::Log;
-pub(crate) use self::output::{LogText, Output, forget};
+pub(crate) use self::output::{LogText, Output, available, forget};
 
 /// Commands at once.
 const RUNNING_MOST: usize = 256;
@@ -93,14 +93,29 @@ pub(crate) struct Launch {
     pub extra: Vec<(OwnedFd, i32)>,
 }
 
-/// The ends of a started command that its follower holds.
-pub(crate) struct Followed {
+/// What a started command reads and writes.
+pub(crate) struct Wires {
+    /// None: `/dev/null`.
+    pub stdin: Option<OwnedFd>,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+    /// Whether stdin is to be its controlling terminal.
+    pub terminal: bool,
+}
+
+/// A started command, for its follower.
+pub(crate) struct Started {
     pub command: Rc<Command>,
+    pub ended: oneshot::Receiver<End>,
+    /// Dropped with the follower: then nobody is there any more, and the command is killed.
+    pub alive: oneshot::Sender<()>,
+}
+
+/// A started command and our ends of its pipes.
+pub(crate) struct Followed {
+    pub started: Started,
     pub stdout: Receiver,
     pub stderr: Option<Receiver>,
-    pub ended: oneshot::Receiver<End>,
-    /// Dropped with the follower: then nobody reads, and the command is killed.
-    pub alive: oneshot::Sender<()>,
 }
 
 /// What is done once a command has ended, before anybody is told.
@@ -164,7 +179,7 @@ impl Command {
     }
 
     /// Kills the tree, with SIGTERM first when there is a grace: whether anything was there.
-    async fn kill(&self, daemon: &Daemon, why: &str, grace: Duration) -> bool {
+    pub(crate) async fn kill(&self, daemon: &Daemon, why: &str, grace: Duration) -> bool {
         if self.is_running() {
             self.killed.borrow_mut().get_or_insert_with(|| why.to_owned());
         }
@@ -174,43 +189,11 @@ impl Command {
 
 /// `POST /command`.
 pub(crate) async fn run(daemon: Rc<Daemon>, request: RunCommand) -> Result {
-    let mut env = daemon.environment();
-    for (key, value) in request.envs.iter().flatten() {
-        if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
-            return Err(Problem::invalid(format!("envs: {key:?} cannot be in an environment")));
-        }
-        env.insert(key.into(), value.into());
-    }
-    let cwd = daemon.working_directory(request.cwd.as_deref(), &env)?;
-    if request.gid.is_some() && request.uid.is_none() {
-        return Err(Problem::invalid("gid needs uid"));
-    }
     if request.timeout == Some(0) {
         return Err(Problem::invalid("timeout must be at least 1 ms"));
     }
-    let mut extra = Vec::new();
-    let (content, program, args) = match (request.command, request.argv) {
-        (Some(command), None) if !command.trim().is_empty() => {
-            let (program, args) = shell(&env, &command, &mut extra)?;
-            (command, program, args)
-        }
-        (None, Some(argv)) if argv.iter().any(|arg| arg.contains('\0')) => {
-            return Err(Problem::invalid("argv cannot hold a NUL"));
-        }
-        (None, Some(argv)) => match argv.split_first() {
-            Some((program, args)) if !program.is_empty() => {
-                (argv.join(" "), program.into(), args.iter().map(OsString::from).collect())
-            }
-            _ => return Err(Problem::invalid("argv[0] must not be empty")),
-        },
-        (Some(_), None) => return Err(Problem::invalid("command must not be empty")),
-        _ => return Err(Problem::invalid("exactly one of command and argv is needed")),
-    };
-    let identity = request.uid.map(|uid| Users::read().identity(uid, request.gid)).filter(|wanted| {
-        let same = wanted.uid == rustix::process::getuid().as_raw() && wanted.gid == rustix::process::getgid().as_raw();
-        !same
-    });
-    let launch = Launch { content, program, args, cwd, env, identity, mark: Mark::fresh(), extra };
+    let launch =
+        launch(&daemon, &request)?.ok_or_else(|| Problem::invalid("exactly one of command and argv is needed"))?;
     let timeout = request.timeout.map(Duration::from_millis);
     if request.background {
         let command = background(&daemon, launch, timeout)?;
@@ -224,25 +207,68 @@ pub(crate) async fn run(daemon: Rc<Daemon>, request: RunCommand) -> Result {
     }
 }
 
-/// The shell that runs `script`: bash, or sh where there is none.
-pub(crate) fn shell(env: &Env, script: &str, extra: &mut Vec<(OwnedFd, i32)>) -> Result<(OsString, Vec<OsString>)> {
-    if script.contains('\0') {
-        return Err(Problem::invalid("command cannot hold a NUL"));
+/// What a request asks to be started; `None` when it names neither a command nor arguments.
+pub(crate) fn launch(daemon: &Daemon, request: &RunCommand) -> Result<Option<Launch>> {
+    let mut env = daemon.environment();
+    for (key, value) in request.envs.iter().flatten() {
+        if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+            return Err(Problem::invalid(format!("envs: {key:?} cannot be in an environment")));
+        }
+        env.insert(key.into(), value.into());
     }
+    let cwd = daemon.working_directory(request.cwd.as_deref(), &env)?;
+    if request.gid.is_some() && request.uid.is_none() {
+        return Err(Problem::invalid("gid needs uid"));
+    }
+    let mut extra = Vec::new();
+    let (content, program, args) = match (&request.command, &request.argv) {
+        (None, None) => return Ok(None),
+        (Some(command), None) if !command.trim().is_empty() => {
+            let (program, args) = shell(&env, command, &mut extra)?;
+            (command.clone(), program, args)
+        }
+        (None, Some(argv)) if argv.iter().any(|arg| arg.contains('\0')) => {
+            return Err(Problem::invalid("argv cannot hold a NUL"));
+        }
+        (None, Some(argv)) => match argv.split_first() {
+            Some((program, args)) if !program.is_empty() => {
+                (argv.join(" "), program.into(), args.iter().map(OsString::from).collect())
+            }
+            _ => return Err(Problem::invalid("argv[0] must not be empty")),
+        },
+        (Some(_), None) => return Err(Problem::invalid("command must not be empty")),
+        (Some(_), Some(_)) => return Err(Problem::invalid("exactly one of command and argv is needed")),
+    };
+    Ok(Some(Launch { content, program, args, cwd, env, identity: identity(request), mark: Mark::fresh(), extra }))
+}
+
+/// Who the command runs as, if not as execd itself.
+pub(crate) fn identity(request: &RunCommand) -> Option<Identity> {
+    let wanted = Users::read().identity(request.uid?, request.gid);
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    (wanted.uid != uid || wanted.gid != gid).then_some(wanted)
+}
+
+/// Where the shell is, with what it is given before anything else: bash where the environment's PATH has it, else sh.
+pub(crate) fn shell_program(env: &Env) -> (OsString, Vec<OsString>) {
     let path = env.get(OsStr::new("PATH")).map_or(b"/usr/local/bin:/usr/bin:/bin".as_slice(), |path| path.as_bytes());
     let bash = path
         .split(|&byte| byte == b':')
         .filter(|place| place.starts_with(b"/"))
         .map(|place| Path::new(OsStr::from_bytes(place)).join("bash"))
         .find(|bash| rustix::fs::accessat(CWD, bash, Access::EXEC_OK, AtFlags::empty()).is_ok());
-    let mut args: Vec<OsString> = Vec::new();
-    let program = match bash {
-        Some(bash) => {
-            args.extend(["--noprofile".into(), "--norc".into()]);
-            bash.into()
-        }
-        None => "/bin/sh".into(),
-    };
+    match bash {
+        Some(bash) => (bash.into(), vec!["--noprofile".into(), "--norc".into()]),
+        None => ("/bin/sh".into(), Vec::new()),
+    }
+}
+
+/// The shell with `script` to run.
+pub(crate) fn shell(env: &Env, script: &str, extra: &mut Vec<(OwnedFd, i32)>) -> Result<(OsString, Vec<OsString>)> {
+    if script.contains('\0') {
+        return Err(Problem::invalid("command cannot hold a NUL"));
+    }
+    let (program, mut args) = shell_program(env);
     if script.len() < LONGEST_ARGUMENT {
         args.extend(["-c".into(), script.into()]);
     } else {
@@ -286,11 +312,25 @@ pub(crate) fn foreground(
         let (stderr, err) = pipe()?;
         (Some(stderr), err)
     };
-    let (command, exit) = start(daemon, id, launch, out, err, None)?;
+    let wires = Wires { stdin: None, stdout: out, stderr: err, terminal: false };
+    let started = follow(daemon, id, launch, wires, timeout, after)?;
+    Ok(Followed { started, stdout, stderr })
+}
+
+/// Starts a command that lives as long as its follower.
+pub(crate) fn follow(
+    daemon: &Rc<Daemon>,
+    id: String,
+    launch: Launch,
+    wires: Wires,
+    timeout: Option<Duration>,
+    after: After,
+) -> std::result::Result<Started, Unstarted> {
+    let (command, exit) = start(daemon, id, launch, wires, None)?;
     let (tell, ended) = oneshot::channel();
     let (alive, gone) = oneshot::channel();
     daemon.spawn(supervise(daemon.clone(), command.clone(), exit, timeout, Some((gone, tell)), after));
-    Ok(Followed { command, stdout, stderr, ended, alive })
+    Ok(Started { command, ended, alive })
 }
 
 /// Starts a command whose output goes to a log.
@@ -303,7 +343,8 @@ fn background(daemon: &Rc<Daemon>, launch: Launch, timeout: Option<Duration>) ->
     let (output, out) = pipe().map_err(problem)?;
     let err = out.try_clone().map_err(|error| problem(plumbing(error)))?;
     let output = Rc::new(output);
-    let (command, exit) = start(daemon, os::id(), launch, out, err, Some(log.clone())).map_err(problem)?;
+    let wires = Wires { stdin: None, stdout: out, stderr: err, terminal: false };
+    let (command, exit) = start(daemon, os::id(), launch, wires, Some(log.clone())).map_err(problem)?;
     daemon.spawn(output::keep(daemon.clone(), output.clone(), log.clone()));
     let last = daemon.clone();
     // Whoever learns that it has ended finds all that it printed.
@@ -316,8 +357,7 @@ fn start(
     daemon: &Rc<Daemon>,
     id: String,
     launch: Launch,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
+    wires: Wires,
     log: Option<Rc<Log>>,
 ) -> std::result::Result<(Rc<Command>, oneshot::Receiver<Exit>), Unstarted> {
     if daemon.commands.running.get() >= RUNNING_MOST {
@@ -332,13 +372,13 @@ fn start(
         args,
         env: env.into_iter().collect(),
         cwd,
-        stdin: daemon.null.try_clone().map_err(plumbing)?,
-        stdout,
-        stderr,
+        stdin: wires.stdin.map_or_else(|| daemon.null.try_clone(), Ok).map_err(plumbing)?,
+        stdout: wires.stdout,
+        stderr: wires.stderr,
         extra,
         identity,
         mark,
-        terminal: false,
+        terminal: wires.terminal,
         files: daemon.files,
     };
     let started = now_ms();
@@ -379,12 +419,12 @@ fn unstarted(program: &str, who: Option<(u32, u32)>, error: &io::Error) -> Unsta
     }
 }
 
-fn plumbing(error: io::Error) -> Unstarted {
+pub(crate) fn plumbing(error: io::Error) -> Unstarted {
     unstarted("the command's pipes", None, &error)
 }
 
 /// Our end, which never blocks, and the command's.
-fn pipe() -> std::result::Result<(Receiver, OwnedFd), Unstarted> {
+pub(crate) fn pipe() -> std::result::Result<(Receiver, OwnedFd), Unstarted> {
     let (ours, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| plumbing(error.into()))?;
     let _ = rustix::pipe::fcntl_setpipe_size(&ours, PIPE);
     Ok((Receiver::from_owned_fd(ours).map_err(plumbing)?, theirs))

@@ -16,7 +16,7 @@ use crate::os::now_ms;
 
 use super::encode::{Lines, Stream, Tail, escape};
 use super::log::Log;
-use super::{Command, End, Followed};
+use super::{Command, End, Followed, Started};
 
 /// Events are gathered until they are about this long.
 const FRAME: usize = 256 << 10;
@@ -50,7 +50,7 @@ struct Source {
 impl Output {
     /// `name` is what the client learns as the id.
     pub(crate) fn new(daemon: Rc<Daemon>, followed: Followed, name: String) -> Self {
-        let Followed { command, stdout, stderr, ended, alive } = followed;
+        let Followed { started: Started { command, ended, alive }, stdout, stderr } = followed;
         let source = |fd, stream| Source { fd, lines: Lines::new(stream), left: None };
         let mut ping = tokio::time::interval_at(tokio::time::Instant::now() + PING, PING);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -163,7 +163,7 @@ fn read(fd: &Receiver, into: &mut [u8], now: bool, cx: &mut Context<'_>) -> Poll
 }
 
 /// How many bytes are in the pipe.
-fn available(fd: &Receiver) -> usize {
+pub(crate) fn available(fd: &Receiver) -> usize {
     rustix::io::ioctl_fionread(fd).map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
 }
 

@@ -101,7 +101,7 @@ pub(crate) fn run(daemon: Rc<Daemon>, id: String, request: &RunInSession) -> Res
     let after = Box::new(move |_: &super::End| kept.take_over(&state));
     match foreground(&daemon, os::id(), launch, timeout, true, after) {
         Ok(followed) => {
-            session.current.replace(Some(followed.command.clone()));
+            session.current.replace(Some(followed.started.command.clone()));
             Ok(events(Body::Output(Box::new(Output::new(daemon, followed, id)))))
         }
         Err(Unstarted::Program(code, why)) => Ok(events(Body::Full(Some(not_started(&id, code, &why))))),

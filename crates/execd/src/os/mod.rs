@@ -1,6 +1,7 @@
 //! What only the kernel can do: starting processes, reaping them, finding and ending their trees, another user's eyes.
 
 pub(crate) mod identity;
+pub(crate) mod pty;
 pub(crate) mod reaper;
 pub(crate) mod spawn;
 pub(crate) mod start;

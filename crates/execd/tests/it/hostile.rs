@@ -91,7 +91,7 @@ fn without_descriptors_it_refuses_and_recovers() {
     let dir = tempfile::tempdir().unwrap();
     let inner = program(dir.path());
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", "ulimit -n 48; exec \"$0\" \"$@\""]).arg(inner.get_program());
+    command.args(["-c", "ulimit -n 48 && exec \"$0\" \"$@\""]).arg(inner.get_program());
     command.args(["--open", "--listen"]).arg(format!("unix:{}", dir.path().join("socket").display()));
     command.stdout(std::process::Stdio::piped());
     let execd = Execd::from_command(dir, command);
@@ -120,6 +120,43 @@ fn without_descriptors_it_refuses_and_recovers() {
         }
         assert!(started.elapsed() < crate::house::PATIENCE, "{:?}", String::from_utf8_lossy(&bytes));
     }
+}
+
+#[test]
+fn at_the_limit_of_processes_it_says_so_and_files_are_still_served() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: the limit is set for a user that nobody else is");
+        return;
+    }
+    use std::os::unix::process::CommandExt;
+    let dir = tempfile::tempdir().unwrap();
+    let user = 912_345;
+    std::os::unix::fs::chown(dir.path(), Some(user), Some(user)).unwrap();
+    // A copy, because the user may not get to where this one was built.
+    let copy = dir.path().join("execd");
+    std::fs::copy(env!("CARGO_BIN_EXE_execd"), &copy).unwrap();
+    let mut command = Command::new("bash");
+    command.args(["-c", "ulimit -u 20 && exec \"$0\" \"$@\""]).arg(&copy).args(["--open", "--listen"]);
+    command.arg(format!("unix:{}", dir.path().join("socket").display())).current_dir(dir.path());
+    command.env_clear().env("PATH", "/usr/bin:/bin").env("EXECD_ENVS", dir.path().join("envs"));
+    command.uid(user).gid(user).stdout(std::process::Stdio::piped());
+    let execd = Execd::from_command(dir, command);
+    let mut running = Vec::new();
+    loop {
+        let answer = execd.post("/command", &json!({"argv": ["sleep", "3141"], "background": true}));
+        if answer.status != 200 {
+            assert_eq!(answer.problem(503), "RUNTIME_ERROR");
+            break;
+        }
+        running.push(answer.text().split('"').nth(7).unwrap().to_owned());
+    }
+    assert!(running.len() < 20);
+    // No thread can be had either.
+    execd.upload(execd.path("file").to_str().unwrap(), 600, b"content").ok();
+    assert_eq!(execd.get(&format!("/files/download?path={}", execd.path("file").display())).ok().text(), "content");
+    execd.delete(&format!("/command?id={}", running[0])).ok();
+    execd.delete(&format!("/command?id={}", running[1])).ok();
+    assert_eq!(execd.run("echo alive").out, ["alive"]);
 }
 
 #[test]

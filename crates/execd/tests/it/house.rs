@@ -160,8 +160,12 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    pub(crate) fn read(mut stream: UnixStream) -> Self {
-        let mut bytes = Vec::new();
+    pub(crate) fn read(stream: UnixStream) -> Self {
+        Self::read_on(Vec::new(), stream)
+    }
+
+    /// The rest of an answer that has begun.
+    pub(crate) fn read_on(mut bytes: Vec<u8>, mut stream: UnixStream) -> Self {
         let _ = stream.read_to_end(&mut bytes);
         Self::parse(&bytes)
     }

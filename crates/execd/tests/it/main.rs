@@ -10,3 +10,5 @@ mod hostile;
 mod house;
 #[cfg(test)]
 mod life;
+#[cfg(test)]
+mod terminal;
