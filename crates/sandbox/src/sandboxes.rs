@@ -91,7 +91,7 @@ impl Sandboxes {
     /// The sandbox of the owner's session (of the run, without one): the one it has while that lives and is as wanted,
     /// else a warm one, else a new one, over the same workspace.
     ///
-    /// Images: `host` is this machine's own programs; so are, under any tag, `ubuntu`, `debian`, `python`, `node`, `nginx`
+    /// Images: `host` is this machine's own programs; so are, under any tag, `busybox`, `ubuntu`, `debian`, `python`, `node`, `nginx`
     /// and Sympozium's own sandbox image. There are no others yet.
     ///
     /// # Errors

@@ -30,6 +30,7 @@ pub(crate) struct Shape {
 /// Images whose programs the host's own `/usr` has as well, and those that Sympozium's manifests name.
 const HOST: &[&str] = &[
     "host",
+    "busybox",
     "ubuntu",
     "debian",
     "python",
