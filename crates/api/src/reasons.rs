@@ -11,6 +11,9 @@ pub const INSTANCE_MISSING: &str = "InstanceMissing";
 pub const MCP_SERVER_MISSING: &str = "MCPServerMissing";
 pub const SKILL_PACK_MISSING: &str = "SkillPackMissing";
 pub const RUNTIME_CLASS_MISSING: &str = "RuntimeClassMissing";
+/// The RuntimeClass is there, and no machine here has its handler.
+pub const RUNTIME_HANDLER_MISSING: &str = "RuntimeHandlerMissing";
+pub const WARM_POOL_MISSING: &str = "WarmPoolMissing";
 pub const NODE_MISSING: &str = "NodeMissing";
 /// The object asks for something that this version does not do.
 pub const NOT_SUPPORTED: &str = "NotSupported";
@@ -22,7 +25,13 @@ pub const QUEUED: &str = "Queued";
 pub const RUNNING: &str = "Running";
 pub const SUCCEEDED: &str = "Succeeded";
 pub const FAILED: &str = "Failed";
+/// It ended, and the provider cut the answer: at a limit of tokens, or by a filter.
+pub const ANSWER_CUT: &str = "AnswerCut";
 pub const TIMEOUT: &str = "Timeout";
+/// The model's provider refused, or did not do, what it was asked; also where a run's timeout passed meanwhile.
+pub const PROVIDER_FAILED: &str = "ProviderFailed";
+/// The model's provider failed, and is asked again.
+pub const RETRYING: &str = "Retrying";
 pub const CANCELLED: &str = "Cancelled";
 /// A policy forbids it.
 pub const DENIED: &str = "Denied";

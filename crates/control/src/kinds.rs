@@ -1,6 +1,7 @@
 //! The kinds that are watched, and under which words their objects are found.
 
 use api::agents::{AgentRun, RunPhase, SympoziumInstance, SympoziumPolicy};
+use api::reasons;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::ResourceExt;
@@ -12,13 +13,45 @@ use crate::machinery::Cached;
 pub(crate) type SecretMeta = PartialObjectMeta<Secret>;
 pub(crate) type ConfigMapMeta = PartialObjectMeta<ConfigMap>;
 pub(crate) type NodeMeta = PartialObjectMeta<Node>;
-pub(crate) type RuntimeClassMeta = PartialObjectMeta<RuntimeClass>;
 
 impl Cached for SecretMeta {}
 impl Cached for ConfigMapMeta {}
 impl Cached for NodeMeta {}
-impl Cached for RuntimeClassMeta {}
+impl Cached for RuntimeClass {}
 impl Cached for SympoziumPolicy {}
+
+/// What there is of an isolation class that is named.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Class {
+    #[default]
+    Missing,
+    /// The RuntimeClass is there; its handler, this one, is not.
+    NoHandler(String),
+    /// Both are.
+    There { handler: String },
+}
+
+impl Class {
+    pub(crate) fn of(found: Option<&RuntimeClass>, handlers: &[String]) -> Self {
+        match found.map(|it| it.handler.clone()) {
+            None => Self::Missing,
+            Some(handler) if handlers.contains(&handler) => Self::There { handler },
+            Some(handler) => Self::NoHandler(handler),
+        }
+    }
+
+    /// Why nothing can be isolated in this class, by its name: a reason and a sentence.
+    pub(crate) fn lack(&self, name: &str) -> Option<(&'static str, String)> {
+        match self {
+            Self::There { .. } => None,
+            Self::Missing => Some((reasons::RUNTIME_CLASS_MISSING, format!("RuntimeClass {name:?} not found"))),
+            Self::NoHandler(handler) => Some((
+                reasons::RUNTIME_HANDLER_MISSING,
+                format!("RuntimeClass {name:?} needs the handler {handler:?}, which this machine has not"),
+            )),
+        }
+    }
+}
 
 /// Where policies are that bind instances of every namespace that has none of that name itself.
 pub(crate) const SYSTEM_NAMESPACE: &str = "sympozium-system";

@@ -29,6 +29,8 @@ pub struct Options {
     pub ledger: Ledger,
     /// Ended with their runs and instances; `None` where runs have none.
     pub sandboxes: Option<Sandboxes>,
+    /// The runtime handlers that are here: what a RuntimeClass may ask for. Runs of another are not begun.
+    pub handlers: Vec<String>,
     pub clock: Clock,
     pub tasks: Tasks,
     /// The instance id of this installation. The field manager and what else must not be shared between two
@@ -61,15 +63,16 @@ pub async fn run(options: Options) -> Result<(), Error> {
 /// # Errors
 /// As [`run`].
 pub async fn run_under(options: Options, faults: Arc<Faults>) -> Result<(), Error> {
-    let Options { client, ledger, sandboxes, clock, tasks, instance } = options;
+    let Options { client, ledger, sandboxes, handlers, clock, tasks, instance } = options;
+    let handlers: Arc<[String]> = handlers.into();
     let shutdown = tasks.shutdown().clone();
     let manager = instance;
     // Asked for before anything is submitted: a change that nobody listens to is lost.
     let changes = ledger.changes();
     let mut machinery = Machinery::new(client, clock, tasks, manager.clone(), WORKERS, faults.clone());
-    let runs = agent_run::Keeper::new(&mut machinery, ledger.clone(), sandboxes.clone());
+    let runs = agent_run::Keeper::new(&mut machinery, ledger.clone(), sandboxes.clone(), handlers.clone());
     let runs = machinery.keep(runs);
-    let instances = instance::Keeper::new(&mut machinery, ledger, sandboxes, manager);
+    let instances = instance::Keeper::new(&mut machinery, ledger, sandboxes, handlers, manager);
     machinery.keep(instances);
     let policies = policy::Keeper::new(&mut machinery);
     machinery.keep(policies);

@@ -78,6 +78,11 @@ impl House {
             client: client.clone(),
             ledger: ledger.clone(),
             sandboxes: sandboxes.clone(),
+            handlers: if sandboxes.is_some() {
+                sandbox::HANDLERS.iter().map(ToString::to_string).collect()
+            } else {
+                Vec::new()
+            },
             clock: clock.clone(),
             tasks: tasks.clone(),
             instance: "insula".into(),

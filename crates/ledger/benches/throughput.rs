@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use kit::{Clock, Shutdown, Tasks};
-use ledger::{Epoch, Job, Ledger, Location, Outcome, RunId, Step, Ticket};
+use ledger::{Cause, Epoch, Job, Ledger, Location, Outcome, RunId, Step, Ticket};
 
 const RUNS: usize = 4_000;
 /// Runs of a follow-up measurement wait beside this many queued ones.
@@ -107,7 +107,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let finish = move |run| {
             let (ledger, (run, epoch)) = (it.clone(), of(run));
             async move {
-                let outcome = Outcome::Succeeded { answer: "x".repeat(1_000) };
+                let outcome = Outcome::succeeded("x".repeat(1_000));
                 ledger.finish(&run, epoch, outcome).await.expect("finish");
             }
         };
@@ -124,7 +124,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let ledger = it.clone();
         async move {
             let lease = ledger.lease("bench").await.expect("lease");
-            let outcome = Outcome::Failed { error: String::new() };
+            let outcome = Outcome::failed(Cause::Other, "");
             ledger.finish(&lease.run, lease.epoch, outcome).await.expect("finish");
         }
     };

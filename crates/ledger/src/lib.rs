@@ -44,8 +44,8 @@ pub use error::Error;
 use live::Live;
 pub use live::{Change, Changes, Event, Follow};
 pub use run::{
-    Action, Entry, Epoch, Gate, Job, Outcome, Run, RunId, Sandbox, Seq, State, Step, Ticket, Tokens, ToolRules, Turn,
-    Usage,
+    Action, Cause, Entry, Epoch, Gate, Job, Outcome, Run, RunId, Sandbox, Seq, State, Step, Ticket, Tokens, ToolRules,
+    Turn, Usage,
 };
 use writer::{Grant, Order, Receipt, Waiter, Writer, Written};
 
@@ -163,7 +163,7 @@ impl Ledger {
                 Err(error @ Error::Unreadable { .. }) => error,
                 Err(error) => return Err(error),
             };
-            match self.finish(&hold.run, epoch, Outcome::Failed { error: error.to_string() }).await {
+            match self.finish(&hold.run, epoch, Outcome::failed(Cause::Other, error.to_string())).await {
                 Ok(()) => tracing::error!(run = %hold.run, %error, "a run is given up"),
                 // Cancelled in this very moment: that is why its job was gone.
                 Err(Error::Stale { .. }) => {}
@@ -228,6 +228,12 @@ impl Ledger {
     pub async fn run(&self, run: &RunId) -> Result<Option<Run>, Error> {
         let run = run.clone();
         self.0.reads.read(move |database| read::run(database, &run)).await
+    }
+
+    /// How many runs of an instance are leased.
+    pub async fn running(&self, namespace: &str, instance: &str) -> Result<u32, Error> {
+        let (namespace, instance) = (namespace.to_owned(), instance.to_owned());
+        self.0.reads.read(move |database| read::running(database, &namespace, &instance)).await
     }
 
     /// How many runs an instance has ever had, forgotten ones too; 0 again once the instance is forgotten.

@@ -89,9 +89,15 @@ pub(crate) fn submitted(database: &Connection, namespace: &str, instance: &str) 
     Ok(found.map_or(0, i64::unsigned_abs))
 }
 
+pub(crate) fn running(database: &Connection, namespace: &str, instance: &str) -> rusqlite::Result<u32> {
+    let mut statement =
+        database.prepare_cached("SELECT count(*) FROM runs WHERE state = 1 AND namespace = ? AND instance = ?")?;
+    statement.query_row([namespace, instance], |row| row.get(0))
+}
+
 pub(crate) fn run(database: &Connection, run: &RunId) -> rusqlite::Result<Option<Run>> {
     let mut statement = database.prepare_cached(
-        "SELECT namespace, name, state, epoch, started, finished, input, output, total, calls, outcome, pod
+        "SELECT namespace, name, state, epoch, started, finished, input, output, total, calls, outcome, pod, trouble
          FROM runs WHERE run = ?",
     )?;
     let found = statement.query_row([run.as_str()], |row| {
@@ -113,6 +119,7 @@ pub(crate) fn run(database: &Connection, run: &RunId) -> rusqlite::Result<Option
                 tool_calls: count(row, 9)?,
             },
             pod: row.get(11)?,
+            trouble: row.get(12)?,
         })
     });
     found.optional()

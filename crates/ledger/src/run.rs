@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::reasons;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -126,6 +127,7 @@ pub enum Action {
 #[serde(default)]
 pub struct Sandbox {
     pub image: Option<String>,
+    /// The handler of the runtime class.
     pub runtime_class: Option<String>,
     /// As quantities, such as "500m" and "256Mi".
     pub cpu: Option<String>,
@@ -140,8 +142,13 @@ pub enum Step {
     Asked { turn: u32, model: String },
     /// It did not work, and will be tried again after `wait`.
     Retrying { why: String, wait: Duration },
-    /// The model's whole message, as the model's API writes it.
-    Answered { message: Value, usage: Tokens },
+    /// The model's whole message, as the model's API writes it; `cut`: why it is not all that the model would have said.
+    Answered {
+        message: Value,
+        usage: Tokens,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cut: Option<String>,
+    },
     /// A tool is about to act.
     Called { call_id: String, name: String, arguments: String },
     /// What the model is told of a call.
@@ -155,7 +162,7 @@ impl Step {
     pub(crate) fn bytes(&self) -> usize {
         64 + match self {
             Self::Asked { model: text, .. } | Self::Retrying { why: text, .. } | Self::Noted { text } => text.len(),
-            Self::Answered { message, .. } => bytes(message),
+            Self::Answered { message, cut, .. } => bytes(message) + cut.as_ref().map_or(0, String::len),
             Self::Called { call_id, name, arguments } => call_id.len() + name.len() + arguments.len(),
             Self::Returned { call_id, output, .. } => call_id.len() + output.len(),
         }
@@ -193,12 +200,17 @@ pub struct Entry {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Outcome {
+    /// `cut`: why the answer is not all that the model would have said.
     Succeeded {
         answer: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cut: Option<String>,
     },
     /// `error` is for the run's status.
     Failed {
         error: String,
+        #[serde(default)]
+        cause: Cause,
     },
     Cancelled {
         reason: String,
@@ -206,13 +218,45 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    pub(crate) fn bytes(&self) -> usize {
+    /// With a whole answer.
+    pub fn succeeded(answer: impl Into<String>) -> Self {
+        Self::Succeeded { answer: answer.into(), cut: None }
+    }
+
+    pub fn failed(cause: Cause, error: impl Into<String>) -> Self {
+        Self::Failed { error: error.into(), cause }
+    }
+
+    /// As conditions, events and streams name it ([`api::reasons`]).
+    pub fn reason(&self) -> &'static str {
         match self {
-            Self::Succeeded { answer: text } | Self::Failed { error: text } | Self::Cancelled { reason: text } => {
-                text.len()
-            }
+            Self::Succeeded { cut: None, .. } => reasons::SUCCEEDED,
+            Self::Succeeded { cut: Some(_), .. } => reasons::ANSWER_CUT,
+            Self::Failed { cause: Cause::Other, .. } => reasons::FAILED,
+            Self::Failed { cause: Cause::Timeout, .. } => reasons::TIMEOUT,
+            Self::Failed { cause: Cause::Provider, .. } => reasons::PROVIDER_FAILED,
+            Self::Cancelled { .. } => reasons::CANCELLED,
         }
     }
+
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Succeeded { answer, cut } => answer.len() + cut.as_ref().map_or(0, String::len),
+            Self::Failed { error: text, .. } | Self::Cancelled { reason: text } => text.len(),
+        }
+    }
+}
+
+/// What a run failed of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cause {
+    #[default]
+    Other,
+    /// It took longer than its timeout, and not for what the model's provider did.
+    Timeout,
+    /// What the model's provider said or did, or that it did nothing.
+    Provider,
 }
 
 /// What a run has used, over all its attempts.
@@ -243,6 +287,8 @@ pub struct Run {
     pub usage: Usage,
     /// The sandbox in which its tools acted last, by the name that people see.
     pub pod: Option<String>,
+    /// Why the model is asked again, from [`Step::Retrying`] on until it is asked the next question or has answered.
+    pub trouble: Option<String>,
 }
 
 impl Run {

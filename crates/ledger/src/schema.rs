@@ -91,6 +91,11 @@ const MIGRATIONS: &[&str] = &[
     ) STRICT, WITHOUT ROWID;
     INSERT INTO totals SELECT namespace, instance, count(*) FROM runs GROUP BY namespace, instance;
 ",
+    "
+    -- Why the model is asked again.
+    ALTER TABLE runs ADD COLUMN trouble TEXT;
+    CREATE INDEX runs_leased ON runs (namespace, instance) WHERE state = 1;
+",
 ];
 
 /// The schema this program writes.
@@ -163,7 +168,7 @@ fn prepare(connection: &mut Connection, found: u32) -> rusqlite::Result<()> {
         transaction.pragma_update(None, "application_id", APPLICATION)?;
         transaction.commit()?;
     }
-    // Proves that we may write, and voids what earlier processes held. By the index of runs that are not done (`state < 2`).
-    connection.execute("UPDATE runs SET state = 0, holder = NULL WHERE state = 1 AND state < 2", [])?;
+    // Proves that we may write, and voids what earlier processes held. By the index of leased runs.
+    connection.execute("UPDATE runs SET state = 0, holder = NULL WHERE state = 1", [])?;
     Ok(())
 }

@@ -32,7 +32,7 @@ fn noted(text: &str) -> Step {
 }
 
 fn succeeded(answer: &str) -> Outcome {
-    Outcome::Succeeded { answer: answer.to_owned() }
+    Outcome::succeeded(answer)
 }
 
 fn state(attempt: u32, state: State) -> Event {
@@ -87,7 +87,7 @@ async fn a_run_is_leased_logged_and_finished_once() {
     let usage = Tokens { input: 100, output: 20, total: 120 };
     let steps = [
         Step::Asked { turn: 1, model: "m".to_owned() },
-        Step::Answered { message: json!({"role": "assistant", "content": "a\u{0}b"}), usage },
+        Step::Answered { message: json!({"role": "assistant", "content": "a\u{0}b"}), usage, cut: None },
         Step::Called { call_id: "c".to_owned(), name: "t".to_owned(), arguments: "{}".to_owned() },
         Step::Returned { call_id: "c".to_owned(), output: "out".to_owned(), failed: false },
         Step::Retrying { why: "503".to_owned(), wait: Duration::from_millis(1500) },
@@ -176,7 +176,7 @@ async fn a_session_remembers_what_succeeded_and_shares_nothing() {
     for (run, outcome, turns) in [
         ("a", succeeded(" one\n"), vec![]),
         ("f", succeeded("x"), vec![]),
-        ("b", Outcome::Failed { error: "no".to_owned() }, vec!["a"]),
+        ("b", Outcome::failed(Cause::Other, "no"), vec!["a"]),
         ("c", succeeded("x"), vec!["a"]),
         ("d", succeeded("x"), vec![]),
         ("e", succeeded("x"), vec![]),
@@ -275,7 +275,7 @@ async fn a_follower_sees_all_that_happens_and_a_slow_one_is_cut_off() {
         seen
     }
     let (one, two) = ("Seq(1) Noted { text: \"one\" }", "Seq(2) Noted { text: \"two\" }");
-    let done = "1 Done(Succeeded { answer: \"x\" })";
+    let done = "1 Done(Succeeded { answer: \"x\", cut: None })";
     assert_eq!(rest(&mut early).await, ["He", one, "llo", two, done]);
     assert_eq!(rest(&mut late).await, [two, done]);
     assert_eq!(rest(&mut slow).await, [one, two, done], "nothing lost between the log and what is live, no old text");
@@ -317,10 +317,10 @@ async fn what_is_too_large_is_refused_and_changes_nothing() {
     let lease = ledger.lease("test").await.unwrap();
     let error = ledger.append(&lease.run, lease.epoch, noted(&large(STEP_LIMIT))).await.unwrap_err();
     assert_eq!(error.to_string(), "a step has 1048602 bytes, more than 1048576");
-    let answer = |bytes| Step::Answered { message: json!(large(bytes)), usage: Tokens::default() };
+    let answer = |bytes| Step::Answered { message: json!(large(bytes)), usage: Tokens::default(), cut: None };
     assert!(ledger.append(&lease.run, lease.epoch, answer(ANSWER_LIMIT)).await.is_err());
     assert!(ledger.finish(&lease.run, lease.epoch, succeeded(&large(ANSWER_LIMIT + 1))).await.is_err());
-    ledger.finish(&lease.run, lease.epoch, Outcome::Failed { error: "too large".to_owned() }).await.unwrap();
+    ledger.finish(&lease.run, lease.epoch, Outcome::failed(Cause::Other, "too large")).await.unwrap();
 }
 
 #[tokio::test]
@@ -339,7 +339,7 @@ async fn a_log_has_a_limit_over_all_attempts() {
         let appended = ledger.append(&lease.run, lease.epoch, step).await;
         assert!(appended.is_ok() == fits && matches!(appended, Ok(_) | Err(Error::LogFull { .. })), "{appended:?}");
     }
-    ledger.finish(&lease.run, lease.epoch, Outcome::Failed { error: "full".to_owned() }).await.unwrap();
+    ledger.finish(&lease.run, lease.epoch, Outcome::failed(Cause::Other, "full")).await.unwrap();
 }
 
 #[tokio::test]
@@ -425,7 +425,7 @@ async fn a_run_whose_record_cannot_be_read_fails_and_holds_up_nobody() {
     assert_eq!(ledger.lease("test").await.unwrap().run.as_str(), "c");
     for (run, why) in [("a", "EOF while parsing"), ("b", "the job of run b is missing")] {
         let state = ledger.run(&run.into()).await.unwrap().unwrap().state;
-        assert!(matches!(&state, State::Done(Outcome::Failed { error }) if error.contains(why)), "{state:?}");
+        assert!(matches!(&state, State::Done(Outcome::Failed { error, .. }) if error.contains(why)), "{state:?}");
     }
 }
 
@@ -446,10 +446,14 @@ async fn opening_looks_at_no_run_that_is_done() {
     let path = home.path().join("ledger.db");
     drop(file(&path).unwrap());
     let database = rusqlite::Connection::open(&path).unwrap();
-    for sql in ["UPDATE runs SET state = 0 WHERE state = 1 AND state < 2", "SELECT * FROM runs r WHERE r.state < 2"] {
+    for (sql, index) in [
+        ("UPDATE runs SET state = 0 WHERE state = 1", "runs_leased"),
+        ("SELECT * FROM runs r WHERE r.state < 2", "runs_active"),
+        ("SELECT count(*) FROM runs WHERE state = 1 AND namespace = 'a' AND instance = 'b'", "runs_leased"),
+    ] {
         let plan: String =
             database.query_row(&format!("EXPLAIN QUERY PLAN {sql}"), [], |row| row.get("detail")).unwrap();
-        assert!(plan.contains("runs_active"), "{sql}: {plan}");
+        assert!(plan.contains(index), "{sql}: {plan}");
     }
 }
 
@@ -575,4 +579,49 @@ async fn claims_outlive_the_process_and_end_with_their_run_or_instance() {
     assert_eq!(held().await, ["one"]);
     again.forget_instance("default", "me").await.unwrap();
     assert!(held().await.is_empty());
+}
+
+#[tokio::test]
+async fn why_the_model_is_asked_again_is_told_until_it_answers_also_after_a_kill() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("ledger.db");
+    let ledger = file(&path).unwrap();
+    ledger.submit(ticket("r")).await.unwrap();
+    let lease = ledger.lease("one").await.unwrap();
+    let mut changes = ledger.changes();
+    let retrying = |why: &str| Step::Retrying { why: why.to_owned(), wait: Duration::from_secs(1) };
+    let trouble = async |ledger: &Ledger| ledger.run(&"r".into()).await.unwrap().unwrap().trouble;
+    ledger.append(&lease.run, lease.epoch, retrying("429")).await.unwrap();
+    assert!(now(changes.next()).await.is_some());
+    ledger.append(&lease.run, lease.epoch, retrying(&"é".repeat(1 << 16))).await.unwrap();
+    assert_eq!(trouble(&ledger).await, Some("é".repeat(512)), "bounded");
+    ledger.append(&lease.run, lease.epoch, noted("by the way")).await.unwrap();
+    let copy = killed(&path);
+    let again = file(&copy.path().join("ledger.db")).unwrap();
+    assert!(trouble(&again).await.is_some());
+    let lease = again.lease("two").await.unwrap();
+    let mut changes = again.changes();
+    for _ in 0..2 {
+        again.append(&lease.run, lease.epoch, Step::Asked { turn: 1, model: "m".to_owned() }).await.unwrap();
+        assert_eq!(trouble(&again).await, None);
+    }
+    assert!(now(changes.next()).await.is_some());
+    assert!(now(changes.next()).await.is_none(), "nothing changed twice");
+}
+
+#[tokio::test]
+async fn runs_that_go_on_are_counted_for_their_instance() {
+    let ledger = memory();
+    for (run, instance) in [("a", "me"), ("b", "me"), ("c", "you"), ("d", "me")] {
+        ledger.submit(Ticket { instance: instance.to_owned(), limit: 2, ..ticket(run) }).await.unwrap();
+    }
+    let mut leases = Vec::new();
+    while let Some(lease) = due(&ledger).await {
+        leases.push(lease);
+    }
+    let running = async |instance| ledger.running("default", instance).await.unwrap();
+    assert_eq!((running("me").await, running("you").await, running("nobody").await), (2, 1, 0));
+    let first = &leases[0];
+    ledger.finish(&first.run, first.epoch, succeeded("")).await.unwrap();
+    assert_eq!(running(&first.ticket.instance).await, if first.ticket.instance == "me" { 1 } else { 0 });
 }

@@ -15,6 +15,9 @@ use crate::{
     Step, Ticket, Tokens, Usage, claims, read,
 };
 
+/// Bytes of why a model is asked again, where a run is looked up; the run's log has all of it.
+const TROUBLE: usize = 1 << 10;
+
 /// Something to be written. Everything in it was checked for its size.
 pub(crate) enum Order {
     Submit { ticket: Box<Ticket>, job: String },
@@ -80,6 +83,8 @@ struct Active {
     entries: u32,
     bytes: usize,
     usage: Usage,
+    /// The run's `trouble` is told.
+    troubled: bool,
 }
 
 /// What is told once it is durable.
@@ -350,6 +355,7 @@ impl Batch<'_> {
             entries: 0,
             bytes: 0,
             usage: Usage::default(),
+            troubled: false,
         };
         self.told.push(active.changed(&ticket.run, State::Queued));
         let item = Item { run: ticket.run.clone(), tenant, session: active.session.clone(), created };
@@ -387,7 +393,22 @@ impl Batch<'_> {
             params![seq.0, bytes, signed(input), signed(output), signed(total), signed(tool_calls), id],
         )?;
         self.told.push(Told::Entry { order: index, seq });
+        self.trouble(run, step)?;
         Ok(seq)
+    }
+
+    fn trouble(&mut self, run: &RunId, step: &Step) -> Result<(), Error> {
+        let Some(active) = self.books.active.get_mut(run) else { return Ok(()) };
+        let trouble = match step {
+            Step::Retrying { why, .. } => Some(why.get(..why.floor_char_boundary(TROUBLE)).unwrap_or(why)),
+            Step::Asked { .. } | Step::Answered { .. } if active.troubled => None,
+            _ => return Ok(()),
+        };
+        active.troubled = trouble.is_some();
+        let id = active.id;
+        self.told.push(Told::Noted { run: run.clone(), tenant: active.tenant.clone(), name: active.name.clone() });
+        self.run("UPDATE runs SET trouble = ? WHERE id = ?", params![trouble, id])?;
+        Ok(())
     }
 
     /// The end of a run, whoever decided it.
@@ -399,7 +420,7 @@ impl Batch<'_> {
             "UPDATE runs SET state = 2, holder = NULL, finished = ?, outcome = ? WHERE id = ?",
             params![self.now, json, active.id],
         )?;
-        if let Outcome::Succeeded { answer } = outcome
+        if let Outcome::Succeeded { answer, .. } = outcome
             && !active.session.is_empty()
         {
             let (namespace, instance) = &active.tenant;
@@ -478,7 +499,7 @@ impl Books {
         let mut books = Self::default();
         let mut statement = database.prepare_cached(
             "SELECT r.id, r.run, r.namespace, r.instance, r.session, r.created, r.name, r.state, r.epoch, r.started,
-                    r.entries, r.bytes, r.input, r.output, r.total, r.calls, coalesce(l.runs, 0)
+                    r.entries, r.bytes, r.input, r.output, r.total, r.calls, coalesce(l.runs, 0), r.trouble IS NOT NULL
              FROM runs r LEFT JOIN limits l ON l.namespace = r.namespace AND l.instance = r.instance
              WHERE r.state < 2",
         )?;
@@ -501,6 +522,7 @@ impl Books {
                     tokens: Tokens { input: count(12)?, output: count(13)?, total: count(14)? },
                     tool_calls: count(15)?,
                 },
+                troubled: row.get(17)?,
             };
             let item = Item { run: run.clone(), tenant, session: active.session.clone(), created: row.get(5)? };
             books.queue.submit(item, row.get(16)?);

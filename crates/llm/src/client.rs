@@ -17,7 +17,7 @@ use crate::{Completion, Error, Request};
 /// An error's body is read no further than this.
 const ERROR_BODY: usize = 64 * 1024;
 /// A provider's own words are cut to this many bytes.
-const WORDS: usize = 2048;
+const WORDS: usize = 300;
 /// JSON around an answer's text may take this many times the text's limit (escapes, usage, reasoning).
 const WRAPPING: usize = 4;
 /// Nobody is made to wait longer than this by a header.
@@ -198,7 +198,7 @@ impl Client {
         let read = body.read(ERROR_BODY).await.map(|(read, _)| read).unwrap_or_default();
         let (mut said, hopeless) = openai::refusal(&read);
         if status == StatusCode::NOT_FOUND && serde_json::from_slice::<serde::de::IgnoredAny>(&read).is_err() {
-            said = format!("{said} (asked at {}: is baseURL right?)", self.at);
+            said = format!("nothing is at {}, is baseURL right? It says: {said}", self.at);
         }
         Error::Refused { status, said, retry_after: retry_after(&headers), hopeless }
     }

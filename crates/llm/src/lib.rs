@@ -6,6 +6,7 @@
 
 mod client;
 mod error;
+mod lenient;
 mod message;
 mod openai;
 mod provider;
@@ -14,5 +15,6 @@ mod sse;
 
 pub use client::{Client, Limits};
 pub use error::Error;
+pub use lenient::from_json;
 pub use message::{Call, Completion, Effort, Finish, Message, Request, Tool, Usage, estimate_tokens};
 pub use provider::base_url;

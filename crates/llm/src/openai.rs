@@ -8,7 +8,7 @@ use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::{Call, Completion, Error, Finish, Message, Request, Usage};
+use crate::{Call, Completion, Error, Finish, Message, Request, Usage, from_json};
 
 /// More calls than this in one answer are refused: OpenAI allows that many tools.
 const MAX_CALLS: usize = 128;
@@ -146,8 +146,8 @@ impl Assembly {
 
     /// Takes one JSON document and hands its text to `on`.
     pub(crate) fn take(&mut self, document: &[u8], on: &mut impl FnMut(&str)) -> Result<(), Error> {
-        let answer: Answer = serde_json::from_slice(document)
-            .map_err(|error| Error::Broken { what: format!("no valid JSON: {error}") })?;
+        let answer: Answer =
+            from_json(document).map_err(|error| Error::Broken { what: format!("no valid JSON: {error}") })?;
         if let Some(error) = answer.error.filter(|it| !it.is_null()) {
             return Err(reported(&error));
         }
@@ -289,7 +289,7 @@ fn reported(error: &Value) -> Error {
 
 /// What an error body says to a person, and whether asking again is of no use although the status says so.
 pub(crate) fn refusal(body: &[u8]) -> (String, bool) {
-    let Ok(document) = serde_json::from_slice::<Value>(body) else {
+    let Ok(document) = from_json::<Value>(body) else {
         return (page(&String::from_utf8_lossy(body)), false);
     };
     let document = document.get(0).unwrap_or(&document);

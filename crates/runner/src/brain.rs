@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kit::{Backoff, Class, SecretString};
-use ledger::{Lease, Outcome, Step, Tokens, Turn};
+use ledger::{Cause, Lease, Outcome, Step, Tokens, Turn};
 use llm::{Call, Completion, Effort, Finish, Message, Request, Tool};
 use serde_json::{Map, Value};
 
 use crate::tools::{self, Output};
-use crate::transcript::{Damaged, Next, Transcript};
+use crate::transcript::{Answer, Damaged, Next, Transcript};
 use crate::{Shared, key, window};
 
 /// How often the model is asked in one run, tries not counted, as in Sympozium's agent-runner.
@@ -41,7 +41,25 @@ pub(crate) struct Attempt<'a> {
     backoff: Backoff,
     deadline: Timestamp,
     /// What went wrong last and is not over.
-    trouble: Option<String>,
+    trouble: Option<Trouble>,
+    doing: Doing,
+}
+
+#[derive(Debug)]
+struct Trouble {
+    cause: Cause,
+    why: String,
+}
+
+/// What a run is waiting for when its time is up.
+#[derive(Debug, Default)]
+enum Doing {
+    #[default]
+    Nothing,
+    /// The model is asked, and has begun to answer or not.
+    Asking { answers: bool },
+    /// The tool acts.
+    Calling(String),
 }
 
 impl<'a> Attempt<'a> {
@@ -51,7 +69,7 @@ impl<'a> Attempt<'a> {
         tools.retain(|tool| tools::refusal(rules, &tool.name).is_none());
         let deadline = lease.started.checked_add(lease.ticket.timeout).unwrap_or(Timestamp::MAX);
         let backoff = shared.backoff.clone();
-        Self { shared, lease, history, transcript, tools, backoff, deadline, trouble: None }
+        Self { shared, lease, history, transcript, tools, backoff, deadline, trouble: None, doing: Doing::Nothing }
     }
 
     pub(crate) fn deadline(&self) -> Timestamp {
@@ -60,11 +78,17 @@ impl<'a> Attempt<'a> {
 
     /// The outcome of a run that took too long.
     pub(crate) fn late(&self) -> Outcome {
-        let mut error = format!("timeout: the run took longer than {}", shown(self.lease.ticket.timeout));
-        if let Some(trouble) = &self.trouble {
-            error = format!("{error}; {trouble}");
-        }
-        Outcome::Failed { error }
+        let (cause, why) = match (&self.trouble, &self.doing) {
+            (Some(Trouble { cause, why }), _) => (*cause, why.clone()),
+            (None, Doing::Asking { answers: false }) => {
+                (Cause::Provider, "the model provider had not begun to answer".to_owned())
+            }
+            (None, Doing::Asking { answers: true }) => (Cause::Timeout, "the model was answering".to_owned()),
+            (None, Doing::Calling(tool)) => (Cause::Timeout, format!("the tool {tool} was acting")),
+            (None, Doing::Nothing) => (Cause::Timeout, String::new()),
+        };
+        let error = format!("timeout: the run took longer than {}; {why}", self.limit());
+        Outcome::failed(cause, error.trim_end_matches("; "))
     }
 
     /// Goes on from the log to the end. May be dropped at any point; what was logged then stays true.
@@ -72,19 +96,22 @@ impl<'a> Attempt<'a> {
         let mut client = None;
         loop {
             match self.transcript.next() {
-                Next::End(answer) => return Ok(Outcome::Succeeded { answer }),
+                Next::End(Answer { text, cut: Some(cut) }) if text.is_empty() => {
+                    return Ok(Outcome::failed(Cause::Provider, format!("{cut} before it said anything")));
+                }
+                Next::End(Answer { text, cut }) => return Ok(Outcome::Succeeded { answer: text, cut }),
                 Next::Lost(call) => self.returned(&call, Output::failed(LOST)).await?,
                 Next::Call(call) => self.call(&call).await?,
                 Next::Ask { turn } if turn > TURNS => {
                     let error = format!("the model was asked {TURNS} times and came to no end");
-                    return Ok(Outcome::Failed { error });
+                    return Ok(Outcome::failed(Cause::Other, error));
                 }
                 Next::Ask { turn } => {
                     let client = match &client {
                         Some(client) => client,
                         None => match self.client().await? {
                             Ok(found) => client.insert(found),
-                            Err(error) => return Ok(failed(&error)),
+                            Err(error) => return Ok(failed(Cause::Other, &error)),
                         },
                     };
                     if let Some(outcome) = self.ask(client, turn).await? {
@@ -120,10 +147,10 @@ impl<'a> Attempt<'a> {
                 }
                 Err(error) => kit::chain(&error),
             };
-            if self.trouble.as_ref() != Some(&error) {
+            if self.trouble.as_ref().is_none_or(|trouble| trouble.why != error) {
                 self.append(Step::Noted { text: format!("waiting: {error}") }).await?;
             }
-            self.trouble = Some(error);
+            self.trouble = Some(Trouble { cause: Cause::Other, why: error });
             self.wait().await;
         }
     }
@@ -136,11 +163,19 @@ impl<'a> Attempt<'a> {
         let (mut down, mut broken) = (0, 0);
         loop {
             let (ledger, run, epoch) = (&self.shared.ledger, &self.lease.run, self.lease.epoch);
-            let error = match client.chat(&request, |text| ledger.stream(run, epoch, text)).await {
+            self.doing = Doing::Asking { answers: false };
+            let doing = &mut self.doing;
+            let hear = |text: &str| {
+                *doing = Doing::Asking { answers: true };
+                ledger.stream(run, epoch, text);
+            };
+            let answer = client.chat(&request, hear).await;
+            self.doing = Doing::Nothing;
+            let error = match answer {
                 Ok(completion) => return self.answered(completion).await,
                 Err(error) => error,
             };
-            let Class::Retry(after) = error.class() else { return Ok(Some(failed(&error))) };
+            let Class::Retry(after) = error.class() else { return Ok(Some(failed(Cause::Provider, &error))) };
             let why = kit::chain(&error);
             let (tries, limit) = match &error {
                 llm::Error::Refused { status, .. } if status.as_u16() == 429 => (&mut 0, TRIES),
@@ -151,15 +186,14 @@ impl<'a> Attempt<'a> {
             };
             *tries += 1;
             if *tries == limit {
-                return Ok(Some(Outcome::Failed { error: format!("{why} (asked {tries} times)") }));
+                return Ok(Some(Outcome::failed(Cause::Provider, format!("{why} (asked {tries} times)"))));
             }
             let wait = self.backoff.pause().max(after.unwrap_or_default());
             if self.left() < wait {
-                let timeout = shown(self.lease.ticket.timeout);
-                let error = format!("timeout: too little is left of the run's {timeout} to ask again; {why}");
-                return Ok(Some(Outcome::Failed { error }));
+                let error = format!("timeout: too little is left of the run's {} to ask again; {why}", self.limit());
+                return Ok(Some(Outcome::failed(Cause::Provider, error)));
             }
-            self.trouble = Some(why.clone());
+            self.trouble = Some(Trouble { cause: Cause::Provider, why: why.clone() });
             self.append(Step::Retrying { why, wait }).await?;
             self.shared.clock.until(self.shared.clock.now().saturating_add(wait).unwrap_or(Timestamp::MAX)).await;
         }
@@ -173,21 +207,19 @@ impl<'a> Attempt<'a> {
             Finish::Filtered => Some("the model provider's filter cut the answer".to_owned()),
             Finish::Other(why) => Some(format!("the model stopped: {why}")),
         };
-        if let Some(text) = &cut {
-            self.append(Step::Noted { text: text.clone() }).await?;
-        }
         let usage =
             Tokens { input: usage.input, output: usage.output, total: usage.input.saturating_add(usage.output) };
-        let silent = matches!(&message, Message::Assistant { text, calls } if text.is_empty() && calls.is_empty());
         let message = serde_json::to_value(message).unwrap_or_default();
-        match self.append(Step::Answered { message, usage }).await {
+        match self.append(Step::Answered { message, usage, cut }).await {
             // Its text is within its limit, and yet not as JSON.
-            Err(Stop::Ledger(error @ ledger::Error::TooLarge { .. })) => return Ok(Some(failed(&error))),
+            Err(Stop::Ledger(error @ ledger::Error::TooLarge { .. })) => {
+                return Ok(Some(failed(Cause::Other, &error)));
+            }
             appended => appended?,
         }
         self.trouble = None;
         self.backoff.reset();
-        Ok(cut.filter(|_| silent).map(|error| Outcome::Failed { error: format!("{error} before it said anything") }))
+        Ok(None)
     }
 
     async fn call(&mut self, call: &Call) -> Result<(), Stop> {
@@ -198,7 +230,9 @@ impl<'a> Attempt<'a> {
             shown.push_str(" [cut]");
         }
         self.append(Step::Called { call_id: id.clone(), name: name.clone(), arguments: shown }).await?;
+        self.doing = Doing::Calling(name.clone());
         let output = self.act(name, arguments).await;
+        self.doing = Doing::Nothing;
         self.returned(call, output).await
     }
 
@@ -217,7 +251,7 @@ impl<'a> Attempt<'a> {
             };
             return Output::failed(format!("there is no tool {name:?}: {there_are}"));
         };
-        match serde_json::from_str::<Map<String, Value>>(arguments) {
+        match llm::from_json::<Map<String, Value>>(arguments.as_bytes()) {
             Ok(arguments) => hands.call(ticket, name, &arguments).await,
             Err(error) => Output::failed(format!("the arguments of {name} are not a JSON object: {error}")),
         }
@@ -230,21 +264,25 @@ impl<'a> Attempt<'a> {
 
     /// Logs what is about to happen or has happened. A ledger that cannot write now is waited for.
     async fn append(&mut self, step: Step) -> Result<(), Stop> {
-        let trouble = self.trouble.take();
+        let mut before = None;
         loop {
             let Err(error) = self.shared.ledger.append(&self.lease.run, self.lease.epoch, step.clone()).await else {
                 break;
             };
             match error.class() {
                 Class::Retry(_) => {
-                    self.trouble = Some(kit::chain(&error));
+                    let trouble = Trouble { cause: Cause::Other, why: kit::chain(&error) };
+                    let earlier = self.trouble.replace(trouble);
+                    before.get_or_insert(earlier);
                     self.wait().await;
                 }
                 Class::Gone => return Err(Stop::Lost),
                 Class::Conflict | Class::Rejected | Class::Bug => return Err(Stop::Ledger(error)),
             }
         }
-        self.trouble = trouble;
+        if let Some(before) = before {
+            self.trouble = before;
+        }
         self.transcript.add(&step).map_err(Stop::Damaged)
     }
 
@@ -252,6 +290,11 @@ impl<'a> Attempt<'a> {
         let wait = self.backoff.pause();
         let until = self.shared.clock.now().saturating_add(wait).unwrap_or(Timestamp::MAX);
         self.shared.clock.until(until).await;
+    }
+
+    /// The run's timeout, as people write it.
+    fn limit(&self) -> String {
+        shown(self.lease.ticket.timeout)
     }
 
     fn left(&self) -> Duration {
@@ -279,8 +322,8 @@ impl<'a> Attempt<'a> {
     }
 }
 
-fn failed(error: &(dyn std::error::Error + 'static)) -> Outcome {
-    Outcome::Failed { error: kit::chain(error) }
+fn failed(cause: Cause, error: &(dyn std::error::Error + 'static)) -> Outcome {
+    Outcome::failed(cause, kit::chain(error))
 }
 
 /// As people write it: 2s, 10m, 1h30m.

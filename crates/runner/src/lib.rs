@@ -22,7 +22,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::stream::{FuturesUnordered, StreamExt};
 use kit::{Backoff, Class, Clock, Shutdown, Tasks};
-use ledger::{Lease, Ledger, Outcome};
+use ledger::{Cause, Lease, Ledger, Outcome};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use brain::{Attempt, Stop};
@@ -151,13 +151,13 @@ impl Shared {
                         None => attempt.late(),
                         Some(Ok(Ok(outcome))) => outcome,
                         Some(Ok(Err(Stop::Lost))) => return,
-                        Some(Ok(Err(Stop::Damaged(error)))) => Outcome::Failed { error: error.to_string() },
-                        Some(Ok(Err(Stop::Ledger(error)))) => Outcome::Failed { error: kit::chain(&error) },
+                        Some(Ok(Err(Stop::Damaged(error)))) => Outcome::failed(Cause::Other, error.to_string()),
+                        Some(Ok(Err(Stop::Ledger(error)))) => Outcome::failed(Cause::Other, kit::chain(&error)),
                         // Whatever it was would happen again: the run fails, nobody else's does.
-                        Some(Err(_)) => Outcome::Failed { error: "internal error: the run's task panicked".to_owned() },
+                        Some(Err(_)) => Outcome::failed(Cause::Other, "internal error: the run's task panicked"),
                     }
                 }
-                Err(damaged) => Outcome::Failed { error: damaged.to_string() },
+                Err(damaged) => Outcome::failed(Cause::Other, damaged.to_string()),
             };
             self.finish(&lease, outcome).await;
         };
@@ -183,7 +183,7 @@ impl Shared {
                 Class::Retry(_) => tokio::time::sleep(backoff.pause()).await,
                 // An answer that the ledger does not take would not be taken from the next attempt either.
                 Class::Rejected if matches!(outcome, Outcome::Succeeded { .. }) => {
-                    outcome = Outcome::Failed { error: kit::chain(&error) };
+                    outcome = Outcome::failed(Cause::Other, kit::chain(&error));
                 }
                 Class::Conflict | Class::Rejected | Class::Gone | Class::Bug => return,
             }

@@ -151,7 +151,7 @@ impl House {
     /// The error of a run that must fail.
     async fn fails(&self, ticket: Ticket) -> String {
         match self.run(ticket).await.state {
-            State::Done(Outcome::Failed { error }) => error,
+            State::Done(Outcome::Failed { error, .. }) => error,
             state => panic!("not failed: {state:?}"),
         }
     }
@@ -170,7 +170,7 @@ impl House {
 
 fn answer(run: &ledger::Run) -> &str {
     match &run.state {
-        State::Done(Outcome::Succeeded { answer }) => answer,
+        State::Done(Outcome::Succeeded { answer, .. }) => answer,
         state => panic!("not succeeded: {state:?}"),
     }
 }

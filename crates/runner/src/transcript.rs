@@ -18,7 +18,7 @@ pub(crate) struct Transcript {
     /// The first of them was begun.
     begun: bool,
     /// An answer without calls: the end.
-    end: Option<String>,
+    end: Option<Answer>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -30,7 +30,15 @@ pub(crate) enum Next {
     /// Tell the model that nobody knows what became of this call.
     Lost(Call),
     /// The run has its answer.
-    End(String),
+    End(Answer),
+}
+
+/// The last words of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    /// Why it is not all that the model would have said.
+    pub(crate) cut: Option<String>,
 }
 
 /// The log does not make sense.
@@ -51,7 +59,7 @@ impl Transcript {
     pub(crate) fn add(&mut self, step: &Step) -> Result<(), Damaged> {
         match step {
             Step::Asked { .. } | Step::Retrying { .. } | Step::Noted { .. } => {}
-            Step::Answered { message, .. } => {
+            Step::Answered { message, cut, .. } => {
                 let message = serde_json::from_value(message.clone()).map_err(|error| Damaged(error.to_string()))?;
                 let Message::Assistant { text, calls } = &message else {
                     return Err(Damaged("an answer that is not the model's".to_owned()));
@@ -60,7 +68,7 @@ impl Transcript {
                     return Err(Damaged("an answer before the results of its calls".to_owned()));
                 }
                 self.open.extend(calls.iter().cloned());
-                self.end = calls.is_empty().then(|| text.clone());
+                self.end = calls.is_empty().then(|| Answer { text: text.clone(), cut: cut.clone() });
                 self.messages.push(message);
                 self.answers += 1;
             }

@@ -39,7 +39,7 @@ pub use hand::{Command, Done, Exit, Hand};
 pub use link::Node;
 pub use live::Owner;
 pub use sandboxes::{Sandboxes, labels};
-pub use shape::Want;
+pub use shape::{HANDLERS, Want};
 
 /// What [`Sandboxes::open`] is given.
 pub struct Options {

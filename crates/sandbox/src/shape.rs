@@ -12,6 +12,7 @@ use crate::Error;
 pub struct Want {
     /// A name of the `host` image (see [`crate::Sandboxes::claim`]).
     pub image: Option<String>,
+    /// The handler of a runtime class: one of [`HANDLERS`].
     pub runtime_class: Option<String>,
     /// Quantities as Kubernetes writes them: `500m`, `256Mi`.
     pub cpu: Option<String>,
@@ -39,16 +40,17 @@ const HOST: &[&str] = &[
     "ghcr.io/sympozium-ai/sympozium/sandbox",
     "ghcr.io/alexsjones/sympozium/sandbox",
 ];
-/// The classes that the native engine serves.
-const NATIVE: &[&str] = &["native", "runc"];
+/// The handlers of runtime classes that there are: the native engine's, under its own name and the common one.
+pub const HANDLERS: &[&str] = &["native", "runc"];
 /// Less memory than this starts no shell.
 const MEMORY: u64 = 4 << 20;
 
 impl Shape {
     pub(crate) fn of(want: &Want) -> Result<Self, Error> {
-        if let Some(class) = want.runtime_class.as_deref().filter(|class| !NATIVE.contains(class)) {
+        if let Some(class) = want.runtime_class.as_deref().filter(|class| !HANDLERS.contains(class)) {
             return Err(Error::Unfit(format!(
-                "there is no runtime class {class:?} on this machine; there is `native`"
+                "this machine has no handler {class:?} for runtime classes; it has {}",
+                HANDLERS.join(", ")
             )));
         }
         if let Some(image) = want.image.as_deref().filter(|image| !is_host(image)) {

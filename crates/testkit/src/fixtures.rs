@@ -71,9 +71,9 @@ pub fn config_map(name: &str, data: &[(&str, &str)]) -> ConfigMap {
     ConfigMap { metadata: metadata(name), data: Some(data), ..ConfigMap::default() }
 }
 
-pub fn runtime_class(name: &str) -> RuntimeClass {
+pub fn runtime_class(name: &str, handler: &str) -> RuntimeClass {
     let metadata = ObjectMeta { namespace: None, ..metadata(name) };
-    RuntimeClass { handler: name.to_owned(), metadata, ..RuntimeClass::default() }
+    RuntimeClass { handler: handler.to_owned(), metadata, ..RuntimeClass::default() }
 }
 
 pub fn node(name: &str, labels: &[(&str, &str)]) -> Node {

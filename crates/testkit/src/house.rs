@@ -5,9 +5,9 @@ use std::time::Duration;
 use control::Faults;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Event, Namespace};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
 use kit::{Clock, Shutdown, Tasks};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, PropagationPolicy};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -110,6 +110,7 @@ impl House {
             client: self.client.clone(),
             ledger: self.ledger.clone(),
             sandboxes: None,
+            handlers: vec!["native".to_owned()],
             clock: self.clock.clone(),
             tasks: self.control.clone(),
             instance: "test".to_owned(),
@@ -175,6 +176,11 @@ impl House {
 
     pub async fn delete<K: Object + Resource<Scope = NamespaceResourceScope>>(&self, name: &str) {
         self.api::<K>().delete(name, &DeleteParams::default()).await.expect("deleted");
+    }
+
+    /// Of a kind that is in no namespace.
+    pub async fn delete_of_cluster<K: Object + Resource<Scope = ClusterResourceScope>>(&self, name: &str) {
+        Api::<K>::all(self.client.clone()).delete(name, &DeleteParams::default()).await.expect("deleted");
     }
 
     /// As `kubectl delete --cascade=orphan`.
@@ -275,7 +281,7 @@ impl House {
 
     /// Ends a leased run with an answer.
     pub async fn answer(&self, lease: Lease, answer: &str) {
-        let outcome = Outcome::Succeeded { answer: answer.to_owned() };
+        let outcome = Outcome::succeeded(answer);
         self.ledger.finish(&lease.run, lease.epoch, outcome).await.expect("finished");
     }
 

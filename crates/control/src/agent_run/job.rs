@@ -7,14 +7,14 @@ use api::agents::{AgentRun, SandboxPolicy, SympoziumInstance, SympoziumPolicy};
 use kube::ResourceExt;
 use ledger::{Action, Gate, Job, Sandbox, ToolRules};
 
-use super::look::Wanted;
 use crate::machinery::cut;
 
 pub(super) fn job(
     run: &AgentRun,
     instance: &SympoziumInstance,
     policy: Option<&SympoziumPolicy>,
-    wanted: Wanted,
+    secret: Option<String>,
+    handler: Option<String>,
     memory: Option<&str>,
 ) -> Job {
     let (spec, agent) = (&run.spec, &instance.spec.agents.default);
@@ -37,13 +37,13 @@ pub(super) fn job(
             .flatten()
             .find(|text| !text.is_empty())
             .map(str::to_owned),
-        secret: wanted.secret,
+        secret,
         tools: ToolRules {
             allow: spec.tool_policy.as_ref().and_then(|it| it.allow.clone()).unwrap_or_default(),
             deny: spec.tool_policy.as_ref().and_then(|it| it.deny.clone()).unwrap_or_default(),
             gate: policy.and_then(gate),
         },
-        sandbox: Some(sandbox(run, instance, policy, wanted.class)),
+        sandbox: Some(sandbox(run, instance, policy, handler)),
     }
 }
 
@@ -76,7 +76,7 @@ fn sandbox(
     run: &AgentRun,
     instance: &SympoziumInstance,
     policy: Option<&SympoziumPolicy>,
-    class: Option<String>,
+    handler: Option<String>,
 ) -> Sandbox {
     let rules = policy.and_then(|policy| policy.spec.sandbox_policy.as_ref());
     let images = [
@@ -86,7 +86,7 @@ fn sandbox(
     ];
     Sandbox {
         image: images.into_iter().flatten().find(|name| !name.is_empty()).map(str::to_owned),
-        runtime_class: class,
+        runtime_class: handler,
         cpu: asked(run, instance, "cpu").or_else(|| most(rules, "cpu")),
         memory: asked(run, instance, "memory").or_else(|| most(rules, "memory")),
     }

@@ -9,7 +9,7 @@ use kube::{Api, ResourceExt};
 use ledger::{Run, RunId};
 
 use super::{Keeper, place, session};
-use crate::kinds;
+use crate::kinds::{self, Class};
 use crate::machinery::Error;
 
 #[derive(Debug, Default)]
@@ -22,10 +22,13 @@ pub(crate) struct World {
     pub(super) policy: Option<Arc<SympoziumPolicy>>,
     /// What there is of the Secret that [`Wanted`] names.
     pub(super) secret: Key,
-    /// Whether the class that [`Wanted`] names is there.
-    pub(super) has_class: bool,
-    /// The run of the same session before this one, which was not submitted yet.
+    /// What there is of the class that [`Wanted`] names.
+    pub(super) class: Class,
+    /// The run of the same session before this one, which was not submitted yet, or has not ended where this one waits for
+    /// its turn.
     pub(super) waits_for: Option<String>,
+    /// Runs of the instance that go on, where this one waits for its turn.
+    pub(super) going_on: u32,
     /// What is in the instance's memory.
     pub(super) memory: Option<String>,
 }
@@ -101,9 +104,13 @@ impl Keeper {
             };
         }
         if let Some(name) = &wanted.class {
-            world.has_class = self.classes.find("", name).await?.is_some();
+            world.class = Class::of(self.classes.find("", name).await?.as_deref(), &self.handlers);
         }
-        if world.known.is_none() {
+        if world.known.is_some() {
+            world.waits_for = self.before(run).map(|before| before.name_any());
+            let going_on = self.ledger.running(&namespace, &run.spec.instance_ref).await;
+            world.going_on = going_on.map_err(|source| Error::Ledger { doing: "count the instance's runs", source })?;
+        } else {
             world.waits_for = self.waits_for(run).await?;
             if instance.spec.memory.as_ref().is_some_and(|memory| memory.enabled) {
                 world.memory = self.memory(&namespace, &run.spec.instance_ref).await?;
@@ -135,15 +142,16 @@ impl Keeper {
         self.ledger.run(&id).await.map_err(|source| Error::Ledger { doing: "look up the run", source })
     }
 
+    /// The open run of the same session that comes right before this one.
+    fn before(&self, run: &AgentRun) -> Option<Arc<AgentRun>> {
+        let here = place(run);
+        let earlier = self.runs.tagged(&session(run)?).into_iter();
+        earlier.filter(|it| it.metadata.deletion_timestamp.is_none() && place(it) < here).max_by_key(|it| place(it))
+    }
+
     /// It is enough to look at the one right before: that one was not submitted before those before it either.
     async fn waits_for(&self, run: &AgentRun) -> Result<Option<String>, Error> {
-        let Some(session) = session(run) else { return Ok(None) };
-        let here = place(run);
-        let earlier = self.runs.tagged(&session).into_iter();
-        let before = earlier
-            .filter(|it| it.metadata.deletion_timestamp.is_none() && place(it) < here)
-            .max_by_key(|it| place(it));
-        match before {
+        match self.before(run) {
             Some(before) if self.known(&before).await?.is_none() => Ok(Some(before.name_any())),
             _ => Ok(None),
         }

@@ -6,25 +6,30 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use api::agents::{AgentRun, SympoziumInstance, SympoziumPolicy};
 use api::labels;
 use jiff::Timestamp;
+use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::{Client, ResourceExt};
 use ledger::{Change, Changes, Ledger, RunId, Ticket};
 use sandbox::Sandboxes;
 
-use crate::kinds::{self, RuntimeClassMeta, SecretMeta};
+use crate::kinds::{self, SecretMeta};
 use crate::machinery::{Cache, Error, Faults, Machinery, ObjectName, Plan, Wakes};
 
 pub(crate) struct Keeper {
     client: Client,
     ledger: Ledger,
     sandboxes: Option<Sandboxes>,
+    /// The runtime handlers that are here.
+    handlers: Arc<[String]>,
     runs: Cache<AgentRun>,
     instances: Cache<SympoziumInstance>,
     policies: Cache<SympoziumPolicy>,
     secrets: Cache<SecretMeta>,
-    classes: Cache<RuntimeClassMeta>,
+    classes: Cache<RuntimeClass>,
 }
 
 /// What a run's keeper does to the ledger, and to sandboxes.
@@ -44,11 +49,17 @@ pub(crate) enum Effect {
 }
 
 impl Keeper {
-    pub(crate) fn new(machinery: &mut Machinery, ledger: Ledger, sandboxes: Option<Sandboxes>) -> Self {
+    pub(crate) fn new(
+        machinery: &mut Machinery,
+        ledger: Ledger,
+        sandboxes: Option<Sandboxes>,
+        handlers: Arc<[String]>,
+    ) -> Self {
         Self {
             client: machinery.client.clone(),
             ledger,
             sandboxes,
+            handlers,
             runs: machinery.cache(),
             instances: machinery.cache(),
             policies: machinery.cache(),

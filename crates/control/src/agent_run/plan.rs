@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use api::agents::{
-    AgentRun, AgentRunStatus, MODEL_KEYS, Mode, RunPhase, SubagentPolicy, SympoziumInstance, SympoziumPolicy,
-    TokenUsage,
+    AgentRun, AgentRunStatus, MODEL_KEYS, Mode, RunPhase, SympoziumInstance, SympoziumPolicy, TokenUsage,
 };
 use api::{GoDuration, conditions, reasons};
 use jiff::Timestamp;
@@ -16,7 +15,7 @@ use serde_json::json;
 use super::Effect;
 use super::job;
 use super::look::{Key, Wanted, World, wanted};
-use crate::kinds;
+use crate::kinds::{self, Class};
 use crate::machinery::{Note, Plan, Said, cut, seconds};
 
 /// Unless `spec.timeout` says otherwise. As in the original.
@@ -131,10 +130,19 @@ fn lacks(run: &AgentRun, instance: &SympoziumInstance, world: &World, wanted: &W
         ),
         _ => {}
     }
-    if let Some(name) = wanted.class.as_deref().filter(|_| !world.has_class) {
-        lack(reasons::RUNTIME_CLASS_MISSING, format!("RuntimeClass {name:?} not found"));
+    if let Some((reason, what)) = wanted.class.as_deref().and_then(|name| world.class.lack(name)) {
+        lack(reason, what);
     }
-    if limit(instance, world.policy.as_deref()) == 0 {
+    let isolated = run.spec.agent_sandbox.as_ref().filter(|it| it.enabled);
+    if let Some(pool) = isolated.and_then(|it| it.warm_pool_ref.as_deref()).filter(|name| !name.is_empty()) {
+        lack(
+            reasons::WARM_POOL_MISSING,
+            format!(
+                "agentSandbox.warmPoolRef: there is no warm pool {pool:?}; the platform keeps sandboxes warm by itself"
+            ),
+        );
+    }
+    if limit(instance, world.policy.as_deref()).0 == 0 {
         lack(
             reasons::INVALID,
             "maxConcurrent of the instance or its policy is less than 1: no run may start".to_owned(),
@@ -161,12 +169,17 @@ fn denied(
     job::denied(run, instance, policy, wanted.class.as_deref())
 }
 
-/// How many runs of the instance may go on at once.
-fn limit(instance: &SympoziumInstance, policy: Option<&SympoziumPolicy>) -> u32 {
+/// How many runs of the instance may go on at once, and where that is written.
+fn limit(instance: &SympoziumInstance, policy: Option<&SympoziumPolicy>) -> (u32, String) {
     let own = instance.spec.agents.default.subagents.clone().unwrap_or_default().max_concurrent;
-    let rules: Option<&SubagentPolicy> = policy.and_then(|policy| policy.spec.subagent_policy.as_ref());
-    let limit = rules.map_or(own, |rules| rules.max_concurrent.min(own)).max(0);
-    u32::try_from(limit).unwrap_or(u32::MAX)
+    let rules = policy.and_then(|policy| Some((policy.name_any(), policy.spec.subagent_policy.as_ref()?)));
+    let (limit, whose) = match rules {
+        Some((policy, rules)) if rules.max_concurrent < own => {
+            (rules.max_concurrent, format!("subagentPolicy.maxConcurrent of policy {policy}"))
+        }
+        _ => (own, "agents.default.subagents.maxConcurrent".to_owned()),
+    };
+    (u32::try_from(limit.max(0)).unwrap_or(u32::MAX), whose)
 }
 
 fn timeout(run: &AgentRun) -> Result<Duration, String> {
@@ -180,8 +193,13 @@ fn timeout(run: &AgentRun) -> Result<Duration, String> {
 
 fn ticket(run: &AgentRun, instance: &SympoziumInstance, world: &World, wanted: Wanted, timeout: Duration) -> Ticket {
     let policy = world.policy.as_deref();
-    let limit = limit(instance, policy);
-    let job: Job = job::job(run, instance, policy, wanted, world.memory.as_deref());
+    let (limit, _) = limit(instance, policy);
+    let handler = match &world.class {
+        Class::There { handler } => wanted.class.is_some().then(|| handler.clone()),
+        // Nobody has a handler of that name: never something weaker.
+        Class::Missing | Class::NoHandler(_) => wanted.class,
+    };
+    let job: Job = job::job(run, instance, policy, wanted.secret, handler, world.memory.as_deref());
     Ticket {
         run: RunId::from(run.uid().unwrap_or_default()),
         namespace: run.namespace().unwrap_or_default(),
@@ -213,7 +231,7 @@ fn accepted(run: &AgentRun, instance: Option<&SympoziumInstance>) -> (Said, Vec<
 }
 
 fn queued(run: &AgentRun, world: &World, known: &Run) -> Plan<Effect> {
-    let message = if known.attempt == 0 { "waits for its turn" } else { "waits for a runner to go on with it" };
+    let message = turn(run, world, known);
     let (accepted, notes) = accepted(run, world.instance.as_deref());
     let started = match known.started {
         None => Said::no(conditions::STARTED, reasons::QUEUED, message),
@@ -228,7 +246,7 @@ fn queued(run: &AgentRun, world: &World, known: &Run) -> Plan<Effect> {
     // The limit may have changed since; submitting again tells the ledger so, and nothing else.
     let policy = world.policy.as_deref();
     if let (Some(instance), Ok(timeout)) = (world.instance.as_deref(), timeout(run))
-        && limit(instance, policy) > 0
+        && limit(instance, policy).0 > 0
     {
         let ticket = ticket(run, instance, world, wanted(run, instance, policy), timeout);
         plan.effects.push(Effect::Submit(Box::new(ticket)));
@@ -236,14 +254,37 @@ fn queued(run: &AgentRun, world: &World, known: &Run) -> Plan<Effect> {
     plan
 }
 
+/// What a queued run waits for, as far as can be said.
+fn turn(run: &AgentRun, world: &World, known: &Run) -> String {
+    if let Some(before) = &world.waits_for {
+        return format!("queued: {before}, an earlier run of its session, goes on or is queued");
+    }
+    let Some(instance) = world.instance.as_deref() else { return "queued".to_owned() };
+    let (limit, whose) = limit(instance, world.policy.as_deref());
+    let name = &run.spec.instance_ref;
+    if world.going_on >= limit {
+        format!("queued: {} of {limit} runs of instance {name} go on ({whose})", world.going_on)
+    } else if known.attempt == 0 {
+        format!("queued: at most {limit} runs of instance {name} go on at once ({whose})")
+    } else {
+        "queued: waits for a runner to go on with it".to_owned()
+    }
+}
+
 fn running(run: &AgentRun, known: &Run) -> Plan<Effect> {
     let message = if known.attempt > 1 { format!("attempt {}", known.attempt) } else { String::new() };
     let seen = seen(known);
-    let conditions = vec![
-        Said::yes(conditions::STARTED, reasons::RUNNING, message),
-        Said::no(conditions::COMPLETE, reasons::RUNNING, ""),
-    ];
+    let complete = match &known.trouble {
+        None => Said::no(conditions::COMPLETE, reasons::RUNNING, ""),
+        Some(why) => Said::no(conditions::COMPLETE, reasons::RETRYING, why.clone()),
+    };
+    let told = message_of(run, conditions::COMPLETE);
+    let retried =
+        known.trouble.iter().filter(|why| *why != told).map(|why| Note::warning(reasons::RETRYING, why.clone()));
+    let notes = retried.collect();
+    let conditions = vec![Said::yes(conditions::STARTED, reasons::RUNNING, message), complete];
     let mut plan = status(RunPhase::Running, seen, conditions);
+    plan.notes = notes;
     keep_accepted(run, &mut plan);
     if kinds::phase(run) != Some(RunPhase::Running) {
         plan.notes.push(Note::normal(reasons::RUNNING, "The model is at work"));
@@ -267,22 +308,24 @@ fn ended(run: &AgentRun, known: &Run, outcome: &Outcome, now: Timestamp) -> Plan
         ..seen(known)
     };
     let (complete, note, phase) = match outcome {
-        Outcome::Succeeded { answer } => {
+        Outcome::Succeeded { answer, cut: why } => {
             let (answer, left) = cut(answer, RESULT_LIMIT);
             seen.result = Some(answer.to_owned());
-            let message = match left {
-                0 => String::new(),
-                left => format!("status.result has the first {} bytes; {left} more are in the run's log", answer.len()),
+            let more = (left > 0).then(|| {
+                format!("status.result has the first {} bytes; {left} more are in the run's log", answer.len())
+            });
+            let message: Vec<_> = why.iter().chain(&more).map(String::as_str).collect();
+            let note = match why {
+                None => {
+                    let told = format!("Answered after {}", spelled(known.duration().unwrap_or_default()));
+                    Note::normal(outcome.reason(), told)
+                }
+                Some(why) => Note::warning(outcome.reason(), why.clone()),
             };
-            let told = format!("Answered after {}", spelled(known.duration().unwrap_or_default()));
-            (
-                Said::yes(conditions::COMPLETE, reasons::SUCCEEDED, message),
-                Note::normal(reasons::SUCCEEDED, told),
-                RunPhase::Succeeded,
-            )
+            (Said::yes(conditions::COMPLETE, outcome.reason(), message.join("; ")), note, RunPhase::Succeeded)
         }
-        Outcome::Failed { error } => failure(&mut seen, reason_of(error), error),
-        Outcome::Cancelled { reason } => failure(&mut seen, reasons::CANCELLED, &format!("cancelled: {reason}")),
+        Outcome::Failed { error, .. } => failure(&mut seen, outcome.reason(), error),
+        Outcome::Cancelled { reason } => failure(&mut seen, outcome.reason(), &format!("cancelled: {reason}")),
     };
     let started = match known.started {
         Some(_) => Said::yes(conditions::STARTED, complete.reason, ""),
@@ -299,11 +342,6 @@ fn failure(seen: &mut AgentRunStatus, reason: &'static str, error: &str) -> (Sai
     seen.error = Some(error.to_owned());
     let (message, _) = cut(error, MESSAGE_LIMIT);
     (Said::no(conditions::COMPLETE, reason, message), Note::warning(reason, message), RunPhase::Failed)
-}
-
-/// The runner says of a run that took too long that it met its timeout; its other words are the world's.
-fn reason_of(error: &str) -> &'static str {
-    if error.starts_with("timeout") { reasons::TIMEOUT } else { reasons::FAILED }
 }
 
 /// Ends a run that never began.

@@ -6,13 +6,14 @@ use std::time::Duration;
 use api::agents::*;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use ledger::{Action, Outcome, Run, State, Ticket, Tokens, Usage};
+use ledger::{Action, Cause, Outcome, Run, State, Ticket, Tokens, Usage};
 use serde_json::json;
 use testkit::{agent_run, instance, policy};
 
 use super::Effect;
 use super::look::{Key, World};
 use super::plan::plan;
+use crate::kinds::Class;
 use crate::machinery::Plan;
 
 fn now() -> Timestamp {
@@ -35,7 +36,16 @@ fn run(with: impl FnOnce(&mut AgentRun)) -> AgentRun {
 
 /// Everything that the run names is there.
 fn world() -> World {
-    World { instance: Some(Arc::new(instance("me", |_| {}))), secret: Key::There, has_class: true, ..World::default() }
+    World { instance: Some(Arc::new(instance("me", |_| {}))), secret: Key::There, class: native(), ..World::default() }
+}
+
+fn native() -> Class {
+    Class::There { handler: "native".into() }
+}
+
+fn isolated(class: &str, pool: &str) -> RunAgentSandbox {
+    let name = |it: &str| Some(it.to_owned()).filter(|it| !it.is_empty());
+    RunAgentSandbox { enabled: true, runtime_class: name(class), warm_pool_ref: name(pool), resources: None }
 }
 
 fn world_of(with: impl FnOnce(&mut SympoziumInstance)) -> World {
@@ -52,6 +62,7 @@ fn known(state: State) -> World {
         finished: None,
         usage: Usage { tokens: Tokens { input: 10, output: 5, total: 15 }, tool_calls: 2 },
         pod: Some("me-1".into()),
+        trouble: None,
     };
     World { known: Some(run), ..world() }
 }
@@ -168,12 +179,21 @@ fn what_is_missing_is_named_and_waited_for_and_told_once() {
         ),
         (
             "RuntimeClassMissing",
-            World { has_class: false, ..world() },
-            Box::new(|it| {
-                let runtime_class = Some("gvisor".to_owned());
-                it.spec.agent_sandbox = Some(RunAgentSandbox { enabled: true, runtime_class, ..Default::default() });
-            }),
+            World { class: Class::Missing, ..world() },
+            Box::new(|it| it.spec.agent_sandbox = Some(isolated("gvisor", ""))),
             "RuntimeClass \"gvisor\" not found",
+        ),
+        (
+            "RuntimeHandlerMissing",
+            World { class: Class::NoHandler("runsc".into()), ..world() },
+            Box::new(|it| it.spec.agent_sandbox = Some(isolated("gvisor", ""))),
+            "RuntimeClass \"gvisor\" needs the handler \"runsc\", which this machine has not",
+        ),
+        (
+            "WarmPoolMissing",
+            world(),
+            Box::new(|it| it.spec.agent_sandbox = Some(isolated("gvisor", "pool"))),
+            "agentSandbox.warmPoolRef: there is no warm pool \"pool\"; the platform keeps sandboxes warm by itself",
         ),
         ("NotSupported", world(), Box::new(|it| it.spec.mode = Mode::Server), "mode server is not served yet"),
         (
@@ -242,10 +262,7 @@ fn what_can_never_go_fails_at_once_and_says_why() {
         let resources = Some(StringResources { limits, requests: None });
         it.spec.sandbox = Some(RunSandbox { enabled: true, resources, ..Default::default() });
     };
-    let kata = |it: &mut AgentRun| {
-        let runtime_class = Some("kata".to_owned());
-        it.spec.agent_sandbox = Some(RunAgentSandbox { enabled: true, runtime_class, ..Default::default() });
-    };
+    let kata = |it: &mut AgentRun| it.spec.agent_sandbox = Some(isolated("kata", ""));
     type Row<'a> = (&'a World, &'a dyn Fn(&mut AgentRun), &'a str, &'a str);
     let table: [Row; 7] = [
         (&world(), &|it| it.spec.task = " \n".into(), "Invalid", "spec.task is empty: there is nothing to do"),
@@ -301,7 +318,7 @@ fn the_ledgers_word_becomes_the_status() {
     let again = plan(&run(|_| {}), &known(State::Queued), later(2));
     assert_eq!(phase(&again), RunPhase::Running, "what had begun goes on");
 
-    let answered = plan(&run(|_| {}), &done(Outcome::Succeeded { answer: "42\n".into() }), later(9));
+    let answered = plan(&run(|_| {}), &done(Outcome::succeeded("42\n")), later(9));
     assert_eq!(
         answered.status,
         Some(json!({
@@ -313,8 +330,9 @@ fn the_ledgers_word_becomes_the_status() {
     assert_eq!(conditions(&answered)[2], "Complete=True/Succeeded");
 
     for (outcome, reason, error) in [
-        (Outcome::Failed { error: "the model refused: 401".into() }, "Failed", "the model refused: 401"),
-        (Outcome::Failed { error: "timeout after 2s".into() }, "Timeout", "timeout after 2s"),
+        (Outcome::failed(Cause::Provider, "the model refused: 401"), "ProviderFailed", "the model refused: 401"),
+        (Outcome::failed(Cause::Timeout, "timeout after 2s"), "Timeout", "timeout after 2s"),
+        (Outcome::failed(Cause::Other, "no end"), "Failed", "no end"),
         (
             Outcome::Cancelled { reason: "the instance me was deleted".into() },
             "Cancelled",
@@ -328,9 +346,61 @@ fn the_ledgers_word_becomes_the_status() {
 }
 
 #[test]
+fn who_waits_for_a_turn_is_told_for_which_limit_or_run() {
+    let waiting = |going_on: u32| {
+        let mut world = World { going_on, ..known(State::Queued) };
+        (world.known.as_mut().unwrap().started, world.known.as_mut().unwrap().attempt) = (None, 0);
+        world
+    };
+    let whose = "agents.default.subagents.maxConcurrent";
+    let mut ruled = waiting(3);
+    ruled.policy = Some(Arc::new(policy("careful", |it| {
+        it.spec.subagent_policy = Some(SubagentPolicy { max_depth: 1, max_concurrent: 3 });
+    })));
+    for (world, message) in [
+        (waiting(5), format!("queued: 5 of 5 runs of instance me go on ({whose})")),
+        (waiting(4), format!("queued: at most 5 runs of instance me go on at once ({whose})")),
+        (ruled, "queued: 3 of 3 runs of instance me go on (subagentPolicy.maxConcurrent of policy careful)".to_owned()),
+        (
+            World { waits_for: Some("a".into()), ..waiting(1) },
+            "queued: a, an earlier run of its session, goes on or is queued".to_owned(),
+        ),
+        (known(State::Queued), "queued: waits for a runner to go on with it".to_owned()),
+    ] {
+        assert_eq!(plan(&run(|_| {}), &world, later(2)).conditions[1].message, message);
+    }
+}
+
+#[test]
+fn why_the_model_is_asked_again_is_said_while_it_is() {
+    let mut world = known(State::Running);
+    world.known.as_mut().unwrap().trouble = Some("the model provider answered 503".into());
+    let run = run(|_| {});
+    let first = plan(&run, &world, later(2));
+    assert_eq!(conditions(&first)[1..], ["Started=True/Running", "Complete=False/Retrying"]);
+    assert_eq!(first.conditions[2].message, "the model provider answered 503");
+    let told = |plan: &Plan<Effect>| plan.notes.iter().filter(|it| it.reason == "Retrying").count();
+    let run = after(run, &first);
+    assert_eq!((told(&first), told(&plan(&run, &world, later(3)))), (1, 0), "once");
+    let over = plan(&run, &known(State::Running), later(4));
+    assert_eq!(conditions(&over)[1], "Complete=False/Running");
+}
+
+#[test]
+fn an_answer_that_the_provider_cut_is_told_with_a_warning() {
+    let cut = Some("the model's answer was cut at its limit of tokens".to_owned());
+    let plan = plan(&run(|_| {}), &done(Outcome::Succeeded { answer: "4".into(), cut: cut.clone() }), later(9));
+    assert_eq!((phase(&plan), status(&plan).result.as_deref()), (RunPhase::Succeeded, Some("4")));
+    assert_eq!(conditions(&plan)[2], "Complete=True/AnswerCut");
+    assert_eq!(Some(&plan.conditions[2].message), cut.as_ref());
+    let note = &plan.notes[0];
+    assert_eq!((note.warning, note.reason, Some(&note.message)), (true, "AnswerCut", cut.as_ref()));
+}
+
+#[test]
 fn an_answer_larger_than_an_object_is_cut_and_says_so() {
     let answer = "é".repeat(1 << 20);
-    let plan = plan(&run(|_| {}), &done(Outcome::Succeeded { answer }), later(9));
+    let plan = plan(&run(|_| {}), &done(Outcome::succeeded(answer)), later(9));
     assert_eq!(status(&plan).result.unwrap().len(), 1 << 20);
     assert_eq!(
         plan.conditions.last().unwrap().message,

@@ -5,21 +5,25 @@ mod plan;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::agents::{AgentRun, SympoziumInstance, SympoziumPolicy};
 use api::labels;
 use jiff::Timestamp;
+use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::ResourceExt;
 use ledger::Ledger;
 use sandbox::Sandboxes;
 
-use crate::kinds::{self, ConfigMapMeta, NodeMeta, RuntimeClassMeta, SecretMeta};
+use crate::kinds::{self, Class, ConfigMapMeta, NodeMeta, SecretMeta};
 use crate::machinery::{Cache, Error, Machinery, ObjectName, Plan, Wakes};
 
 pub(crate) struct Keeper {
     ledger: Ledger,
     sandboxes: Option<Sandboxes>,
+    /// The runtime handlers that are here.
+    handlers: Arc<[String]>,
     /// The field manager: what marks children as ours.
     manager: String,
     instances: Cache<SympoziumInstance>,
@@ -28,7 +32,7 @@ pub(crate) struct Keeper {
     secrets: Cache<SecretMeta>,
     config_maps: Cache<ConfigMapMeta>,
     nodes: Cache<NodeMeta>,
-    classes: Cache<RuntimeClassMeta>,
+    classes: Cache<RuntimeClass>,
 }
 
 /// What is there of all that an instance names.
@@ -38,7 +42,8 @@ pub(crate) struct World {
     /// Secrets that are named and not there.
     missing_secrets: Vec<String>,
     has_policy: bool,
-    has_class: bool,
+    /// The isolation class that it names.
+    class: Class,
     has_node: bool,
     memory: Option<Memory>,
     /// Runs that go on.
@@ -69,11 +74,13 @@ impl Keeper {
         machinery: &mut Machinery,
         ledger: Ledger,
         sandboxes: Option<Sandboxes>,
+        handlers: Arc<[String]>,
         manager: String,
     ) -> Self {
         Self {
             ledger,
             sandboxes,
+            handlers,
             manager,
             instances: machinery.cache(),
             runs: machinery.cache(),
@@ -148,7 +155,7 @@ impl crate::machinery::Keeper for Keeper {
             world.has_policy = self.has_policy(&namespace, policy).await?;
         }
         if let Some(class) = plan::class(it) {
-            world.has_class = self.classes.find("", class).await?.is_some();
+            world.class = Class::of(self.classes.find("", class).await?.as_deref(), &self.handlers);
         }
         if let Some(selector) = plan::selector(it) {
             world.has_node = self.nodes.all().iter().any(|node| matches(selector, node.labels()));

@@ -209,8 +209,8 @@ fn topics(it: &SympoziumInstance, world: &World) -> Vec<Topic> {
     }
     if let Some(name) = class(it) {
         let mut topic = Topic::new(RUNTIME_CLASS);
-        if !world.has_class {
-            topic.lack(reasons::RUNTIME_CLASS_MISSING, format!("RuntimeClass {name:?} not found"));
+        if let Some((reason, what)) = world.class.lack(name) {
+            topic.lack(reason, what);
         }
         topics.push(topic);
     }
@@ -250,8 +250,8 @@ fn channel_lack(channel: &Channel, world: &World) -> (&'static str, String, Chan
         let what = format!("channel type {type_:?} is none of {}", CHANNELS.join(", "));
         (reasons::INVALID, what, ChannelState::Error)
     } else if world.missing_secrets.iter().any(|missing| missing == secret) {
-        let what = format!("Secret {secret:?} not found, for the channel {type_}");
-        (reasons::SECRET_MISSING, what, ChannelState::Pending)
+        // In the words of the original.
+        (reasons::SECRET_MISSING, format!("secret {secret:?} not found"), ChannelState::Error)
     } else {
         (reasons::NOT_SUPPORTED, format!("the channel {type_} is not served yet"), ChannelState::Pending)
     }

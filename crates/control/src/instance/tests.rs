@@ -63,7 +63,7 @@ fn the_seeds_instance_names_everything_that_it_lacks() {
         [
             "KeysReady=False/SecretMissing: Secret \"openai-key\" not found",
             "PolicyReady=False/PolicyMissing: SympoziumPolicy \"restrictive\" not found",
-            "ChannelsReady=False/SecretMissing: Secret \"telegram-creds\" not found, for the channel telegram",
+            "ChannelsReady=False/SecretMissing: secret \"telegram-creds\" not found",
             "MCPServersReady=False/MCPServerMissing: MCPServer \"github\" not found",
             "SkillsReady=False/SkillPackMissing: SkillPack \"k8s-ops\" not found: skills are not served yet; \
              SkillPack \"memory\" not found: skills are not served yet",
@@ -76,8 +76,8 @@ fn the_seeds_instance_names_everything_that_it_lacks() {
     );
     assert_eq!(told(&plan).len(), 10, "each thing in an event of its own");
     let channel = &status(&plan).channels.unwrap()[0];
-    assert_eq!((channel.type_.as_str(), channel.status), ("telegram", ChannelState::Pending));
-    assert_eq!(channel.message.as_deref(), Some("Secret \"telegram-creds\" not found, for the channel telegram"));
+    assert_eq!((channel.type_.as_str(), channel.status), ("telegram", ChannelState::Error));
+    assert_eq!(channel.message.as_deref(), Some("secret \"telegram-creds\" not found"));
 }
 
 #[test]

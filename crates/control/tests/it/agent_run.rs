@@ -2,8 +2,9 @@ use std::time::Duration;
 
 use api::agents::*;
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::ResourceExt;
-use ledger::{Lease, Outcome, Step, Tokens};
+use ledger::{Cause, Lease, Outcome, Step, Tokens};
 use serde_json::json;
 use testkit::{House, KEY_SECRET, agent_run, instance, policy, runtime_class, secret};
 
@@ -47,7 +48,7 @@ async fn a_run_goes_from_its_object_to_the_ledger_and_back() {
 
     let usage = Tokens { input: 3, output: 2, total: 5 };
     let message = json!({"role": "assistant", "content": "42"});
-    house.ledger.append(&lease.run, lease.epoch, Step::Answered { message, usage }).await.unwrap();
+    house.ledger.append(&lease.run, lease.epoch, Step::Answered { message, usage, cut: None }).await.unwrap();
     house.answer(lease, "42\n").await;
     let ended = until_phase(&house, "r", RunPhase::Succeeded).await;
     let status = ended.status.as_ref().unwrap();
@@ -85,18 +86,24 @@ async fn what_a_run_lacks_is_named_and_healed_one_by_one() {
         .await;
     house.create(&policy("careful", |_| {})).await;
     house.until("r", says("Secret \"model-key\" not found; RuntimeClass \"gvisor\" not found")).await;
-    house.create(&runtime_class("gvisor")).await;
+    house.create(&runtime_class("gvisor", "runsc")).await;
+    house.until("r", says("Secret \"model-key\" not found; RuntimeClass \"gvisor\" needs the handler \"runsc\", which this machine has not")).await;
+    house.delete_of_cluster::<RuntimeClass>("gvisor").await;
+    house.create(&runtime_class("gvisor", "native")).await;
     house.until("r", says("Secret \"model-key\" not found")).await;
     house.create(&secret(KEY_SECRET, "sk-test")).await;
     let lease = house.lease().await;
-    assert_eq!(lease.ticket.job.sandbox.as_ref().unwrap().runtime_class.as_deref(), Some("gvisor"));
+    assert_eq!(lease.ticket.job.sandbox.as_ref().unwrap().runtime_class.as_deref(), Some("native"));
     house.answer(lease, "healed").await;
     until_phase(&house, "r", RunPhase::Succeeded).await;
     house.pass(Duration::from_secs(1)).await;
     let told = house.events("r").await;
-    for what in
-        ["SympoziumInstance \"me\"", "SympoziumPolicy \"careful\"", "Secret \"model-key\"", "RuntimeClass \"gvisor\""]
-    {
+    for what in [
+        "SympoziumInstance \"me\"",
+        "SympoziumPolicy \"careful\"",
+        "Secret \"model-key\"",
+        "RuntimeClass \"gvisor\" not",
+    ] {
         assert_eq!(told.iter().filter(|(_, message)| message.starts_with(what)).count(), 1, "{what} in {told:?}");
     }
     house.end().await;
@@ -273,7 +280,7 @@ async fn what_a_runner_says_of_a_failure_reaches_the_status() {
     let house = house().await;
     house.create(&agent_run("r", |_| {})).await;
     let lease = house.lease().await;
-    let outcome = Outcome::Failed { error: "timeout: no end after 2s".into() };
+    let outcome = Outcome::failed(Cause::Timeout, "timeout: no end after 2s");
     house.ledger.finish(&lease.run, lease.epoch, outcome).await.unwrap();
     let run = until_phase(&house, "r", RunPhase::Failed).await;
     assert_eq!(error(&run), "timeout: no end after 2s");

@@ -127,7 +127,7 @@ async fn tell(house: House, story: Story, faults: Faults) -> (House, End) {
                 done.lock().unwrap().push(lease.ticket.name.clone());
             }
             let answer = lease.ticket.name.clone();
-            let _ = ledger.finish(&lease.run, lease.epoch, Outcome::Succeeded { answer }).await;
+            let _ = ledger.finish(&lease.run, lease.epoch, Outcome::succeeded(answer)).await;
         }
     });
     story(&house).await;

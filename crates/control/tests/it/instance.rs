@@ -37,7 +37,7 @@ async fn the_seeds_instance_says_what_it_lacks_and_heals_as_it_comes() {
     house.create(&secret("telegram-creds", "x")).await;
     house.create(&policy("restrictive", |_| {})).await;
     house.create(&node("gpu-1", &[("gpu-type", "a100")])).await;
-    house.create(&runtime_class("gvisor")).await;
+    house.create(&runtime_class("gvisor", "native")).await;
     let healed = |it: &SympoziumInstance| {
         !["openai-key", "restrictive", "telegram-creds", "gpu-type", "gvisor"]
             .iter()

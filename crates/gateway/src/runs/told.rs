@@ -89,9 +89,12 @@ impl Told {
         let mut told = match state {
             State::Queued => return Self::passing("state", json!({"state": "queued"})),
             State::Running => return Self::passing("state", json!({"state": "running", "attempt": attempt})),
-            State::Done(Outcome::Succeeded { answer }) => Self::end(json!({"state": "succeeded", "result": answer})),
-            State::Done(Outcome::Failed { error }) => Self::failed(reasons::FAILED, error),
-            State::Done(Outcome::Cancelled { reason }) => Self::failed(reasons::CANCELLED, reason),
+            State::Done(Outcome::Succeeded { answer, .. }) => {
+                Self::end(json!({"state": "succeeded", "result": answer}))
+            }
+            State::Done(outcome @ (Outcome::Failed { error: why, .. } | Outcome::Cancelled { reason: why })) => {
+                Self::failed(outcome.reason(), why)
+            }
         };
         if let Some(run) = run {
             let tokens = &run.usage.tokens;
@@ -133,12 +136,15 @@ impl Told {
         let parts = match &entry.step {
             Step::Asked { turn, model } => vec![("asked", json!({"turn": turn, "model": model}))],
             Step::Retrying { why, wait } => vec![("retry", json!({"why": why, "wait": wait.as_secs_f64()}))],
-            Step::Answered { message, usage } => {
+            Step::Answered { message, usage, cut } => {
                 let part = |name| message.get(name).cloned();
                 let answer = json!({"text": part("text").unwrap_or_default(), "calls": part("calls").unwrap_or_else(|| json!([]))});
                 let usage =
                     json!({"inputTokens": usage.input, "outputTokens": usage.output, "totalTokens": usage.total});
-                vec![("answer", answer), ("usage", usage)]
+                let mut parts = vec![("answer", answer)];
+                parts.extend(cut.as_ref().map(|cut| ("note", json!({"text": cut}))));
+                parts.push(("usage", usage));
+                parts
             }
             Step::Called { call_id, name, arguments } => {
                 vec![("tool_call", json!({"id": call_id, "name": name, "arguments": arguments}))]

@@ -1,6 +1,6 @@
 use super::*;
 
-use ledger::{Outcome, Step, Tokens};
+use ledger::{Cause, Outcome, Step, Tokens};
 
 fn pending(message: &str) -> Value {
     json!([{"type": "Accepted", "status": "False", "reason": "SecretMissing", "message": message}])
@@ -46,13 +46,14 @@ async fn a_run_is_told_from_what_it_waits_for_to_its_outcome_and_again_from_any_
     }
     let calls = json!([{"id": "c", "name": "f", "arguments": "{}"}]);
     let message = json!({"role": "assistant", "text": "Let me", "calls": calls});
-    append(Step::Answered { message, usage: Tokens { input: 7, output: 3, total: 10 } }).await;
+    append(Step::Answered { message, usage: Tokens { input: 7, output: 3, total: 10 }, cut: None }).await;
     append(Step::Called { call_id: "c".into(), name: "f".into(), arguments: "{}".into() }).await;
     append(Step::Returned { call_id: "c".into(), output: "out".into(), failed: true }).await;
     append(Step::Noted { text: "by the way".into() }).await;
     let message = json!({"role": "assistant", "text": "done"});
-    append(Step::Answered { message, usage: Tokens { input: 1, output: 1, total: 2 } }).await;
-    house.ledger.finish(&lease.run, lease.epoch, Outcome::Succeeded { answer: "done".into() }).await.unwrap();
+    let cut = Some("cut short".to_owned());
+    append(Step::Answered { message, usage: Tokens { input: 1, output: 1, total: 2 }, cut }).await;
+    house.ledger.finish(&lease.run, lease.epoch, Outcome::succeeded("done")).await.unwrap();
 
     let usage = |input, output| json!({"inputTokens": input, "outputTokens": output, "totalTokens": input + output});
     let total = json!({"inputTokens": 8, "outputTokens": 4, "totalTokens": 12, "toolCalls": 1, "durationMs": 0});
@@ -67,6 +68,7 @@ async fn a_run_is_told_from_what_it_waits_for_to_its_outcome_and_again_from_any_
         durable("5", "tool_result", json!({"id": "c", "output": "out", "failed": true})),
         durable("6", "note", json!({"text": "by the way"})),
         durable("7.1", "answer", json!({"text": "done", "calls": []})),
+        durable("7.2", "note", json!({"text": "cut short"})),
         durable("7", "usage", usage(1, 1)),
         end,
     ];
@@ -89,11 +91,11 @@ async fn a_run_that_fails_is_cancelled_or_deleted_says_so() {
     };
     house.submit("u1").await;
     let lease = house.ledger.lease("test").await.unwrap();
-    house.ledger.finish(&lease.run, lease.epoch, Outcome::Failed { error: "401".into() }).await.unwrap();
+    house.ledger.finish(&lease.run, lease.epoch, Outcome::failed(Cause::Provider, "401")).await.unwrap();
     let failed = last("u1").await;
     assert_eq!(
         (failed.id.as_deref(), &failed.data["reason"], &failed.data["message"]),
-        (Some("end"), &json!("Failed"), &json!("401"))
+        (Some("end"), &json!("ProviderFailed"), &json!("401"))
     );
 
     house.submit("u2").await;
@@ -167,7 +169,7 @@ async fn a_listener_that_does_not_keep_up_is_cut_off_and_goes_on_where_it_was() 
     let seen = slow.all().await;
     let odd = seen.iter().find(|it| it.name != "text");
     assert!(!seen.is_empty() && odd.is_none(), "{odd:?}");
-    house.ledger.finish(&lease.run, lease.epoch, Outcome::Succeeded { answer: String::new() }).await.unwrap();
+    house.ledger.finish(&lease.run, lease.epoch, Outcome::succeeded("")).await.unwrap();
     let rest: Vec<_> =
         Stream::open(&router, Some("1")).await.all().await.into_iter().map(|it| it.id.unwrap()).collect();
     assert_eq!(rest, ["2", "end"]);

@@ -1,6 +1,6 @@
 use super::*;
 
-use ledger::{Outcome, Step};
+use ledger::{Cause, Outcome, Step};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -29,7 +29,7 @@ async fn a_client_that_takes_nothing_is_cut_off() {
     for _ in 0..count {
         house.ledger.append(&lease.run, lease.epoch, Step::Noted { text: chunk.clone() }).await.unwrap();
     }
-    house.ledger.finish(&lease.run, lease.epoch, Outcome::Failed { error: "x".into() }).await.unwrap();
+    house.ledger.finish(&lease.run, lease.epoch, Outcome::failed(Cause::Other, "x")).await.unwrap();
     let at = Gateway::listen(house.options(), "127.0.0.1:0".parse().unwrap()).await.unwrap();
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();

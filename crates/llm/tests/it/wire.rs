@@ -99,6 +99,17 @@ async fn answers_in_every_form_in_use_are_understood() {
             None,
         ),
         (
+            "a pair of surrogates cut apart between two pieces, and half a pair in arguments",
+            stream(&[
+                r#"{"choices":[{"index":0,"delta":{"content":"a\ud83d"}}]}"#,
+                r#"{"choices":[{"index":0,"delta":{"content":"\ude00b","tool_calls":[{"index":0,"id":"a","function":{"name":"f","arguments":"{\"x\":\"\ud83d\"}"}}]},"finish_reason":"tool_calls"}]}"#,
+                "[DONE]",
+            ]),
+            Message::Assistant { text: "a\u{fffd}\u{fffd}b".into(), calls: vec![call("a", "{\"x\":\"\u{fffd}\"}")] },
+            Finish::Calls,
+            None,
+        ),
+        (
             "no finish reason, content in parts, no content type",
             response(
                 "200 OK",

@@ -1,5 +1,6 @@
 use super::model::results;
 use super::*;
+use crate::transcript::Next;
 
 fn writes(what: &[&str]) -> Reply {
     Reply::Calls(what.iter().map(|it| ("write", json!({"what": it}).to_string())).collect())
@@ -72,14 +73,16 @@ async fn tools_act_in_order_and_their_failures_go_to_the_model() {
             ("write", "{\"what\": ".to_owned()),
             ("write", "[1]".to_owned()),
         ]),
+        // Half of a surrogate pair, as models write it.
+        6 => Reply::Calls(vec![("write", "{\"what\": \"\\ud83d\"}".to_owned())]),
         4 => writes(&["nonsense", "b"]),
         _ => Reply::Text("done"),
     })
     .await;
     let run = house.run(house.ticket("r")).await;
     assert_eq!(answer(&run), "done");
-    assert_eq!(run.usage, ledger::Usage { tokens: Tokens { input: 300, output: 60, total: 360 }, tool_calls: 6 });
-    assert_eq!(*house.tools.acted.lock().unwrap(), ["a", "nonsense", "b"]);
+    assert_eq!(run.usage, ledger::Usage { tokens: Tokens { input: 400, output: 80, total: 480 }, tool_calls: 7 });
+    assert_eq!(*house.tools.acted.lock().unwrap(), ["a", "nonsense", "b", "\u{fffd}"]);
     let told = house.model.told();
     assert_eq!((told[0].as_str(), told[4].as_str(), told[5].as_str()), ("wrote a", "wrote nonsense", "wrote b"));
     assert_eq!(told[1], "there is no tool \"no_such_tool\": this run has write, hang, panic");
@@ -90,7 +93,7 @@ async fn tools_act_in_order_and_their_failures_go_to_the_model() {
         _ => None,
     });
     let failed = failed.collect::<Vec<_>>();
-    assert_eq!(failed, [false, true, true, true, true, false]);
+    assert_eq!(failed, [false, true, true, true, true, false, false]);
 }
 
 #[tokio::test]
@@ -138,6 +141,7 @@ async fn what_does_not_pass_fails_the_run_with_the_reason_and_without_the_key() 
         "mumbles" => Reply::Raw("{".to_owned()),
         "talks" => Reply::Raw(json!({"choices": [{"message": {"content": "x".repeat(limit + 1)}}]}).to_string()),
         "loops" => writes(&["again"]),
+        "mute" => Reply::Raw(json!({"choices": [{"message": {}, "finish_reason": "content_filter"}]}).to_string()),
         _ => Reply::Raw(json!({"choices": [{"message": {"content": ""}, "finish_reason": "length"}]}).to_string()),
     })
     .await;
@@ -146,6 +150,7 @@ async fn what_does_not_pass_fails_the_run_with_the_reason_and_without_the_key() 
         ("down", 10, vec!["500", "oops", "asked 10 times"]),
         ("busy", 1, vec!["timeout: too little is left of the run's 1m", "429", "slow down"]),
         ("mumbles", 3, vec!["broken", "asked 3 times"]),
+        ("mute", 1, vec!["the model provider's filter cut the answer before it said anything"]),
         ("talks", 1, vec!["larger than 4194304 bytes"]),
         ("loops", 50, vec!["asked 50 times and came to no end"]),
         ("silent", 1, vec!["cut at its limit of tokens before it said anything"]),
@@ -168,6 +173,40 @@ async fn what_does_not_pass_fails_the_run_with_the_reason_and_without_the_key() 
     }
 }
 
+/// Also when the process dies between the answer and the end of the run.
+#[tokio::test]
+async fn an_answer_that_the_provider_cut_says_so_to_the_end() {
+    let cut = |text: &str, reason: &str| {
+        Reply::Raw(json!({"choices": [{"message": {"content": text}, "finish_reason": reason}]}).to_string())
+    };
+    let house = House::new(move |_, body| match body["model"].as_str().unwrap() {
+        "long" => cut("as much as", "length"),
+        "rude" => cut("you", "content_filter"),
+        _ => cut("enough", "stop"),
+    })
+    .await;
+    for (model, answer, why) in [
+        ("long", "as much as", Some("the model's answer was cut at its limit of tokens")),
+        ("rude", "you", Some("the model provider's filter cut the answer")),
+        ("good", "enough", None),
+    ] {
+        let mut ticket = house.ticket(model);
+        ticket.job.model = model.to_owned();
+        let outcome = Outcome::Succeeded { answer: answer.to_owned(), cut: why.map(str::to_owned) };
+        assert_eq!(house.run(ticket.clone()).await.state, State::Done(outcome.clone()));
+        let log = house.log(model).await;
+        let entry = |(seq, step): (u32, &Step)| ledger::Entry {
+            seq: Seq(seq),
+            epoch: ledger::Epoch(1),
+            at: Timestamp::UNIX_EPOCH,
+            step: step.clone(),
+        };
+        let read = Transcript::read(&(1..).zip(&log).map(entry).collect::<Vec<_>>()).unwrap();
+        let Next::End(end) = read.next() else { panic!("no end: {read:?}") };
+        assert_eq!((end.text.as_str(), end.cut.as_deref()), (answer, why));
+    }
+}
+
 #[tokio::test]
 async fn a_provider_without_an_address_is_asked_at_the_one_given_for_its_name() {
     let house = House::new(|_, _| Reply::Text("ok")).await;
@@ -181,19 +220,24 @@ async fn a_provider_without_an_address_is_asked_at_the_one_given_for_its_name() 
 async fn a_run_that_takes_too_long_fails_and_hangs_up() {
     let house = House::new(|_, body| match body["model"].as_str().unwrap() {
         "thinks" => Reply::Hang(&[]),
+        "speaks" => Reply::Hang(&["Once"]),
         "fails" => Reply::Status(429, vec![], "slow down".to_owned()),
         _ => Reply::Calls(vec![("hang", "{}".to_owned())]),
     })
     .await;
-    for (model, expected) in [
-        ("thinks", "timeout: the run took longer than 50ms"),
-        ("fails", "slow down"),
-        ("acts", "timeout: the run took longer than 50ms"),
+    for (model, cause, expected) in [
+        ("thinks", Cause::Provider, "longer than 50ms; the model provider had not begun to answer"),
+        ("speaks", Cause::Timeout, "longer than 50ms; the model was answering"),
+        ("fails", Cause::Provider, "slow down"),
+        ("acts", Cause::Timeout, "longer than 50ms; the tool hang was acting"),
     ] {
         let mut ticket = Ticket { timeout: Duration::from_millis(50), ..house.ticket(model) };
         ticket.job.model = model.to_owned();
-        let error = house.fails(ticket).await;
+        let State::Done(Outcome::Failed { error, cause: found }) = house.run(ticket).await.state else {
+            panic!("{model}: not failed")
+        };
         assert!(error.starts_with("timeout: ") && error.contains(expected), "{model}: {error}");
+        assert_eq!(found, cause, "{model}: {error}");
     }
     house.model.open_requests(0).await;
     assert!(house.tools.dropped.load(Ordering::SeqCst));

@@ -14,7 +14,7 @@ async fn a_session_keeps_its_sandbox_and_nobody_elses_files() {
     sh(&hand, "echo kept > /workspace/f; echo here > /root/f").await;
     assert_eq!(cell.claim(&first).await.id(), hand.id());
     assert_eq!(cell.ledger.run(&first.run).await.unwrap().unwrap().pod.as_deref(), Some(hand.pod()));
-    cell.ledger.finish(&first.run, lease.epoch, Outcome::Succeeded { answer: "x".into() }).await.unwrap();
+    cell.ledger.finish(&first.run, lease.epoch, Outcome::succeeded("x")).await.unwrap();
 
     let (second, _lease) = cell.begin("b", "s").await;
     let again = cell.claim(&second).await;
@@ -73,7 +73,7 @@ async fn a_sandbox_goes_with_its_run_or_instance_and_a_workspace_with_it() {
         sh(it, "mkdir -p /workspace/deep; echo x > /workspace/deep/f; setsid sleep 16180 > /dev/null 2>&1 &").await;
     }
     let mut watch = cell.watch().await;
-    cell.ledger.finish(&alone.run, lease.epoch, Outcome::Succeeded { answer: "x".into() }).await.unwrap();
+    cell.ledger.finish(&alone.run, lease.epoch, Outcome::succeeded("x")).await.unwrap();
     watch.ended(hand.id()).await;
     let instance = cell.dir.path().join("workspaces/default/me");
     assert_eq!(std::fs::read_dir(&instance).unwrap().count(), 2, "a workspace stays until its run is deleted");
