@@ -10,11 +10,13 @@ pub struct Show<W> {
     /// The last byte shown was no end of a line.
     midline: bool,
     last_state: String,
+    /// Why the model was asked again, and how often in a row for that.
+    retry: (String, u32),
 }
 
 impl<W: Write> Show<W> {
     pub fn new(out: W) -> Self {
-        Self { out, streamed: 0, midline: false, last_state: String::new() }
+        Self { out, streamed: 0, midline: false, last_state: String::new(), retry: (String::new(), 0) }
     }
 
     /// Shows one event.
@@ -51,7 +53,7 @@ impl<W: Write> Show<W> {
             Event::ToolResult(it) => {
                 self.line(&format!("{} {}", if it.failed { "✗" } else { "←" }, short(it.output.trim_end())))
             }
-            Event::Retry(it) => self.line(&format!("asked again: {}", it.why)),
+            Event::Retry(it) => self.asked_again(&it.why),
             Event::Note(it) => self.line(&it.text),
             Event::Usage(_) => Ok(()),
         }
@@ -65,6 +67,17 @@ impl<W: Write> Show<W> {
         self.line(state)
     }
 
+    fn asked_again(&mut self, why: &str) -> io::Result<()> {
+        if self.retry.0 != why {
+            self.retry = (why.to_owned(), 0);
+        }
+        self.retry.1 += 1;
+        match self.retry.1 {
+            1 => self.line(&format!("asked again: {why}")),
+            times => self.line(&format!("asked again for the same reason, {times} times now")),
+        }
+    }
+
     fn words(&mut self, text: &str) -> io::Result<()> {
         if text.is_empty() {
             return Ok(());
@@ -73,7 +86,7 @@ impl<W: Write> Show<W> {
             write!(self.out, "  ")?;
         }
         self.midline = !text.ends_with('\n');
-        write!(self.out, "{}", text.trim_end_matches('\n').replace('\n', "\n  "))?;
+        write!(self.out, "{}", plain(text.trim_end_matches('\n')).replace('\n', "\n  "))?;
         if !self.midline {
             writeln!(self.out)?;
         }
@@ -89,8 +102,13 @@ impl<W: Write> Show<W> {
 
     fn line(&mut self, text: &str) -> io::Result<()> {
         self.end_line()?;
-        writeln!(self.out, "  {text}")
+        writeln!(self.out, "  {}", plain(text))
     }
+}
+
+/// Without what a terminal would obey: what models and programs write must not move the cursor or set the title.
+fn plain(text: &str) -> String {
+    text.chars().map(|it| if it.is_control() && !matches!(it, '\n' | '\t') { '\u{fffd}' } else { it }).collect()
 }
 
 /// At most 200 characters, on one line.
@@ -126,6 +144,16 @@ mod tests {
             let events = [vec![asked.clone()], live, vec![answer("one two")]].concat();
             assert_eq!(shown(&events), "  one two\n");
         }
+    }
+
+    #[test]
+    fn a_terminal_obeys_nothing_that_a_model_writes_and_a_reason_is_told_once() {
+        let retry = || Event::Retry(crate::events::Retry { why: "busy".into() });
+        let shown = shown(&[text("\u{1b}[2Jhi\u{9b}1m\r\n"), retry(), retry()]);
+        assert_eq!(
+            shown,
+            "  \u{fffd}[2Jhi\u{fffd}1m\u{fffd}\n  asked again: busy\n  asked again for the same reason, 2 times now\n"
+        );
     }
 
     #[test]

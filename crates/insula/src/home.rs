@@ -31,8 +31,13 @@ pub(crate) enum Error {
     Newer { dir: PathBuf, found: u32 },
     #[error("{} is no data directory of Insula: it is not empty and has no `layout` file", .dir.display())]
     Foreign { dir: PathBuf },
-    #[error("the data directory {} cannot be used: cannot {doing}", .dir.display())]
+    #[error(
+        "the data directory {} cannot be used (name another with --data-dir, or use --ephemeral): cannot {doing}",
+        .dir.display()
+    )]
     Io { dir: PathBuf, doing: &'static str, source: std::io::Error },
+    #[error("the temporary directory {} cannot be used (TMPDIR names another)", .dir.display())]
+    Temporary { dir: PathBuf, source: std::io::Error },
 }
 
 impl Home {
@@ -85,7 +90,7 @@ impl Home {
             .mode(0o711)
             .create(&all)
             .and_then(|()| fs::set_permissions(&all, fs::Permissions::from_mode(0o711)))
-            .map_err(|source| Error::Io { dir: all.clone(), doing: "open it", source })?;
+            .map_err(|source| Error::Temporary { dir: all.clone(), source })?;
         // In a directory that everybody may write to, somebody else could have made it first.
         let owner = fs::metadata(&all).map(|it| std::os::unix::fs::MetadataExt::uid(&it));
         if !owner.is_ok_and(|uid| uid == rustix::process::geteuid().as_raw()) {

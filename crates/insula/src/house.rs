@@ -41,6 +41,14 @@ impl Default for Options {
     }
 }
 
+/// What was started.
+struct Roles {
+    client: kube::Client,
+    kubeconfig: String,
+    gateway: SocketAddr,
+    api_key: SecretString,
+}
+
 /// A running Insula. Ends with [`House::end`].
 pub(crate) struct House {
     pub(crate) client: kube::Client,
@@ -58,9 +66,23 @@ impl House {
             Some(dir) => Home::open(dir)?,
             None => Home::ephemeral()?,
         };
+        let tasks = Tasks::new(Shutdown::new());
+        let started = Self::start_roles(&home, options, &tasks).await;
+        match started {
+            Ok(Roles { client, kubeconfig, gateway, api_key }) => {
+                Ok(Self { client, kubeconfig, gateway, api_key, tasks, home })
+            }
+            Err(error) => {
+                // What runs already must not see its directory go.
+                let _ = tokio::time::timeout(GRACE, tasks.end()).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_roles(home: &Home, options: Options, tasks: &Tasks) -> Result<Roles> {
         let api_key = home.api_key()?;
         let clock = Clock::system();
-        let tasks = Tasks::new(Shutdown::new());
 
         let ledger = Ledger::open(Location::File(home.private("ledger.db")?), clock.clone())?;
         let api = ApiServer::open(apiserver::Options {
@@ -72,7 +94,7 @@ impl House {
         api.install(api::crds()).await?;
         let client = api.client();
         let http = kit::http::client().context("set up the HTTP client")?;
-        let sandboxes = hands::open(&home, &ledger, &clock, &tasks, options.warm).await?;
+        let sandboxes = hands::open(home, &ledger, &clock, tasks, options.warm).await?;
 
         let controllers = control::run(control::Options {
             client: client.clone(),
@@ -100,7 +122,7 @@ impl House {
         });
         tasks.platform("runner", runner.run(tasks.shutdown().clone()));
 
-        let gateway = listen_again(&home, "gateway", options.listen, async |at| {
+        let gateway = listen_again(home, "gateway", options.listen, async |at| {
             let options = gateway::Options {
                 ledger: ledger.clone(),
                 client: client.clone(),
@@ -110,8 +132,8 @@ impl House {
             Ok(Gateway::listen(options, at).await?)
         })
         .await?;
-        let kube = listen_again(&home, "kubernetes", options.kube_listen, async |at| Ok(api.listen(at).await?)).await?;
-        Ok(Self { kubeconfig: api.kubeconfig(kube), client, gateway, api_key, tasks, home })
+        let kube = listen_again(home, "kubernetes", options.kube_listen, async |at| Ok(api.listen(at).await?)).await?;
+        Ok(Roles { kubeconfig: api.kubeconfig(kube), client, gateway, api_key })
     }
 
     pub(crate) fn home(&self) -> &Home {
@@ -159,7 +181,7 @@ async fn listen_again(
     {
         return Ok(bound);
     }
-    let bound = listen(at).await.with_context(|| format!("listen on {at} for the {name} door"))?;
+    let bound = listen(at).await.with_context(|| format!("start the {name} listener"))?;
     home.note_address(name, bound);
     Ok(bound)
 }

@@ -11,6 +11,7 @@ mod run;
 mod signals;
 mod up;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -21,8 +22,8 @@ use tracing_subscriber::EnvFilter;
 #[command(name = "insula", version, propagate_version = true, arg_required_else_help = true)]
 struct Cli {
     /// What is logged to stderr, as in `info` or `warn,runner=debug`
-    #[arg(long, global = true, value_name = "FILTER", env = "INSULA_LOG", default_value = "warn")]
-    log: String,
+    #[arg(long, global = true, value_name = "FILTER", env = "INSULA_LOG", default_value = "warn", value_parser = filter)]
+    log: EnvFilter,
     #[command(subcommand)]
     command: Command,
 }
@@ -50,9 +51,16 @@ fn main() -> ExitCode {
     }
 }
 
+fn filter(text: &str) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
+    EnvFilter::try_new(text)
+}
+
 fn start(cli: Cli) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&cli.log)?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(cli.log)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         anyhow::bail!("a TLS provider was installed before main");
     }

@@ -20,6 +20,7 @@ use crate::signals;
 #[derive(Args)]
 pub(crate) struct Run {
     /// What is to be done
+    #[arg(value_parser = task)]
     task: String,
     /// The model's name at its provider
     #[arg(long, default_value = "gpt-4.1")]
@@ -36,6 +37,10 @@ pub(crate) struct Run {
     /// A file with the model's key, in place of the environment's OPENAI_API_KEY
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
+}
+
+fn task(text: &str) -> Result<String, &'static str> {
+    if text.trim().is_empty() { Err("say what is to be done") } else { Ok(text.to_owned()) }
 }
 
 impl Run {

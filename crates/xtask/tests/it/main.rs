@@ -31,3 +31,16 @@ fn a_new_edge_and_a_room_without_a_row_are_breaches() {
     assert!(law::breaches(&allowed, &edges(&[("a", &[]), ("b", &["a"]), ("c", &[])])).is_empty());
     assert_eq!(law::breaches(&allowed, &edges(&[("a", &["b"]), ("b", &[]), ("c", &[]), ("d", &[])])).len(), 2);
 }
+
+#[test]
+fn cargo_run_has_one_program_to_run() {
+    let all = cargo_metadata::MetadataCommand::new().current_dir(root()).no_deps().exec().unwrap();
+    let programs: Vec<String> = all
+        .workspace_default_packages()
+        .iter()
+        .flat_map(|it| &it.targets)
+        .filter(|it| it.is_bin())
+        .map(|it| it.name.clone())
+        .collect();
+    assert_eq!(programs, ["insula"], "the README's first command is `cargo run`");
+}
