@@ -99,6 +99,15 @@ impl House {
         self.sandboxes.claim(owner, &Want::default()).await.unwrap()
     }
 
+    /// Ends a sandbox from outside, as who deletes its Pod does.
+    pub(crate) async fn remove(&self, id: &str) {
+        let io = hyper_util::rt::TokioIo::new(self.node.connect());
+        let (mut sender, connection) = hyper::client::conn::http1::handshake::<_, String>(io).await.unwrap();
+        self.tasks.tenant("delete", async move { drop(connection.await) });
+        let request = http::Request::delete(format!("/v1/sandboxes/{id}")).body(String::new()).unwrap();
+        assert!(sender.send_request(request).await.unwrap().status().is_success());
+    }
+
     /// Sees what happens on the node from now on.
     pub(crate) async fn watch(&self) -> Watch {
         let (sender, connection) =

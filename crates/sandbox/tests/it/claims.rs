@@ -125,11 +125,7 @@ async fn a_sandbox_that_is_deleted_under_a_command_is_told_and_replaced() {
     });
     let delete = async {
         told.await.unwrap();
-        let io = hyper_util::rt::TokioIo::new(cell.node.connect());
-        let (mut sender, connection) = hyper::client::conn::http1::handshake::<_, String>(io).await.unwrap();
-        cell.tasks.tenant("delete", async move { drop(connection.await) });
-        let request = http::Request::delete(format!("/v1/sandboxes/{}", hand.id())).body(String::new()).unwrap();
-        assert!(sender.send_request(request).await.unwrap().status().is_success());
+        cell.remove(hand.id()).await;
     };
     let (done, ()) = tokio::join!(running, delete);
     let error = done.unwrap_err();

@@ -12,3 +12,4 @@ mod cell;
 mod claims;
 mod commands;
 mod files;
+mod tools;
