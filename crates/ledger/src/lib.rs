@@ -174,11 +174,20 @@ impl Ledger {
 
     /// Appends a step to a run's log.
     pub async fn append(&self, run: &RunId, epoch: Epoch, step: Step) -> Result<Seq, Error> {
-        let json = json(&step)?;
-        let limit = if matches!(step, Step::Answered { .. }) { ANSWER_LIMIT } else { STEP_LIMIT };
-        fits("a step", json.len(), limit)?;
-        let bytes = json.len();
-        match self.order(Order::Append { run: run.clone(), epoch, step, json }, bytes).await? {
+        self.append_all(run, epoch, vec![step]).await
+    }
+
+    /// Appends steps to a run's log, all of them or none, in one write; returns the place of the last.
+    pub async fn append_all(&self, run: &RunId, epoch: Epoch, steps: Vec<Step>) -> Result<Seq, Error> {
+        let (mut written, mut bytes) = (Vec::with_capacity(steps.len()), 0);
+        for step in steps {
+            let json = json(&step)?;
+            let limit = if matches!(step, Step::Answered { .. }) { ANSWER_LIMIT } else { STEP_LIMIT };
+            fits("a step", json.len(), limit)?;
+            bytes += json.len();
+            written.push((step, json));
+        }
+        match self.order(Order::Append { run: run.clone(), epoch, steps: written }, bytes).await? {
             Receipt::Entry(seq) => Ok(seq),
             Receipt::Nothing | Receipt::Claim(_) => Err(Error::Closed),
         }

@@ -92,9 +92,9 @@ async fn a_run_is_leased_logged_and_finished_once() {
         Step::Returned { call_id: "c".to_owned(), output: "out".to_owned(), failed: false },
         Step::Retrying { why: "503".to_owned(), wait: Duration::from_millis(1500) },
     ];
-    for (step, seq) in steps.iter().zip(1..) {
-        assert_eq!(ledger.append(&lease.run, lease.epoch, step.clone()).await.unwrap(), Seq(seq));
-    }
+    let (first, rest) = steps.split_at(1);
+    assert_eq!(ledger.append(&lease.run, lease.epoch, first[0].clone()).await.unwrap(), Seq(1));
+    assert_eq!(ledger.append_all(&lease.run, lease.epoch, rest.to_vec()).await.unwrap(), Seq(5));
     assert_eq!(ledger.run(&lease.run).await.unwrap().unwrap().state, State::Running);
     ledger.finish(&lease.run, lease.epoch, succeeded("42")).await.unwrap();
     let again = ledger.finish(&lease.run, lease.epoch, succeeded("43")).await;
@@ -335,6 +335,8 @@ async fn a_log_has_a_limit_over_all_attempts() {
     let ledger = file(&path).unwrap();
     let lease = ledger.lease("test").await.unwrap();
     let (large, small) = (noted(&"x".repeat(100)), noted("x"));
+    let together = ledger.append_all(&lease.run, lease.epoch, vec![small.clone(); 3]).await;
+    assert!(matches!(together, Err(Error::LogFull { .. })), "all or none: {together:?}");
     for (step, fits) in [(large, false), (small.clone(), true), (small.clone(), true), (small, false)] {
         let appended = ledger.append(&lease.run, lease.epoch, step).await;
         assert!(appended.is_ok() == fits && matches!(appended, Ok(_) | Err(Error::LogFull { .. })), "{appended:?}");

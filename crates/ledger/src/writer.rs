@@ -20,16 +20,47 @@ const TROUBLE: usize = 1 << 10;
 
 /// Something to be written. Everything in it was checked for its size.
 pub(crate) enum Order {
-    Submit { ticket: Box<Ticket>, job: String },
-    Append { run: RunId, epoch: Epoch, step: Step, json: String },
-    Finish { run: RunId, epoch: Epoch, outcome: Outcome },
-    Release { run: RunId, epoch: Epoch },
-    Cancel { run: RunId, reason: String },
-    Forget { run: RunId },
-    ForgetInstance { namespace: String, instance: String },
-    Claim { sandbox: String, by: Box<Claimant> },
-    Reuse { epoch: ClaimEpoch, run: RunId },
-    Unclaim { epoch: ClaimEpoch },
+    Submit {
+        ticket: Box<Ticket>,
+        job: String,
+    },
+    /// Each step also in JSON.
+    Append {
+        run: RunId,
+        epoch: Epoch,
+        steps: Vec<(Step, String)>,
+    },
+    Finish {
+        run: RunId,
+        epoch: Epoch,
+        outcome: Outcome,
+    },
+    Release {
+        run: RunId,
+        epoch: Epoch,
+    },
+    Cancel {
+        run: RunId,
+        reason: String,
+    },
+    Forget {
+        run: RunId,
+    },
+    ForgetInstance {
+        namespace: String,
+        instance: String,
+    },
+    Claim {
+        sandbox: String,
+        by: Box<Claimant>,
+    },
+    Reuse {
+        epoch: ClaimEpoch,
+        run: RunId,
+    },
+    Unclaim {
+        epoch: ClaimEpoch,
+    },
 }
 
 /// What came of an order.
@@ -89,8 +120,10 @@ struct Active {
 
 /// What is told once it is durable.
 enum Told {
+    /// The `step`th of an order.
     Entry {
         order: usize,
+        step: usize,
         seq: Seq,
     },
     State {
@@ -234,8 +267,10 @@ impl Writer {
     fn tell(&mut self, orders: &[Order], told: Vec<Told>, now: Timestamp) {
         for it in told {
             match it {
-                Told::Entry { order, seq } => {
-                    if let Some(Order::Append { run, epoch, step, .. }) = orders.get(order) {
+                Told::Entry { order, step, seq } => {
+                    if let Some(Order::Append { run, epoch, steps }) = orders.get(order)
+                        && let Some((step, _)) = steps.get(step)
+                    {
                         self.live.logged(run, seq, || Entry { seq, epoch: *epoch, at: now, step: step.clone() });
                     }
                 }
@@ -279,8 +314,8 @@ impl Batch<'_> {
     fn apply(&mut self, index: usize, order: &Order) -> Written {
         match order {
             Order::Submit { ticket, job } => self.submit(ticket, job)?,
-            Order::Append { run, epoch, step, json } => {
-                return self.append(index, run, *epoch, step, json).map(Receipt::Entry);
+            Order::Append { run, epoch, steps } => {
+                return self.append(index, run, *epoch, steps).map(Receipt::Entry);
             }
             Order::Finish { run, epoch, outcome } => {
                 self.books.held(run, *epoch)?;
@@ -373,27 +408,31 @@ impl Batch<'_> {
         Ok(())
     }
 
-    fn append(&mut self, index: usize, run: &RunId, epoch: Epoch, step: &Step, json: &str) -> Result<Seq, Error> {
+    fn append(&mut self, index: usize, run: &RunId, epoch: Epoch, steps: &[(Step, String)]) -> Result<Seq, Error> {
         let now = self.now;
         let active = self.books.held(run, epoch)?;
-        if active.entries >= LOG_ENTRIES || active.bytes + json.len() > LOG_BYTES {
+        let before = active.entries;
+        let entries = before.saturating_add(u32::try_from(steps.len()).unwrap_or(u32::MAX));
+        let bytes = active.bytes + steps.iter().map(|(_, json)| json.len()).sum::<usize>();
+        if entries > LOG_ENTRIES || bytes > LOG_BYTES {
             return Err(Error::LogFull { run: run.clone() });
         }
-        active.entries += 1;
-        active.bytes += json.len();
-        active.usage.add(step);
-        let (id, seq, bytes) = (active.id, Seq(active.entries), signed(active.bytes as u64));
+        (active.entries, active.bytes) = (entries, bytes);
+        steps.iter().for_each(|(step, _)| active.usage.add(step));
+        let (id, seq, bytes) = (active.id, Seq(entries), signed(bytes as u64));
         let Usage { tokens: Tokens { input, output, total }, tool_calls } = active.usage;
-        self.run(
-            "INSERT INTO log (id, seq, epoch, at, step) VALUES (?, ?, ?, ?, ?)",
-            params![id, seq.0, epoch.0, now, json],
-        )?;
+        for ((step, (_, json)), seq) in steps.iter().enumerate().zip(before + 1..) {
+            self.run(
+                "INSERT INTO log (id, seq, epoch, at, step) VALUES (?, ?, ?, ?, ?)",
+                params![id, seq, epoch.0, now, json],
+            )?;
+            self.told.push(Told::Entry { order: index, step, seq: Seq(seq) });
+        }
         self.run(
             "UPDATE runs SET entries = ?, bytes = ?, input = ?, output = ?, total = ?, calls = ? WHERE id = ?",
             params![seq.0, bytes, signed(input), signed(output), signed(total), signed(tool_calls), id],
         )?;
-        self.told.push(Told::Entry { order: index, seq });
-        self.trouble(run, step)?;
+        steps.iter().try_for_each(|(step, _)| self.trouble(run, step))?;
         Ok(seq)
     }
 

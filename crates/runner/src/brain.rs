@@ -37,6 +37,8 @@ pub(crate) struct Attempt<'a> {
     lease: &'a Lease,
     history: Vec<Turn>,
     transcript: Transcript,
+    /// What has happened and is not in the log yet: written with the next step, before anything else is waited for.
+    unlogged: Vec<Step>,
     tools: Vec<Tool>,
     backoff: Backoff,
     deadline: Timestamp,
@@ -69,7 +71,18 @@ impl<'a> Attempt<'a> {
         tools.retain(|tool| tools::refusal(rules, &tool.name).is_none());
         let deadline = lease.started.checked_add(lease.ticket.timeout).unwrap_or(Timestamp::MAX);
         let backoff = shared.backoff.clone();
-        Self { shared, lease, history, transcript, tools, backoff, deadline, trouble: None, doing: Doing::Nothing }
+        Self {
+            shared,
+            lease,
+            history,
+            transcript,
+            unlogged: Vec::new(),
+            tools,
+            backoff,
+            deadline,
+            trouble: None,
+            doing: Doing::Nothing,
+        }
     }
 
     pub(crate) fn deadline(&self) -> Timestamp {
@@ -96,13 +109,19 @@ impl<'a> Attempt<'a> {
         let mut client = None;
         loop {
             match self.transcript.next() {
-                Next::End(Answer { text, cut: Some(cut) }) if text.is_empty() => {
-                    return Ok(Outcome::failed(Cause::Provider, format!("{cut} before it said anything")));
+                Next::End(answer) => {
+                    self.log().await?;
+                    return Ok(match answer {
+                        Answer { text, cut: Some(cut) } if text.is_empty() => {
+                            Outcome::failed(Cause::Provider, format!("{cut} before it said anything"))
+                        }
+                        Answer { text, cut } => Outcome::Succeeded { answer: text, cut },
+                    });
                 }
-                Next::End(Answer { text, cut }) => return Ok(Outcome::Succeeded { answer: text, cut }),
-                Next::Lost(call) => self.returned(&call, Output::failed(LOST)).await?,
+                Next::Lost(call) => self.returned(&call, Output::failed(LOST))?,
                 Next::Call(call) => self.call(&call).await?,
                 Next::Ask { turn } if turn > TURNS => {
+                    self.log().await?;
                     let error = format!("the model was asked {TURNS} times and came to no end");
                     return Ok(Outcome::failed(Cause::Other, error));
                 }
@@ -124,6 +143,7 @@ impl<'a> Attempt<'a> {
 
     /// The model, with its key. Where that is missing this waits, up to the run's timeout: it heals by itself.
     async fn client(&mut self) -> Result<Result<llm::Client, llm::Error>, Stop> {
+        self.log().await?;
         let job = &self.lease.ticket.job;
         let key = match job.secret.as_deref().filter(|name| !name.is_empty()) {
             Some(name) => Some(self.key(name).await?),
@@ -172,7 +192,7 @@ impl<'a> Attempt<'a> {
             let answer = client.chat(&request, hear).await;
             self.doing = Doing::Nothing;
             let error = match answer {
-                Ok(completion) => return self.answered(completion).await,
+                Ok(completion) => return self.answered(completion).map(|()| None),
                 Err(error) => error,
             };
             let Class::Retry(after) = error.class() else { return Ok(Some(failed(Cause::Provider, &error))) };
@@ -199,7 +219,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    async fn answered(&mut self, completion: Completion) -> Result<Option<Outcome>, Stop> {
+    fn answered(&mut self, completion: Completion) -> Result<(), Stop> {
         let Completion { message, usage, finish } = completion;
         let cut = match finish {
             Finish::Stop | Finish::Calls => None,
@@ -210,16 +230,9 @@ impl<'a> Attempt<'a> {
         let usage =
             Tokens { input: usage.input, output: usage.output, total: usage.input.saturating_add(usage.output) };
         let message = serde_json::to_value(message).unwrap_or_default();
-        match self.append(Step::Answered { message, usage, cut }).await {
-            // Its text is within its limit, and yet not as JSON.
-            Err(Stop::Ledger(error @ ledger::Error::TooLarge { .. })) => {
-                return Ok(Some(failed(Cause::Other, &error)));
-            }
-            appended => appended?,
-        }
         self.trouble = None;
         self.backoff.reset();
-        Ok(None)
+        self.happened(Step::Answered { message, usage, cut })
     }
 
     async fn call(&mut self, call: &Call) -> Result<(), Stop> {
@@ -233,7 +246,7 @@ impl<'a> Attempt<'a> {
         self.doing = Doing::Calling(name.clone());
         let output = self.act(name, arguments).await;
         self.doing = Doing::Nothing;
-        self.returned(call, output).await
+        self.returned(call, output)
     }
 
     async fn act(&self, name: &str, arguments: &str) -> Output {
@@ -257,18 +270,34 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    async fn returned(&mut self, call: &Call, output: Output) -> Result<(), Stop> {
+    fn returned(&mut self, call: &Call, output: Output) -> Result<(), Stop> {
         let Output { text: output, failed } = output.bounded();
-        self.append(Step::Returned { call_id: call.id.clone(), output, failed }).await
+        self.happened(Step::Returned { call_id: call.id.clone(), output, failed })
     }
 
-    /// Logs what is about to happen or has happened. A ledger that cannot write now is waited for.
+    /// Takes in what has happened; it is logged with the next step.
+    fn happened(&mut self, step: Step) -> Result<(), Stop> {
+        self.transcript.add(&step).map_err(Stop::Damaged)?;
+        self.unlogged.push(step);
+        Ok(())
+    }
+
+    /// Logs what is about to happen, and all that has happened before.
     async fn append(&mut self, step: Step) -> Result<(), Stop> {
+        self.happened(step)?;
+        self.log().await
+    }
+
+    /// Logs what has happened. A ledger that cannot write now is waited for.
+    async fn log(&mut self) -> Result<(), Stop> {
+        let steps = std::mem::take(&mut self.unlogged);
+        if steps.is_empty() {
+            return Ok(());
+        }
         let mut before = None;
         loop {
-            let Err(error) = self.shared.ledger.append(&self.lease.run, self.lease.epoch, step.clone()).await else {
-                break;
-            };
+            let (run, epoch) = (&self.lease.run, self.lease.epoch);
+            let Err(error) = self.shared.ledger.append_all(run, epoch, steps.clone()).await else { break };
             match error.class() {
                 Class::Retry(_) => {
                     let trouble = Trouble { cause: Cause::Other, why: kit::chain(&error) };
@@ -283,7 +312,7 @@ impl<'a> Attempt<'a> {
         if let Some(before) = before {
             self.trouble = before;
         }
-        self.transcript.add(&step).map_err(Stop::Damaged)
+        Ok(())
     }
 
     async fn wait(&mut self) {

@@ -4,6 +4,7 @@ mod boot;
 mod child;
 mod model;
 mod run_overhead;
+mod tool_call;
 
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use clap::Subcommand;
 pub(crate) enum Bench {
     Boot(boot::Boot),
     RunOverhead(run_overhead::RunOverhead),
+    ToolCall(tool_call::ToolCall),
 }
 
 impl Bench {
@@ -22,6 +24,7 @@ impl Bench {
         match self {
             Self::Boot(it) => it.run().await,
             Self::RunOverhead(it) => it.run().await,
+            Self::ToolCall(it) => it.run().await,
         }
     }
 }

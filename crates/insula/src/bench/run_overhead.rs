@@ -28,8 +28,8 @@ pub(crate) struct RunOverhead {
 impl RunOverhead {
     pub(crate) async fn run(self) -> Result<()> {
         let tasks = Tasks::new(Shutdown::new());
-        let quick = Model::start(&tasks, Duration::ZERO).await?;
-        let slow = Model::start(&tasks, Duration::from_secs(2)).await?;
+        let quick = Model::start(&tasks, Duration::ZERO, 0).await?;
+        let slow = Model::start(&tasks, Duration::from_secs(2), 0).await?;
         let up = Up::start(&[]).await?;
         let client = up.client().await?;
         prepare(&client, self.at_once).await?;
@@ -43,7 +43,7 @@ impl RunOverhead {
             let made = runs.create(&PostParams::default(), &run(&name, &quick.url)).await?;
             let ended = wait(&runs, &name, made.metadata.resource_version.as_deref().unwrap_or("0")).await?;
             match quick.of(&name) {
-                Some(it) if ended.phase == RunPhase::Succeeded && it.times == 1 => {
+                Some(it) if ended.phase == RunPhase::Succeeded && it.times() == 1 => {
                     asked.add(it.at - created);
                     known.add(ended.at.saturating_duration_since(it.answered));
                     whole.add(ended.at - created);
@@ -103,7 +103,7 @@ async fn at_once(up: &Up, runs: &Api<AgentRun>, model: &Model, count: usize) -> 
     }
     let took = began.elapsed();
     let failed = ended.values().filter(|phase| **phase != RunPhase::Succeeded).count();
-    let doubled = names.iter().filter(|name| model.of(name).is_some_and(|it| it.times > 1)).count();
+    let doubled = names.iter().filter(|name| model.of(name).is_some_and(|it| it.times() > 1)).count();
     println!(
         "{count} runs at once, model thinking 2 s: created in {:.2} s, all ended after {:.2} s, {} KiB each at the most, failures {failed}, doubled {doubled}",
         all_created.as_secs_f64(),
@@ -113,13 +113,13 @@ async fn at_once(up: &Up, runs: &Api<AgentRun>, model: &Model, count: usize) -> 
     Ok(())
 }
 
-struct Ended {
-    phase: RunPhase,
-    at: Instant,
+pub(super) struct Ended {
+    pub(super) phase: RunPhase,
+    pub(super) at: Instant,
 }
 
 /// Watches one run as `kubectl wait` does.
-async fn wait(runs: &Api<AgentRun>, name: &str, from: &str) -> Result<Ended> {
+pub(super) async fn wait(runs: &Api<AgentRun>, name: &str, from: &str) -> Result<Ended> {
     let params = WatchParams::default().fields(&format!("metadata.name={name}")).timeout(60);
     let mut events = pin!(runs.watch(&params, from).await?);
     while let Some(event) = events.try_next().await? {
@@ -133,7 +133,7 @@ async fn wait(runs: &Api<AgentRun>, name: &str, from: &str) -> Result<Ended> {
     bail!("the run {name} had not ended after 60 s")
 }
 
-async fn prepare(client: &kube::Client, limit: usize) -> Result<()> {
+pub(super) async fn prepare(client: &kube::Client, limit: usize) -> Result<()> {
     let secrets: Api<k8s_openapi::api::core::v1::Secret> = Api::default_namespaced(client.clone());
     let secret = serde_json::from_value(json!({"metadata": {"name": "key"}, "stringData": {"API_KEY": "bench"}}))?;
     secrets.create(&PostParams::default(), &secret).await.context("create the Secret")?;
@@ -148,7 +148,7 @@ async fn prepare(client: &kube::Client, limit: usize) -> Result<()> {
     Ok(())
 }
 
-fn run(name: &str, url: &str) -> AgentRun {
+pub(super) fn run(name: &str, url: &str) -> AgentRun {
     let mut run = AgentRun::default();
     run.metadata.name = Some(name.into());
     run.spec.instance_ref = "bench".into();
