@@ -39,6 +39,8 @@ pub struct State {
     pub message: Option<String>,
     pub result: Option<String>,
     pub usage: Option<Usage>,
+    /// The Pod of the sandbox in which its tools acted last.
+    pub pod: Option<String>,
     pub at: Option<Timestamp>,
 }
 

@@ -104,6 +104,9 @@ impl Told {
             told.put("usage", usage);
             told.put("startedAt", json!(run.started));
             told.put("at", json!(run.finished));
+            if let Some(pod) = &run.pod {
+                told.put("pod", json!(pod));
+            }
         }
         told.put("attempt", json!(attempt));
         told

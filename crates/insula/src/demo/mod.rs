@@ -10,7 +10,7 @@ use api::agents::AgentRun;
 use clap::Args;
 use cli::Show;
 use cli::events::{Event, Gateway};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kube::Api;
 use llm::scripted::{Script, Server};
 
@@ -36,11 +36,15 @@ pub(crate) struct Demo {
 #[derive(Default)]
 struct Told {
     asked: Option<Timestamp>,
+    /// Between its questions and their answers.
+    model: SignedDuration,
     answered: Option<Timestamp>,
     ended: Option<Timestamp>,
     input: u64,
     output: u64,
     tools: u64,
+    /// The Pod of its sandbox.
+    pod: Option<String>,
     succeeded: bool,
 }
 
@@ -68,7 +72,7 @@ impl Demo {
             if self.keep {
                 println!("  export KUBECONFIG={}", kubeconfig.display());
                 println!("  kubectl get agentruns,sympoziuminstances");
-                println!("  kubectl describe agentrun explain-it");
+                println!("  kubectl describe agentrun write-and-run");
                 println!("Ctrl-C ends it.");
                 house.watch().await?;
             } else {
@@ -103,8 +107,11 @@ async fn show(house: &House) -> Result<()> {
         let last = gateway
             .follow(&run.namespace, &run.name, |event| {
                 match event {
-                    Event::Asked(it) => told.asked = told.asked.or(Some(it.at)),
-                    Event::Answer(it) => told.answered = Some(it.at),
+                    Event::Asked(it) => told.asked = Some(it.at),
+                    Event::Answer(it) => {
+                        told.model += told.asked.take().map(|asked| it.at.duration_since(asked)).unwrap_or_default();
+                        told.answered = Some(it.at);
+                    }
                     _ => {}
                 }
                 // That a terminal is gone is no reason to stop the run.
@@ -114,27 +121,30 @@ async fn show(house: &House) -> Result<()> {
         let usage = last.usage.unwrap_or_default();
         told.ended = last.at;
         told.succeeded = last.state == "succeeded";
+        if let Some(pod) = &last.pod {
+            println!("  (→ is what the model asked of its tools, ← what came back, from the sandbox {pod})");
+        }
+        told.pod = last.pod;
         (told.input, told.output, told.tools) = (usage.input_tokens, usage.output_tokens, usage.tool_calls);
         table.push((run.name.clone(), told));
     }
 
     println!(
-        "\n{:<16} {:<10} {:>9} {:>9} {:>6} {:>12} {:>10}",
+        "\n{:<16} {:<10} {:>9} {:>9} {:>6} {:>12} {:>10}   SANDBOX",
         "RUN", "PHASE", "TOKENS IN", "OUT", "TOOLS", "MODEL", "OURS"
     );
     for (name, told) in &table {
-        let between = |from: Option<Timestamp>, to: Option<Timestamp>| match (from, to) {
-            (Some(from), Some(to)) => format!("{:.1} ms", to.duration_since(from).as_secs_f64() * 1e3),
-            _ => "-".into(),
-        };
+        let millis = |it: SignedDuration| format!("{:.1} ms", it.as_secs_f64() * 1e3);
+        let ours = told.answered.zip(told.ended).map(|(answered, ended)| ended.duration_since(answered));
         println!(
-            "{name:<16} {:<10} {:>9} {:>9} {:>6} {:>12} {:>10}",
+            "{name:<16} {:<10} {:>9} {:>9} {:>6} {:>12} {:>10}   {}",
             if told.succeeded { "Succeeded" } else { "Failed" },
             told.input,
             told.output,
             told.tools,
-            between(told.asked, told.answered),
-            between(told.answered, told.ended),
+            millis(told.model),
+            ours.map_or_else(|| "-".into(), millis),
+            told.pod.as_deref().unwrap_or("-"),
         );
     }
     if table.iter().any(|(_, told)| !told.succeeded) {
