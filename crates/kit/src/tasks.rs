@@ -70,19 +70,20 @@ impl Tasks {
     }
 
     /// Spawns a task that the platform cannot live without.
-    #[allow(clippy::disallowed_methods, reason = "the supervisor itself")]
     pub fn platform<F, T, E>(&self, name: &'static str, task: F)
     where
         F: Future<Output = Result<T, E>> + Send + 'static,
         E: std::error::Error + 'static,
     {
         let inner = self.0.clone();
-        tokio::spawn(self.0.tracker.track_future(async move {
-            let why = match Caught(Box::pin(task)).await {
-                Ok(Ok(_)) => "it returned".to_owned(),
-                Ok(Err(error)) => crate::chain(&error),
-                Err(panic) => format!("it panicked: {panic}"),
-            };
+        let task: Task<String> = Box::pin(async move {
+            match task.await {
+                Ok(_) => "it returned".to_owned(),
+                Err(error) => crate::chain(&error),
+            }
+        });
+        self.spawn(Box::pin(async move {
+            let why = Caught(task).await.unwrap_or_else(|panic| format!("it panicked: {panic}"));
             if !inner.shutdown.has_begun() {
                 let _ = inner.ended.send(Ended { name, why });
             }
@@ -90,16 +91,22 @@ impl Tasks {
     }
 
     /// Spawns a task that belongs to one tenant or one connection.
-    #[allow(clippy::disallowed_methods, reason = "the supervisor itself")]
     pub fn tenant<F>(&self, name: &'static str, task: F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        tokio::spawn(self.0.tracker.track_future(async move {
-            if let Err(panic) = Caught(Box::pin(task)).await {
+        let task: Task<()> = Box::pin(task);
+        self.spawn(Box::pin(async move {
+            if let Err(panic) = Caught(task).await {
                 tracing::error!(task = name, %panic, "a task panicked");
             }
         }));
+    }
+
+    /// Of one type whatever the task is: a copy of tokio's machinery for every task would be most of the program.
+    #[allow(clippy::disallowed_methods, reason = "the supervisor itself")]
+    fn spawn(&self, task: Task<()>) {
+        tokio::spawn(self.0.tracker.track_future(task));
     }
 
     /// Returns when a platform task ends unasked, or with `Ok` when shutdown begins.
@@ -120,11 +127,13 @@ impl Tasks {
     }
 }
 
-/// Runs a future and turns a panic into its message.
-struct Caught<F>(Pin<Box<F>>);
+type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-impl<F: Future> Future for Caught<F> {
-    type Output = Result<F::Output, String>;
+/// Runs a future and turns a panic into its message.
+struct Caught<T>(Task<T>);
+
+impl<T> Future for Caught<T> {
+    type Output = Result<T, String>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let future = self.0.as_mut();
