@@ -359,21 +359,55 @@ async fn what_others_write_into_a_status_stays() {
     house.end().await;
 }
 
+const MODELS: &str = "
+rules:
+- {match: {model: good}, answer: forty-two}
+- {match: {model: bad}, status: 401}
+- {match: {model: busy}, times: 1, status: 429, retryAfter: 0s}
+- {match: {model: busy}, answer: at last}
+- {match: {model: down}, status: 503, message: out of order}
+- {match: {model: mute}, answer: never, delay: 1h}
+- {match: {model: handy, results: 0}, calls: [{name: no_such_tool, arguments: {}}]}
+- {match: {model: handy, results: 1}, answer: without tools}
+";
+
 #[tokio::test(start_paused = true)]
-async fn a_run_is_answered_by_a_model_and_a_refused_key_says_so() {
+async fn whatever_a_model_does_a_run_says_so_and_ends() {
     let house = House::open().await;
-    let url =
-        house.hire("rules:\n- match: {model: good}\n  answer: forty-two\n- match: {model: bad}\n  status: 401\n").await;
+    let url = house.hire(MODELS).await;
     house.create(&secret(KEY_SECRET, "sk-very-secret")).await;
-    house.create(&instance("me", |it| it.spec.agents.default.base_url = Some(url))).await;
-    house.create(&agent_run("good", |it| it.spec.model.model = "good".into())).await;
-    house.create(&agent_run("bad", |it| it.spec.model.model = "bad".into())).await;
-    let run = until_phase(&house, "good", RunPhase::Succeeded).await;
-    let status = run.status.unwrap();
-    assert_eq!(status.result.as_deref(), Some("forty-two"));
-    assert!(status.token_usage.unwrap().total_tokens > 0);
-    let run = until_phase(&house, "bad", RunPhase::Failed).await;
-    assert!(error(&run).contains("401"), "{}", error(&run));
-    assert!(!serde_json::to_string(&run.status).unwrap().contains("sk-very-secret"));
+    house
+        .create(&instance("me", |it| {
+            it.spec.agents.default.base_url = Some(url);
+            it.spec.agents.default.subagents = Some(Subagents { max_concurrent: 10, ..Subagents::default() });
+        }))
+        .await;
+    for name in ["good", "bad", "busy", "down", "mute", "handy"] {
+        let impatient = ["down", "mute"].contains(&name).then(|| "2s".to_owned());
+        house
+            .create(&agent_run(name, |it| {
+                it.spec.model.model = name.into();
+                it.spec.timeout = impatient;
+            }))
+            .await;
+    }
+    let retrying = |run: &AgentRun| condition(run, "Complete").1 == "Retrying";
+    let down = house.until("down", retrying).await;
+    assert_eq!(phase(&down), Some(RunPhase::Running));
+    assert!(condition(&down, "Complete").2.contains("503 Service Unavailable: out of order"), "{:?}", down.status);
+    for (name, answer) in [("good", "forty-two"), ("busy", "at last"), ("handy", "without tools")] {
+        let status = until_phase(&house, name, RunPhase::Succeeded).await.status.unwrap();
+        assert_eq!(status.result.as_deref(), Some(answer));
+        assert!(status.token_usage.unwrap().total_tokens > 0);
+    }
+    for (name, said) in [("bad", "401"), ("down", "out of order"), ("mute", "had not begun to answer")] {
+        let run = until_phase(&house, name, RunPhase::Failed).await;
+        assert_eq!(condition(&run, "Complete").1, "ProviderFailed", "{name}");
+        assert!(error(&run).contains(said), "{name}: {}", error(&run));
+        assert_eq!(error(&run).starts_with("timeout: "), name != "bad", "{name}: {}", error(&run));
+        assert!(!serde_json::to_string(&run.status).unwrap().contains("sk-very-secret"));
+    }
+    let told = house.events("down").await;
+    assert_eq!(told.iter().filter(|(reason, _)| reason == "Retrying").count(), 1, "{told:?}");
     house.end().await;
 }
