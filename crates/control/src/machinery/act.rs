@@ -13,7 +13,19 @@ use super::plan::{Child, Note, Said, Seed, settle};
 use super::{Error, Keeper, ObjectName, Office, Plan, Subject};
 
 impl<P: Keeper> Office<P> {
-    /// Does it, in this order: finalizer, children, effects, pruning, status, events, release of the finalizer.
+    /// Puts our finalizer on the object, where it is not.
+    pub(super) async fn hold(&self, it: &P::Kind) -> Result<(), Error> {
+        match P::FINALIZER {
+            Some(finalizer)
+                if it.meta().deletion_timestamp.is_none() && !it.finalizers().iter().any(|held| held == finalizer) =>
+            {
+                self.write_finalizer(it, Some(finalizer)).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Does it, in this order, on an object that is held: children, effects, pruning, status, events, release of the finalizer.
     ///
     /// Every step is idempotent, so that a turn that ended in the middle is simply taken again.
     pub(super) async fn act(
@@ -23,12 +35,6 @@ impl<P: Keeper> Office<P> {
         now: Timestamp,
     ) -> Result<Option<Duration>, Error> {
         let deleting = it.meta().deletion_timestamp.is_some();
-        if let Some(finalizer) = P::FINALIZER
-            && !deleting
-            && !it.finalizers().iter().any(|held| held == finalizer)
-        {
-            self.hold(it, Some(finalizer)).await?;
-        }
         for child in &plan.seed {
             self.seed(child).await?;
         }
@@ -47,7 +53,7 @@ impl<P: Keeper> Office<P> {
             self.tell(it, &plan.notes, now).await;
         }
         if releases {
-            self.hold(it, None).await?;
+            self.write_finalizer(it, None).await?;
             return Ok(None);
         }
         Ok(plan.wake_in)
@@ -55,7 +61,7 @@ impl<P: Keeper> Office<P> {
 
     /// Our finalizer and no other field of the object itself. With the uid in it, the API server refuses to make the
     /// object anew when it has gone meanwhile.
-    async fn hold(&self, it: &P::Kind, finalizer: Option<&str>) -> Result<(), Error> {
+    async fn write_finalizer(&self, it: &P::Kind, finalizer: Option<&str>) -> Result<(), Error> {
         let mut body = self.head(it);
         if let (Some(finalizer), Some(Value::Object(metadata))) = (finalizer, body.get_mut("metadata")) {
             metadata.insert("finalizers".into(), json!([finalizer]));

@@ -446,7 +446,10 @@ impl<P: Keeper> Office<P> {
             return Ok(None);
         }
         let now = self.clock.now();
-        let world = self.keeper.look(it, now).await?;
+        // Nothing is decided on the finalizer, and nothing is done before it is there.
+        let (world, held) = futures::join!(self.keeper.look(it, now), self.hold(it));
+        held?;
+        let world = world?;
         let plan = P::plan(it, &world, now);
         self.act(it, plan, now).await
     }
