@@ -72,10 +72,7 @@ impl Home {
         if !layout.exists() {
             fs::write(&layout, format!("{LAYOUT}\n")).map_err(io("write to it"))?;
         }
-        // The ids of sandboxes must get through to their layers. They cannot list it, and what is in it is its owner's
-        // alone or for everybody.
-        let through = fs::Permissions::from_mode(0o711);
-        fs::set_permissions(dir, through).map_err(io("open the way to the sandboxes' layers"))?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(io("close it to others"))?;
         Ok(Self { dir: dir.to_owned(), _lock: lock, ephemeral: false })
     }
 
@@ -87,9 +84,9 @@ impl Home {
         let all = std::env::temp_dir().join(format!("insula-{}", rustix::process::getuid().as_raw()));
         fs::DirBuilder::new()
             .recursive(true)
-            .mode(0o711)
+            .mode(0o700)
             .create(&all)
-            .and_then(|()| fs::set_permissions(&all, fs::Permissions::from_mode(0o711)))
+            .and_then(|()| fs::set_permissions(&all, fs::Permissions::from_mode(0o700)))
             .map_err(|source| Error::Temporary { dir: all.clone(), source })?;
         // In a directory that everybody may write to, somebody else could have made it first.
         let owner = fs::metadata(&all).map(|it| std::os::unix::fs::MetadataExt::uid(&it));

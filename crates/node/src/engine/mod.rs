@@ -101,8 +101,7 @@ impl Engine {
             fs::create_dir_all(dir).map_err(Error::disk(format!("make {}", dir.display())))?;
         }
         // Nobody else on this machine has any business in it: tokens are in there, and files of others' ids.
-        fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o711))
-            .and_then(|()| fs::set_permissions(&sandboxes, std::os::unix::fs::PermissionsExt::from_mode(0o700)))
+        fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o700))
             .map_err(Error::disk(format!("close {} to others", data.display())))?;
         let data = data.canonicalize().map_err(Error::disk(format!("find {}", data.display())))?;
         let lock = take_lock(&data.join("lock"))?;

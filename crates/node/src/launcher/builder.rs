@@ -104,7 +104,7 @@ fn tree(stage: &Stage, attach: &Attach, workspace: &Workspace, pid: Pid) -> Resu
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
     let source: &Path = &workspace.source;
     let tree = if workspace.disk {
-        disk::tree(stage, source, &attach.id)?
+        disk::tree(source, &attach.id)?
     } else {
         rustix::mount::open_tree(CWD, source, flags).step(|| format!("open {}", source.display()))?
     };

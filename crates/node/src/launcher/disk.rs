@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use rustix::fs::CWD;
 use rustix::mount::{MountFlags, OpenTreeFlags, UnmountFlags};
 
-use super::stage::Stage;
 use super::{Failure, Step};
 use crate::sys;
 
@@ -22,15 +21,18 @@ pub(crate) const IMAGE: &str = "workspace.ext4";
 /// The directory in it that is shown.
 pub(crate) const FILES: &str = "files";
 
+/// In the stage, one directory to mount at for each sandbox.
+const MOUNTS: &str = "disks";
+
 /// Another builder may take the free device first, and one that is just being freed cannot be opened.
 const TRIES: usize = 32;
 
 /// A detached copy of the mount of a workspace's file system, for the sandbox `key`.
-pub(super) fn tree(stage: &Stage, directory: &Path, key: &str) -> Result<OwnedFd, Failure> {
+pub(super) fn tree(directory: &Path, key: &str) -> Result<OwnedFd, Failure> {
     let path = directory.join(IMAGE);
     let image = fs::OpenOptions::new().read(true).write(true).open(&path);
     let image = image.step(|| format!("open {}", path.display()))?;
-    let at = stage.dir.join("disks").join(key);
+    let at = Path::new(MOUNTS).join(key);
     fs::create_dir_all(&at).step(|| format!("make {}", at.display()))?;
     mount(&image, &at).step(|| format!("mount {}", path.display()))?;
     rustix::mount::open_tree(
@@ -42,8 +44,8 @@ pub(super) fn tree(stage: &Stage, directory: &Path, key: &str) -> Result<OwnedFd
 }
 
 /// Takes the launcher's own mount for a sandbox away, if it has one.
-pub(super) fn release(stage: &Stage, key: &str) {
-    let at = stage.dir.join("disks").join(key);
+pub(super) fn release(key: &str) {
+    let at = Path::new(MOUNTS).join(key);
     let _ = rustix::mount::unmount(&at, UnmountFlags::empty());
     let _ = fs::remove_dir(&at);
 }

@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString};
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags};
@@ -155,8 +155,6 @@ fn become_root(start: &Start) -> Result<(), Failure> {
 fn mount_all(stage: &Stage, start: &Start, trees: Vec<OwnedFd>) -> Result<(), Failure> {
     rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
         .step(|| "keep mounts to ourselves".into())?;
-    // From here names are short: a sandbox reads in its list of mounts where its layers are.
-    rustix::process::chdir(&stage.dir).step(|| "enter the stage".into())?;
     let mut trees = trees.into_iter();
     let flags = if stage.guards.has(Guards::MOUNT_FLAGS) {
         MountFlags::NOSUID | MountFlags::NODEV
@@ -165,7 +163,7 @@ fn mount_all(stage: &Stage, start: &Start, trees: Vec<OwnedFd>) -> Result<(), Fa
     };
     let layer = match &start.layer {
         Layer::Memory { bytes } => {
-            let at = stage.dir.join("new");
+            let at = PathBuf::from("new");
             tmpfs(&at, *bytes, "0755", flags)?;
             at
         }
@@ -193,7 +191,7 @@ fn mount_all(stage: &Stage, start: &Start, trees: Vec<OwnedFd>) -> Result<(), Fa
         mount_lower(stage, start, &layer, lower, tree)?;
     }
     tmpfs(&root.join("tmp"), start.tmp, "1777", flags)?;
-    rustix::mount::mount_bind_recursive(stage.dir.join("dev"), root.join("dev")).step(|| "mount /dev".into())?;
+    rustix::mount::mount_bind_recursive("dev", root.join("dev")).step(|| "mount /dev".into())?;
     let gid =
         if start.ids.iter().any(|it| it.inside <= 5 && 5 - it.inside < it.count) { ",gid=5,mode=620" } else { "" };
     let options = CString::new(format!("newinstance,ptmxmode=0666{gid}")).step(|| "name options".into())?;
@@ -210,7 +208,7 @@ fn mount_all(stage: &Stage, start: &Start, trees: Vec<OwnedFd>) -> Result<(), Fa
         rustix::mount::mount_bind_recursive("/proc", &proc).step(|| "show /proc".into())?;
     }
     if stage.guards.has(Guards::PROC) {
-        mask(stage, &proc)?;
+        mask(&proc)?;
     }
     enter(stage.guards, &root)
 }
@@ -227,7 +225,7 @@ fn mount_lower(
     let source = match tree {
         None => lower.source.clone(),
         Some(tree) => {
-            let at = stage.dir.join("low").join(name);
+            let at = Path::new("low").join(name);
             rustix::mount::move_mount(tree.as_fd(), "", CWD, &at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
                 .step(|| format!("place the layer /{name}"))?;
             at
@@ -247,8 +245,7 @@ fn mount_lower(
         fs::write(into.join("hosts"), hosts(&start.hostname)).step(|| "write /etc/hosts".into())?;
     }
     if stage.found.overlay {
-        let [source, upper, work] = [&source, &upper, &work].map(|it| it.strip_prefix(&stage.dir).unwrap_or(it));
-        return overlay(source, upper, work, &to).step(|| format!("mount the overlay of /{name}"));
+        return overlay(&source, &upper, &work, &to).step(|| format!("mount the overlay of /{name}"));
     }
     if name == "etc" { Ok(()) } else { read_only(&source, &to, true) }
 }
@@ -282,12 +279,12 @@ fn read_only(source: &Path, to: &Path, recursive: bool) -> Result<(), Failure> {
     rustix::mount::move_mount(tree.as_fd(), "", CWD, to, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).step(what)
 }
 
-fn mask(stage: &Stage, proc: &Path) -> Result<(), Failure> {
+fn mask(proc: &Path) -> Result<(), Failure> {
     for name in MASKED {
         let path = proc.join(name);
         let Ok(found) = path.symlink_metadata() else { continue };
-        let cover = if found.is_dir() { stage.dir.join("empty") } else { stage.dir.join("dev/null") };
-        read_only(&cover, &path, false)?;
+        let cover = if found.is_dir() { "empty" } else { "dev/null" };
+        read_only(Path::new(cover), &path, false)?;
     }
     for name in READ_ONLY {
         let path = proc.join(name);

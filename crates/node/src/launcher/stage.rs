@@ -88,9 +88,10 @@ pub(super) struct Lower {
     pub source: PathBuf,
 }
 
+/// A file system with `low/NAME`, `new`, `dev`, `empty`: the working directory of the launcher and of all that it forks.
+/// What is in it has relative names only, for the directories above may be closed to the ids of sandboxes, and a sandbox
+/// reads the names in its list of mounts.
 pub(super) struct Stage {
-    /// Where the stage is; under it `low/NAME`, `new`, `dev`, `empty`.
-    pub dir: PathBuf,
     pub lowers: Vec<Lower>,
     /// Links in the root, as on the host: name and target.
     pub links: Vec<(String, PathBuf)>,
@@ -105,6 +106,7 @@ impl Stage {
         rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
             .step(|| "keep the launcher's mounts to itself".into())?;
         tmpfs(dir, 64 << 20, "0711", MountFlags::NOSUID | MountFlags::NODEV)?;
+        rustix::process::chdir(dir).step(|| "enter the stage".into())?;
         let (mut lowers, mut links) = (Vec::new(), Vec::new());
         for &name in PROGRAMS {
             let path = Path::new("/").join(name);
@@ -115,25 +117,26 @@ impl Stage {
                 links.push((name.into(), target));
             }
         }
-        let etc = dir.join("etc");
+        let etc = PathBuf::from("etc");
         build_etc(&etc).step(|| "gather /etc".into())?;
         lowers.push(Lower { name: "etc".into(), source: etc });
         for it in lowers.iter().map(|it| format!("low/{}", it.name)).chain(["new".into(), "empty".into()]) {
-            fs::create_dir_all(dir.join(&it)).step(|| format!("make {it}"))?;
+            fs::create_dir_all(&it).step(|| format!("make {it}"))?;
         }
-        build_dev(&dir.join("dev"))?;
+        build_dev(Path::new("dev"))?;
         let seccomp = crate::guard::program();
         let found = Found { overlay: false, shift: false };
-        let mut stage = Self { dir: dir.into(), lowers, links, seccomp, guards: setup.guards, found };
-        stage.found = Found { overlay: stage.overlay_works(), shift: root && stage.shift_works().unwrap_or(false) };
+        let mut stage = Self { lowers, links, seccomp, guards: setup.guards, found };
+        let data = dir.parent().unwrap_or(dir);
+        stage.found = Found { overlay: stage.overlay_works(), shift: root && stage.shift_works(data).unwrap_or(false) };
         Ok(stage)
     }
 
     /// Mounts one as a sandbox would.
     fn overlay_works(&self) -> bool {
         in_user_namespace(|| {
-            let at = self.dir.join("new");
-            tmpfs(&at, 1 << 20, "0755", MountFlags::NODEV).map_err(|_| io::Error::other("tmpfs"))?;
+            let at = Path::new("new");
+            tmpfs(at, 1 << 20, "0755", MountFlags::NODEV).map_err(|_| io::Error::other("tmpfs"))?;
             for name in ["u", "w", "m"] {
                 fs::create_dir(at.join(name))?;
             }
@@ -143,8 +146,8 @@ impl Stage {
         })
     }
 
-    /// Shifts every layer by a user namespace's map.
-    fn shift_works(&self) -> io::Result<bool> {
+    /// Shifts every layer, and what is kept for workspaces, by a user namespace's map.
+    fn shift_works(&self, data: &Path) -> io::Result<bool> {
         let (hold, held) = super::message::pair()?;
         match sys::fork()? {
             Fork::Child => {
@@ -161,8 +164,7 @@ impl Stage {
                     fs::write(format!("/proc/{}/uid_map", child.as_raw_nonzero()), "0 1342177280 65536")?;
                     fs::write(format!("/proc/{}/gid_map", child.as_raw_nonzero()), "0 1342177280 65536")?;
                     let ids = fs::File::open(format!("/proc/{}/ns/user", child.as_raw_nonzero()))?;
-                    let data = self.dir.parent().map(Path::to_owned).unwrap_or_default();
-                    for source in self.lowers.iter().map(|it| &it.source).chain([&data]) {
+                    for source in self.lowers.iter().map(|it| it.source.as_path()).chain([data]) {
                         shifted(source, &ids.as_fd())?;
                     }
                     Ok(())

@@ -145,7 +145,7 @@ impl Family {
                     Ask::Start(start) => builder::start(stage, &start, &answer, &self.newborn, fds.collect()),
                     Ask::Attach(attach) => builder::attach(stage, &attach, &answer, fds.next()),
                     Ask::Release { id } => {
-                        disk::release(stage, &id);
+                        disk::release(&id);
                         Ok(())
                     }
                     Ask::Adopt { .. } => Ok(()),

@@ -17,8 +17,9 @@ struct Other {
 
 impl Other {
     fn start(step: Option<&str>) -> Self {
+        // Nobody but its owner gets through: neither node nor workspaces may need that.
         let dir = tempfile::Builder::new()
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
             .tempdir_in("/var/tmp")
             .unwrap();
         // A copy, by which its processes are known.

@@ -1,6 +1,7 @@
 //! Made, bound, used, frozen, ended.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -84,6 +85,30 @@ async fn a_warm_sandbox_is_bound_once_and_late() {
     let seen =
         cell.sh("next", "cat /workspace/inside; (echo no > /workspace/inside) 2>/dev/null || echo refused").await;
     assert_eq!(seen, "in\nrefused");
+    cell.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn directories_that_let_nobody_through_hold_the_node_and_its_workspaces() {
+    let cell = Cell::open().await;
+    let closed = cell.dir.path().join("closed");
+    std::fs::create_dir(&closed).unwrap();
+    std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o700)).unwrap();
+    if is_root() {
+        std::os::unix::fs::chown(&closed, Some(65_534), Some(65_534)).unwrap();
+    }
+    for (id, quota) in [("plain", None), ("bounded", Some(32 << 20))] {
+        cell.sandbox(id).await;
+        let workspace = Some(Workspace { quota, ..at(&closed.join(id)) });
+        let bind = Bind { workspace, ..Bind::default() };
+        cell.client().post::<Sandbox>(&format!("/v1/sandboxes/{id}/bind"), &bind).await.unwrap();
+        assert_eq!(
+            cell.sh(id, "echo mine > /workspace/file; cat /workspace/file; ls /usr/bin/env").await,
+            "mine\n/usr/bin/env"
+        );
+    }
+    let mode = std::fs::metadata(cell.dir.path().join("node")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700, "the node's own directory is such a one");
     cell.end().await;
 }
 
