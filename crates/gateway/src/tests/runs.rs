@@ -1,6 +1,6 @@
 use super::*;
 
-use ledger::{Cause, Outcome, Step, Tokens};
+use ledger::{Cause, Claimant, Outcome, Step, Tokens};
 
 fn pending(message: &str) -> Value {
     json!([{"type": "Accepted", "status": "False", "reason": "SecretMissing", "message": message}])
@@ -35,6 +35,15 @@ async fn a_run_is_told_from_what_it_waits_for_to_its_outcome_and_again_from_any_
     assert_eq!(live.next().await.unwrap(), event("state", json!({"state": "queued"})));
     let lease = house.ledger.lease("test").await.unwrap();
     assert_eq!(live.next().await.unwrap(), event("state", json!({"state": "running", "attempt": 1})));
+    let by = Claimant {
+        namespace: lease.ticket.namespace.clone(),
+        instance: lease.ticket.instance.clone(),
+        session: String::new(),
+        run: lease.run.clone(),
+        pod: "me-box".into(),
+        shape: "{}".into(),
+    };
+    house.ledger.claim("box", by).await.unwrap();
     let append = async |step| house.ledger.append(&lease.run, lease.epoch, step).await.unwrap();
     append(Step::Asked { turn: 1, model: "m".into() }).await;
     append(Step::Retrying { why: "429".into(), wait: Duration::from_millis(1500) }).await;
@@ -57,7 +66,8 @@ async fn a_run_is_told_from_what_it_waits_for_to_its_outcome_and_again_from_any_
 
     let usage = |input, output| json!({"inputTokens": input, "outputTokens": output, "totalTokens": input + output});
     let total = json!({"inputTokens": 8, "outputTokens": 4, "totalTokens": 12, "toolCalls": 1, "durationMs": 0});
-    let mut end = durable("end", "state", json!({"state": "succeeded", "result": "done", "usage": total}));
+    let mut end =
+        durable("end", "state", json!({"state": "succeeded", "result": "done", "usage": total, "pod": "me-box"}));
     end.data["startedAt"] = json!("1970-01-01T00:00:00Z");
     let durables = vec![
         durable("1", "asked", json!({"turn": 1, "model": "m"})),
