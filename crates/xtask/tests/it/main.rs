@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on has failed")]
 
 use std::fs;
+use std::process::Command;
 
 use xtask::{codegen, law, root};
 
@@ -43,4 +44,23 @@ fn cargo_run_has_one_program_to_run() {
         .map(|it| it.name.clone())
         .collect();
     assert_eq!(programs, ["insula"], "the README's first command is `cargo run`");
+}
+
+/// What `deny.toml` bans outright. The rest of that file is for cargo-deny, where it is installed.
+#[test]
+fn no_banned_crate_is_in_the_graph() {
+    let page = fs::read_to_string(root().join("deny.toml")).unwrap();
+    let banned: Vec<&str> = page
+        .lines()
+        .filter(|line| !line.contains("wrappers"))
+        .filter_map(|line| line.split_once("crate = \"")?.1.split('"').next())
+        .collect();
+    assert!(banned.contains(&"openssl-sys"), "the page is not read rightly");
+    // Not `cargo metadata`: it names optional crates too that no feature turns on.
+    let args = ["tree", "--workspace", "--locked", "--prefix", "none", "--format", "{p}"];
+    let tree = Command::new(env!("CARGO")).args(args).current_dir(root()).output().unwrap();
+    let tree = String::from_utf8(tree.stdout).unwrap();
+    let there: Vec<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(there.contains(&"rustls"), "the graph is not read rightly");
+    assert_eq!(banned.iter().filter(|it| there.contains(it)).collect::<Vec<_>>(), Vec::<&&str>::new());
 }
