@@ -1,9 +1,9 @@
-//! The hands: the node in this process, and the sandboxes of sessions on it.
+//! The hands: the node, in this process or another one, and the sandboxes of sessions on it.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use kit::{Clock, Tasks};
@@ -16,30 +16,43 @@ use crate::home::Home;
 /// The daemon that is the first process of every sandbox.
 const EXECD: &[u8] = include_bytes!(env!("INSULA_EXECD"));
 
-/// `None` where this machine makes no sandboxes, which is told: runs then go without tools.
+/// The sandboxes of the node that answers at the Unix socket `elsewhere`, else of one in this process. `None` where this
+/// machine makes none, which is told: runs then go without tools.
 pub(crate) async fn open(
     home: &Home,
     ledger: &Ledger,
     clock: &Clock,
     tasks: &Tasks,
     warm: usize,
+    elsewhere: Option<&Path>,
 ) -> Result<Option<Sandboxes>> {
+    let at = match elsewhere {
+        Some(socket) => sandbox::Node::at(socket),
+        None => match node(home, clock, tasks).await {
+            Ok(node) => sandbox::Node::within(move || node.connect()),
+            Err(error) => {
+                let Some(machine @ node::Error::Machine { .. }) = error.downcast_ref() else { return Err(error) };
+                let why = kit::chain(machine);
+                eprintln!(
+                    "Runs have no tools, because this machine makes no sandboxes: {why}; `insula doctor` says what to do"
+                );
+                return Ok(None);
+            }
+        },
+    };
+    let options = Options::new(at, ledger.clone(), clock.clone(), tasks.clone(), home.path("workspaces"));
+    let opened = Sandboxes::open(Options { warm, ..options }).await;
+    Ok(Some(match elsewhere {
+        Some(socket) => opened.with_context(|| format!("use the node at {}", socket.display()))?,
+        None => opened?,
+    }))
+}
+
+/// A node in this process, with the execd that belongs to it.
+pub(crate) async fn node(home: &Home, clock: &Clock, tasks: &Tasks) -> Result<Node> {
     let execd = unpack(home).context("unpack execd")?;
     let options = node::Options::new(home.path("node"), execd, clock.clone(), tasks.clone());
-    let node = match Node::open(options).await {
-        Ok(node) => node,
-        Err(error @ node::Error::Machine { .. }) => {
-            let why = kit::chain(&error);
-            eprintln!(
-                "Runs have no tools, because this machine makes no sandboxes: {why}; `insula doctor` says what to do"
-            );
-            return Ok(None);
-        }
-        Err(error) => return Err(error).context("start the node"),
-    };
-    let connector = sandbox::Node::within(move || node.connect());
-    let options = Options::new(connector, ledger.clone(), clock.clone(), tasks.clone(), home.path("workspaces"));
-    Ok(Some(Sandboxes::open(Options { warm, ..options }).await?))
+    Node::open(options).await.context("start the node")
 }
 
 /// Writes execd where the node finds it, unless it is there already. Sandboxes that run an older one keep theirs.

@@ -17,7 +17,7 @@ use crate::hands;
 use crate::home::{self, Home};
 
 /// How long what is going on may take to end before the process goes all the same.
-const GRACE: Duration = Duration::from_secs(4);
+pub(crate) const GRACE: Duration = Duration::from_secs(4);
 
 pub(crate) struct Options {
     /// Where the state is; `None`: a fresh directory that goes at the end.
@@ -32,12 +32,22 @@ pub(crate) struct Options {
     pub(crate) concurrency: usize,
     /// How many sandboxes are kept ready.
     pub(crate) warm: usize,
+    /// The Unix socket of a node in another process; `None`: one in this process.
+    pub(crate) node: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        Self { data_dir: None, kube_listen: any, listen: any, providers: BTreeMap::new(), concurrency: 2_000, warm: 2 }
+        Self {
+            data_dir: None,
+            kube_listen: any,
+            listen: any,
+            providers: BTreeMap::new(),
+            concurrency: 2_000,
+            warm: 2,
+            node: None,
+        }
     }
 }
 
@@ -94,7 +104,7 @@ impl House {
         api.install(api::crds()).await?;
         let client = api.client();
         let http = kit::http::client().context("set up the HTTP client")?;
-        let sandboxes = hands::open(home, &ledger, &clock, tasks, options.warm).await?;
+        let sandboxes = hands::open(home, &ledger, &clock, tasks, options.warm, options.node.as_deref()).await?;
 
         let controllers = control::run(control::Options {
             client: client.clone(),

@@ -1,5 +1,6 @@
 //! The composition root: every role, and `main`. The only place that installs a TLS provider and reads the environment.
 
+mod apart;
 mod bench;
 mod demo;
 mod doctor;
@@ -34,6 +35,7 @@ enum Command {
     Demo(demo::Demo),
     Run(run::Run),
     Model(model::Model),
+    Node(apart::Apart),
     Doctor(doctor::Doctor),
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -71,6 +73,7 @@ fn start(cli: Cli) -> anyhow::Result<()> {
             Command::Demo(it) => it.run().await,
             Command::Run(it) => it.run().await,
             Command::Model(it) => it.run().await,
+            Command::Node(it) => it.run().await,
             Command::Doctor(it) => it.run().await,
             Command::Bench(it) => it.run().await,
         }

@@ -44,6 +44,9 @@ pub(crate) struct Up {
     /// How many sandboxes are kept ready for tool calls
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(0..=1_000))]
     warm: u16,
+    /// Have sandboxes in the `insula node` that answers at this Unix socket and serves no other `up`
+    #[arg(long, value_name = "SOCKET", conflicts_with = "ephemeral")]
+    node: Option<PathBuf>,
 }
 
 fn provider(text: &str) -> Result<(String, String), String> {
@@ -90,6 +93,7 @@ impl Up {
             providers,
             concurrency: self.concurrency as usize,
             warm: usize::from(self.warm),
+            node: self.node,
         })
         .await?;
         let kubeconfig = house.write_kubeconfig()?;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on has failed")]
 
+mod apart;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -28,6 +30,8 @@ fn said(output: &Output) -> String {
 struct Up {
     process: Child,
     kubeconfig: PathBuf,
+    gateway: String,
+    key: String,
 }
 
 impl Up {
@@ -47,13 +51,18 @@ impl Up {
         }
         let ready: serde_json::Value = serde_json::from_slice(&std::fs::read(&ready).unwrap()).unwrap();
         assert_eq!(ready["pid"], process.id());
-        Self { process, kubeconfig: ready["kubeconfig"].as_str().unwrap().into() }
+        let text = |name: &str| ready[name].as_str().unwrap().to_owned();
+        Self { process, kubeconfig: text("kubeconfig").into(), gateway: text("gateway"), key: text("apiKey") }
+    }
+
+    async fn client(&self) -> kube::Client {
+        let kubeconfig = Kubeconfig::read_from(&self.kubeconfig).unwrap();
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+        kube::Client::try_from(config).unwrap()
     }
 
     async fn config_maps(&self) -> Api<ConfigMap> {
-        let kubeconfig = Kubeconfig::read_from(&self.kubeconfig).unwrap();
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
-        Api::default_namespaced(kube::Client::try_from(config).unwrap())
+        Api::default_namespaced(self.client().await)
     }
 
     fn signal(&mut self, signal: Signal) -> std::process::ExitStatus {
