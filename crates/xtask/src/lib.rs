@@ -1,6 +1,7 @@
 //! The workspace's chores: generated files and the law of rooms.
 
 pub mod codegen;
+pub mod kube_tables;
 pub mod law;
 
 use std::path::{Path, PathBuf};

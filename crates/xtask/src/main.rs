@@ -14,6 +14,7 @@ fn main() -> Result<()> {
             }
             bail!("{}", said.join("\n"))
         }
-        _ => bail!("usage: cargo xtask codegen|law"),
+        "kube-tables" => xtask::kube_tables::run(),
+        _ => bail!("usage: cargo xtask codegen|law|kube-tables"),
     }
 }
