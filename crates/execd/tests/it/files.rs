@@ -1,13 +1,14 @@
 use std::fs;
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::house::{Execd, encode};
+use crate::house::{Answer, Execd, encode};
 
-fn download(execd: &Execd, path: &Path, more: &str) -> crate::house::Answer {
+fn download(execd: &Execd, path: &Path, more: &str) -> Answer {
     execd.send("GET", &format!("/files/download?path={}", encode(path.as_os_str().as_bytes())), more, b"")
 }
 
@@ -89,6 +90,24 @@ fn an_upload_that_does_not_arrive_whole_changes_nothing() {
     drop(cut);
     assert_eq!(execd.run("true").code, 0);
     assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+}
+
+#[test]
+fn an_upload_that_is_refused_in_its_middle_is_read_over_and_the_connection_serves_on() {
+    let execd = Execd::open();
+    let body = format!(
+        "--B\r\nContent-Disposition: form-data; name=metadata\r\n\r\n{}\r\n--B\r\nContent-Disposition: form-data; name=file\r\n\r\n{}\r\n--B--",
+        json!({"path": "/proc/no/such"}),
+        "x".repeat(16 << 20)
+    );
+    let head = format!("Content-Type: multipart/form-data; boundary=B\r\nContent-Length: {}\r\n", body.len());
+    let mut stream = execd.connect();
+    let upload = format!("POST /files/upload HTTP/1.1\r\nHost: x\r\n{head}\r\n{body}");
+    stream.write_all(upload.as_bytes()).expect("it is read to its end");
+    stream.write_all(b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let answers = Answer::read(stream);
+    assert!((400..600).contains(&answers.status), "{answers:?}");
+    assert!(answers.text().contains("HTTP/1.1 200 OK"), "{answers:?}");
 }
 
 #[test]
