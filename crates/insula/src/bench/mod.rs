@@ -3,7 +3,10 @@
 mod boot;
 mod child;
 mod model;
+mod node;
 mod run_overhead;
+mod sandbox_start;
+mod soak;
 mod tool_call;
 
 use std::time::Duration;
@@ -16,6 +19,8 @@ use clap::Subcommand;
 pub(crate) enum Bench {
     Boot(boot::Boot),
     RunOverhead(run_overhead::RunOverhead),
+    SandboxStart(sandbox_start::SandboxStart),
+    Soak(soak::Soak),
     ToolCall(tool_call::ToolCall),
 }
 
@@ -24,6 +29,8 @@ impl Bench {
         match self {
             Self::Boot(it) => it.run().await,
             Self::RunOverhead(it) => it.run().await,
+            Self::SandboxStart(it) => it.run().await,
+            Self::Soak(it) => it.run().await,
             Self::ToolCall(it) => it.run().await,
         }
     }
