@@ -77,7 +77,9 @@ async fn a_command_that_takes_all_it_can_is_stopped_and_the_neighbour_goes_on() 
 
     let told = street.sh(2, "bomb() { bomb | bomb & }; bomb; sleep 60").await;
     assert!(told.failed && told.text.len() < 64 << 10, "{}", told.text);
-    assert!(told.text.contains("killed with all that it started"), "{}", told.text);
+    // Where so many processes are more than the memory, that ends the sandbox first.
+    let why = ["killed with all that it started", "the sandbox was ended: it was out of memory"];
+    assert!(why.iter().any(|why| told.text.contains(why)), "{}", told.text);
     street.all_goes_on("forks without end").await;
 
     if is("memcg") {
@@ -117,8 +119,7 @@ async fn a_command_that_will_not_end_ends_with_all_it_started_and_what_it_says_i
 
     let told = street.sh(1, "yes 'and so on'").await;
     assert!(told.failed && told.text.len() < 64 << 10 && told.text.contains("and so on\n[killed"), "{}", told.text);
-    let named = told.text.lines().next().unwrap().to_owned();
-    assert!(named.contains("/workspace/.outputs/"), "{named}");
+    assert!(told.text.starts_with("[the first ") && told.text.contains(" bytes are left out; "), "{}", told.text);
     street.all_goes_on("one that prints for ever").await;
 
     let told = street.sh(20, "head -c 300000 /dev/urandom; printf '\\0\\377\\033[2J'").await;
