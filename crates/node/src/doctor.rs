@@ -66,7 +66,7 @@ impl Tried {
         let made = fs::create_dir_all(dir.join("stage"));
         made.map_err(Error::disk(format!("make {}", dir.display())))?;
         let dir = Scratch(dir);
-        let (ids, handle, listen, _) = open_launcher(program, &dir.0, Guards::all()).await?;
+        let (ids, handle, listen, _) = open_launcher(program, &dir.0, None, Guards::all()).await?;
         let name = format!("insula-doctor-{}", std::process::id());
         let lab = Lab { handle, ids, cgroups: Cgroups::find(&name), program: dir.0.clone() };
         let tried = async {
@@ -171,9 +171,8 @@ impl Lab {
             inherits: Vec::new(),
             probe: Some(probe),
         };
-        let none = fs::File::open(&self.program).map_err(Error::disk("open the scratch directory"))?;
         let started = async {
-            let mut made = self.handle.start(start, &[none.as_fd()]).await?;
+            let mut made = self.handle.start(start, &[]).await?;
             made.go().await.map(|()| made)
         };
         let done = match started.await {

@@ -65,13 +65,20 @@ impl Ids {
 
 pub(crate) type Opened<F> = (Ids, Handle, F, Setup);
 
-/// Starts the launcher with as many ids as can be had: root's, then a range, then one.
+/// Starts the launcher of sandboxes that run `execd` (`None`: that try things) with as many ids as can be had: root's, then a range, then one.
 pub(crate) async fn open_launcher(
     program: &Path,
     data: &Path,
+    execd: Option<&Path>,
     guards: Guards,
 ) -> Result<Opened<impl Future<Output = ()> + Send + use<>>, Error> {
-    let setup = |rootless| Setup { stage: data.join("stage"), rootless, lock: data.join("lock"), guards };
+    let setup = |rootless| Setup {
+        stage: data.join("stage"),
+        rootless,
+        program: execd.map(Path::to_owned),
+        lock: data.join("lock"),
+        guards,
+    };
     if is_root() {
         let setup = setup(None);
         let (handle, listen) = open(program, &setup, None).await?;

@@ -9,7 +9,7 @@ mod stats;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -77,7 +77,6 @@ pub(crate) struct Engine {
     most: usize,
     sandboxes: PathBuf,
     boot: String,
-    execd: OwnedFd,
     program: PathBuf,
     setup: launcher::Setup,
     ids: Ids,
@@ -105,16 +104,15 @@ impl Engine {
             .map_err(Error::disk(format!("close {} to others", data.display())))?;
         let data = data.canonicalize().map_err(Error::disk(format!("find {}", data.display())))?;
         let lock = take_lock(&data.join("lock"))?;
-        let execd = fs::File::open(&execd).map_err(Error::disk(format!("open {}", execd.display())))?;
+        let execd = execd.canonicalize().map_err(Error::disk(format!("find {}", execd.display())))?;
 
-        let (ids, handle, listen, setup) = ids::open_launcher(&program, &data, guards).await?;
+        let (ids, handle, listen, setup) = ids::open_launcher(&program, &data, Some(&execd), guards).await?;
         let engine = Arc::new(Self {
             clock,
             defaults: limits,
             most,
             sandboxes: data.join("sandboxes"),
             boot: crate::state::boot(),
-            execd: execd.into(),
             program,
             setup,
             ids,

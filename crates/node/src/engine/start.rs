@@ -153,7 +153,7 @@ impl Engine {
             inherits: vec![wire::node::init::LISTEN_FD],
             probe: None,
         };
-        let fds = [self.execd.as_fd(), listener.as_fd()];
+        let fds = [listener.as_fd()];
         let first = self.launcher().await?.start(start.clone(), &fds).await;
         let made = match first {
             // It died since it was last looked at; the next one is asked once.

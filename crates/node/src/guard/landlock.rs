@@ -13,7 +13,7 @@ const KNOWN: ABI = ABI::V6;
 ///
 /// # Errors
 /// Where the kernel refuses. A kernel without Landlock is no error: this guard is the second on each of its doors.
-pub(crate) fn restrict(program: BorrowedFd<'_>) -> Result<(), RulesetError> {
+pub(crate) fn restrict(program: Option<BorrowedFd<'_>>) -> Result<(), RulesetError> {
     let all = AccessFs::from_all(KNOWN);
     let devices: BitFlags<AccessFs> = AccessFs::MakeChar | AccessFs::MakeBlock;
     let mut rules = Ruleset::default()
@@ -24,6 +24,9 @@ pub(crate) fn restrict(program: BorrowedFd<'_>) -> Result<(), RulesetError> {
     if let Ok(root) = PathFd::new("/") {
         rules = rules.add_rule(PathBeneath::new(root, all & !devices))?;
     }
-    rules.add_rule(PathBeneath::new(program, AccessFs::Execute | AccessFs::ReadFile))?.restrict_self()?;
+    if let Some(program) = program {
+        rules = rules.add_rule(PathBeneath::new(program, AccessFs::Execute | AccessFs::ReadFile))?;
+    }
+    rules.restrict_self()?;
     Ok(())
 }

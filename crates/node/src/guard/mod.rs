@@ -36,7 +36,7 @@ impl Guards {
     pub const SECCOMP: Self = Self(1 << 8);
     /// No descriptor but those meant to be there.
     pub const DESCRIPTORS: Self = Self(1 << 9);
-    /// Mounts refuse device nodes and set-user-id bits.
+    /// Mounts refuse device nodes and set-user-id bits, that of the first program refuses changes.
     pub const MOUNT_FLAGS: Self = Self(1 << 10);
 
     /// All of them.

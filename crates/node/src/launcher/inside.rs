@@ -106,8 +106,6 @@ fn become_program(
     let env: Vec<&CStr> = env.iter().map(CString::as_c_str).collect();
 
     let guards = stage.guards;
-    let mut inherits = inherits.into_iter();
-    let program = inherits.next().ok_or_else(|| Failure { step: "find the program".into(), errno: libc::ENOENT })?;
     if guards.has(Guards::CAPABILITIES) {
         guard::drop_privileges().step(|| "drop capabilities".into())?;
     }
@@ -115,9 +113,11 @@ fn become_program(
         guard::no_new_privileges().step(|| "set no_new_privs".into())?;
     }
     if guards.has(Guards::LANDLOCK) {
-        guard::landlock(program.as_fd()).map_err(std::io::Error::other).step(|| "enter a Landlock domain".into())?;
+        guard::landlock(stage.program.as_ref().map(AsFd::as_fd))
+            .map_err(std::io::Error::other)
+            .step(|| "enter a Landlock domain".into())?;
     }
-    let (program, answer) = descriptors(guards, start, program, answer, inherits.collect())?;
+    let (program, answer) = descriptors(stage, start, answer, inherits)?;
 
     // The node writes down who we are before we do anything; when it is gone, so are we.
     let mut word = [0u8; 1];
@@ -132,6 +132,7 @@ fn become_program(
     if let Some(probe) = start.probe {
         sys::exit_now(super::probe::run(probe))
     }
+    let program = program.ok_or_else(|| Failure { step: "find the program".into(), errno: libc::ENOENT })?;
     let error = sys::exec(program.as_fd(), &args, &env);
     let failure = Failure { step: "execute the program".into(), errno: error.raw_os_error().unwrap_or(libc::EIO) };
     // The socket that the caller knows may be closed; this one is its copy.
@@ -323,18 +324,17 @@ fn limit(which: Rlimit, value: u64) -> Result<(), Failure> {
 /// Puts descriptors where the program expects them, closes all others, and returns the program and the answer's socket,
 /// which exec closes.
 fn descriptors(
-    guards: Guards,
+    stage: &Stage,
     start: &Start,
-    program: OwnedFd,
     answer: &OwnedFd,
     inherits: Vec<OwnedFd>,
-) -> Result<(OwnedFd, OwnedFd), Failure> {
+) -> Result<(Option<OwnedFd>, OwnedFd), Failure> {
     let what = || "arrange descriptors".to_owned();
     // Out of the way of the numbers to come.
     let top = start.inherits.iter().copied().max().unwrap_or(2).max(2) + 1;
     let above = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, top).step(what);
     let inherits = inherits.iter().map(above).collect::<Result<Vec<_>, _>>()?;
-    let (program, answer) = (above(&program)?, above(answer)?);
+    let (program, answer) = (stage.program.as_ref().map(above).transpose()?, above(answer)?);
     let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null").step(|| "open /dev/null".into())?;
     for number in 0..=2 {
         sys::dup_to(null.as_fd(), number).step(what)?;
@@ -342,7 +342,7 @@ fn descriptors(
     for (fd, &number) in inherits.iter().zip(&start.inherits) {
         sys::dup_to(fd.as_fd(), number).step(what)?;
     }
-    if guards.has(Guards::DESCRIPTORS) {
+    if stage.guards.has(Guards::DESCRIPTORS) {
         sys::cloexec_from(top).step(what)?;
     }
     Ok((program, answer))

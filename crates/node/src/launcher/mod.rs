@@ -40,6 +40,8 @@ pub(crate) struct Setup {
     pub stage: PathBuf,
     /// Ids of the host that a user namespace of the launcher's own is to hold; `None` as root, who needs none.
     pub rootless: Option<Rootless>,
+    /// What sandboxes are started with; `None` where they only try things.
+    pub program: Option<PathBuf>,
     /// The file that a living node has locked.
     pub lock: PathBuf,
     pub guards: Guards,
@@ -65,7 +67,7 @@ pub(crate) struct IdMap {
 /// What the launcher can be asked; beside it, descriptors in the order named.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Ask {
-    /// Descriptors: answer, then [`Start::inherits`] in their order, the first of which is the program.
+    /// Descriptors: answer, then [`Start::inherits`] in their order.
     Start(Box<Start>),
     /// Descriptors: answer, the sandbox's pidfd.
     Attach(Attach),
@@ -90,7 +92,7 @@ pub(crate) struct Start {
     pub rlimits: Vec<(Rlimit, u64)>,
     pub args: Vec<String>,
     pub env: Vec<(String, String)>,
-    /// Numbers under which the program finds the descriptors that came after it.
+    /// Numbers under which the program finds the descriptors that came along.
     pub inherits: Vec<i32>,
     /// Instead of a program, try what works in there.
     pub probe: Option<Probe>,

@@ -92,6 +92,9 @@ pub(super) struct Lower {
 /// What is in it has relative names only, for the directories above may be closed to the ids of sandboxes, and a sandbox
 /// reads the names in its list of mounts.
 pub(super) struct Stage {
+    /// The program of every sandbox, on a read-only mount of its own: it is a file of the host, and inside, /proc/1/exe
+    /// leads to it.
+    pub program: Option<OwnedFd>,
     pub lowers: Vec<Lower>,
     /// Links in the root, as on the host: name and target.
     pub links: Vec<(String, PathBuf)>,
@@ -105,6 +108,7 @@ impl Stage {
         let (dir, root) = (setup.stage.as_path(), setup.rootless.is_none());
         rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
             .step(|| "keep the launcher's mounts to itself".into())?;
+        let program = setup.program.as_deref().map(|it| read_only(it, setup.guards)).transpose()?;
         tmpfs(dir, 64 << 20, "0711", MountFlags::NOSUID | MountFlags::NODEV)?;
         rustix::process::chdir(dir).step(|| "enter the stage".into())?;
         let (mut lowers, mut links) = (Vec::new(), Vec::new());
@@ -126,7 +130,7 @@ impl Stage {
         build_dev(Path::new("dev"))?;
         let seccomp = crate::guard::program();
         let found = Found { overlay: false, shift: false };
-        let mut stage = Self { lowers, links, seccomp, guards: setup.guards, found };
+        let mut stage = Self { program, lowers, links, seccomp, guards: setup.guards, found };
         let data = dir.parent().unwrap_or(dir);
         stage.found = Found { overlay: stage.overlay_works(), shift: root && stage.shift_works(data).unwrap_or(false) };
         Ok(stage)
@@ -176,6 +180,18 @@ impl Stage {
             }
         }
     }
+}
+
+/// A file of the host that nobody in a sandbox can change, whoever it belongs to.
+fn read_only(path: &Path, guards: Guards) -> Result<OwnedFd, Failure> {
+    let step = || format!("open {}", path.display());
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = rustix::mount::open_tree(CWD, path, flags).step(step)?;
+    if guards.has(Guards::MOUNT_FLAGS) {
+        let set = sys::ATTR_RDONLY | sys::ATTR_NOSUID | sys::ATTR_NODEV;
+        sys::mount_setattr(tree.as_fd(), set, None, false).step(step)?;
+    }
+    Ok(tree)
 }
 
 /// A read-only copy of the mount at `source` whose files are owned by the same ids inside `ids`.
@@ -299,5 +315,6 @@ fn build_dev(at: &Path) -> Result<(), Failure> {
         rustix::mount::mount_bind(&from, &to).step(|| format!("show /dev/{name}"))?;
     }
     let tree = rustix::mount::open_tree(CWD, at, OpenTreeFlags::OPEN_TREE_CLOEXEC).step(|| "open dev".into())?;
-    sys::mount_setattr(tree.as_fd(), sys::ATTR_RDONLY, None, false).step(|| "make /dev read-only".into())
+    // The devices too, which are the host's: nobody may change their modes, and writing to one needs no such right.
+    sys::mount_setattr(tree.as_fd(), sys::ATTR_RDONLY, None, true).step(|| "make /dev read-only".into())
 }

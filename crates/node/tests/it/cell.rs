@@ -36,11 +36,7 @@ impl Cell {
     }
 
     pub(crate) async fn with(guards: Guards) -> Self {
-        let dir = tempfile::Builder::new()
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
-            .tempdir_in("/var/tmp")
-            .unwrap();
-        Self::make(dir, &program("intruder"), guards).await
+        Self::make(open_dir(), &program("intruder"), guards).await
     }
 
     /// Over a directory that another node worked in.
@@ -48,7 +44,7 @@ impl Cell {
         Self::make(dir, execd, Guards::all()).await
     }
 
-    async fn make(dir: tempfile::TempDir, execd: &Path, guards: Guards) -> Self {
+    pub(crate) async fn make(dir: tempfile::TempDir, execd: &Path, guards: Guards) -> Self {
         let tasks = Tasks::new(Shutdown::new());
         let mut options = Options::new(dir.path().join("node"), execd, Clock::system(), tasks.clone());
         options.launcher = program("node-launcher");
@@ -98,6 +94,12 @@ impl Cell {
         assert!(left.is_empty(), "{left:?}");
         self.dir
     }
+}
+
+/// A directory that everybody may read.
+pub(crate) fn open_dir() -> tempfile::TempDir {
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    tempfile::Builder::new().permissions(mode).tempdir_in("/var/tmp").unwrap()
 }
 
 pub(crate) fn at(path: &Path) -> Workspace {

@@ -1,6 +1,7 @@
 //! The node dies; nothing stays that the next one does not know.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,6 +14,25 @@ use crate::cell::{Cell, Client, at, program};
 struct Other {
     process: Child,
     dir: tempfile::TempDir,
+    intruder: Program,
+}
+
+/// A program and its file, by which those who run it are known when it has no name any more.
+#[derive(Clone)]
+struct Program {
+    path: PathBuf,
+    file: (u64, u64),
+}
+
+impl Program {
+    fn of(path: PathBuf) -> Self {
+        Self { file: file(&path).unwrap(), path }
+    }
+}
+
+fn file(path: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 impl Other {
@@ -23,10 +43,12 @@ impl Other {
             .tempdir_in("/var/tmp")
             .unwrap();
         // A copy, by which its processes are known.
-        std::fs::copy(program("intruder"), dir.path().join("intruder")).unwrap();
+        let path = dir.path().join("intruder");
+        std::fs::copy(program("intruder"), &path).unwrap();
+        let intruder = Program::of(path);
         let mut process = Command::new(program("node-launcher"))
             .arg(dir.path().join("node"))
-            .arg(dir.path().join("intruder"))
+            .arg(&intruder.path)
             .args(step)
             .stdout(Stdio::piped())
             .spawn()
@@ -34,7 +56,7 @@ impl Other {
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n");
-        Self { process, dir }
+        Self { process, dir, intruder }
     }
 
     async fn client(&self) -> Option<Client> {
@@ -60,30 +82,30 @@ impl Other {
     }
 
     /// Waits for its death and opens the next node over the same directory.
-    async fn heir(mut self) -> (Cell, PathBuf) {
+    async fn heir(mut self) -> (Cell, Program) {
         let deadline = Duration::from_secs(30);
         let died = tokio::task::spawn_blocking(move || {
             self.process.wait().unwrap();
-            self.dir
+            (self.dir, self.intruder)
         });
-        let dir = tokio::time::timeout(deadline, died).await.unwrap().unwrap();
-        let intruder = dir.path().join("intruder");
-        (Cell::over(dir, &intruder).await, intruder)
+        let (dir, intruder) = tokio::time::timeout(deadline, died).await.unwrap().unwrap();
+        (Cell::over(dir, &intruder.path).await, intruder)
     }
 }
 
 /// Pids of whatever runs `program`, or is a launcher for its directory.
-fn processes(program: &Path) -> Vec<String> {
-    let dir = program.parent().unwrap().display().to_string();
+fn processes(program: &Program) -> Vec<String> {
+    let dir = program.path.parent().unwrap().display().to_string();
     let all = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|it| it.file_name().into_string().ok());
     all.filter(|pid| {
-        let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default().display().to_string();
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        // Deleted or not.
-        exe.trim_end_matches(" (deleted)") == program.display().to_string()
-            || String::from_utf8_lossy(&line).contains(&format!("{dir}/node/stage"))
+        runs(pid, program) || String::from_utf8_lossy(&line).contains(&format!("{dir}/node/stage"))
     })
     .collect()
+}
+
+fn runs(pid: &str, program: &Program) -> bool {
+    file(&PathBuf::from(format!("/proc/{pid}/exe"))) == Some(program.file)
 }
 
 fn groups(dir: &Path) -> Vec<PathBuf> {
@@ -96,8 +118,8 @@ fn groups(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// Waits for the end of all `processes` but those that live in a sandbox and the launcher with this parent.
-async fn gone(program: &Path, but: impl Fn(&str) -> bool + Send + 'static) {
-    let program = program.to_owned();
+async fn gone(program: &Program, but: impl Fn(&str) -> bool + Send + 'static) {
+    let program = program.clone();
     let waited = tokio::task::spawn_blocking(move || {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
@@ -135,13 +157,10 @@ async fn a_node_killed_at_any_step_leaves_nothing_that_the_next_one_does_not_kno
         assert_eq!(adopted, usize::from(*step == "create: started"), "{step}");
         // The dead node's launcher goes when it sees its heir.
         let running = intruder.clone();
-        gone(&intruder, move |pid| {
-            let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-            parent(pid) == Some(std::process::id()) || (adopted == 1 && exe == running)
-        })
-        .await;
+        gone(&intruder, move |pid| parent(pid) == Some(std::process::id()) || (adopted == 1 && runs(pid, &running)))
+            .await;
         cell.sandbox("next").await;
-        let dir = intruder.parent().unwrap().to_owned();
+        let dir = intruder.path.parent().unwrap().to_owned();
         let kept = cell.end().await;
         gone(&intruder, |_| false).await;
         assert_eq!(groups(&dir), Vec::<PathBuf>::new(), "{step}");
@@ -183,7 +202,7 @@ async fn a_bound_sandbox_goes_on_under_the_next_node() {
 async fn sandboxes_end_when_no_node_can_come_back() {
     let mut other = Other::start(None);
     other.client().await.unwrap().create("it", Limits::default()).await;
-    let intruder = other.dir.path().join("intruder");
+    let intruder = other.intruder.clone();
     other.process.kill().unwrap();
     other.process.wait().unwrap();
     let dir = other.dir.path().to_owned();

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use node::Guards;
 
-use crate::cell::{Cell, is_root, program};
+use crate::cell::{Cell, is_root, open_dir, program};
 
 const INTRUDER: &str = "/proc/self/exe";
 
@@ -123,6 +123,37 @@ async fn a_device_node_in_the_workspace_opens_nothing() {
         cell.run("it", &["head", "-c", "1", "/workspace/zero"]).await.0 == 0
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_the_hosts_inside_cannot_be_changed() {
+    let changes = async |guards: Guards| {
+        let dir = open_dir();
+        let program = dir.path().join("intruder");
+        std::fs::copy(crate::cell::program("intruder"), &program).unwrap();
+        let look = || {
+            let found = std::fs::metadata(&program).unwrap();
+            (found.permissions().mode(), found.len(), found.modified().unwrap())
+        };
+        let before = look();
+        let cell = Cell::make(dir, &program, guards).await;
+        cell.sandbox("it").await;
+        cell.sh("it", "chmod 0777 /proc/1/exe; touch -d @1 /proc/1/exe; echo >> /proc/1/exe").await;
+        let changed = look() != before;
+        cell.end().await;
+        changed
+    };
+    assert!(!changes(Guards::all()).await);
+    if is_root() {
+        assert!(!changes(Guards::all().without(Guards::MOUNT_FLAGS)).await, "ids of its own do not hold alone");
+    } else {
+        assert!(changes(Guards::all().without(Guards::MOUNT_FLAGS)).await);
+    }
+    let (cell, _) = bound(Guards::all()).await;
+    let said = cell.sh("it", "chmod 0666 /dev/null /dev/tty").await;
+    assert_eq!(said.matches("Read-only file system").count(), 2, "{said}");
+    assert_eq!(cell.sh("it", "echo x > /dev/null; head -c 3 /dev/zero | wc -c").await, "3");
+    cell.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -312,12 +343,13 @@ async fn another_sandboxs_execd_is_out_of_reach() {
         let (cell, _) = bound(guards).await;
         cell.sandbox("other").await;
         let socket = cell.dir.path().join("node/sandboxes/other/execd").display().to_string();
-        let mut found = false;
+        let connect = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])";
+        let mut reached = false;
         for at in [socket.clone(), format!("/mnt{socket}"), format!("/proc/1/root{socket}")] {
-            found |= cell.run("it", &["test", "-S", &at]).await.0 == 0;
+            reached |= cell.run("it", &["python3", "-c", connect, &at]).await.0 == 0;
         }
         cell.end().await;
-        found
+        reached
     };
     assert!(!reach(Guards::all()).await);
     if is_root() {
