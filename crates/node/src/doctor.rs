@@ -1,6 +1,7 @@
 //! What this machine can do, found by doing it: sandboxes are started whose first process tries things.
 
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -267,19 +268,32 @@ impl Lab {
     }
 }
 
+/// What is not used yet is never `ok`; why, and what to do meanwhile.
 fn program(name: &'static str) -> Finding {
     let places = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-    let why = match places.iter().map(|it| Path::new(it).join(name)).find(|it| it.exists()) {
-        Some(at) => format!("{} is there, but this version makes no use of it", at.display()),
+    let there = match places.iter().map(|it| Path::new(it).join(name)).find(|it| it.exists()) {
+        Some(at) => format!("{} is there", at.display()),
         None => format!("{name} is not installed"),
     };
-    Finding { name, ok: false, why }
+    let what = match name {
+        "runsc" => "runs in the runtime class gvisor stay Pending. Name no class, or `native`",
+        _ => "sandboxes end when they are not used, and only workspaces stay. Keep there what is to stay",
+    };
+    Finding { name, ok: false, why: format!("{there}, and this version does not use it: {what}") }
 }
 
 fn kvm() -> Finding {
-    let why = match fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        Ok(_) => "/dev/kvm opens, but this version boots no guests".to_owned(),
-        Err(error) => format!("/dev/kvm: {error}"),
+    let there = match fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => "/dev/kvm opens".to_owned(),
+        Err(error) => {
+            let what = match error.kind() {
+                io::ErrorKind::NotFound => "load kvm_intel or kvm_amd; in a virtual machine, have it nest others",
+                io::ErrorKind::PermissionDenied => "add this user to the group that owns it, or run as root",
+                _ => "look into the kernel's log",
+            };
+            format!("/dev/kvm: {error} ({what})")
+        }
     };
-    Finding { name: "kvm", ok: false, why }
+    let what = "runs in the runtime class kata stay Pending. Name no class, or `native`";
+    Finding { name: "kvm", ok: false, why: format!("{there}, and this version boots no virtual machines: {what}") }
 }

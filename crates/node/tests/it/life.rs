@@ -419,5 +419,8 @@ async fn doctor_finds_what_this_machine_can_do() {
     ];
     assert_eq!(names, known);
     assert!(node.can.values().all(|it| !it.why.is_empty()));
+    for name in ["runsc", "kvm"] {
+        assert!(node.can[name].why.ends_with("Name no class, or `native`"), "{name} says what to do");
+    }
     cell.end().await;
 }
