@@ -31,19 +31,19 @@ impl Apart {
             let node = hands::node(&home, &Clock::system(), &tasks).await?;
             node.listen(&self.listen).context("start the node")
         };
-        let started = started.await;
-        if started.is_ok() {
-            eprintln!("The node answers at {}", self.listen.display());
-            signals::end_on_signal(&tasks);
-        }
-        let ended = match started {
-            Ok(()) => tasks.watch().await.map_err(Into::into),
+        let ended = match started.await {
+            Ok(()) => {
+                eprintln!("The node answers at {}", self.listen.display());
+                signals::end_on_signal(&tasks);
+                let ended = tasks.watch().await;
+                let _ = std::fs::remove_file(&self.listen);
+                ended.map_err(Into::into)
+            }
             Err(error) => Err(error),
         };
         if tokio::time::timeout(GRACE, tasks.end()).await.is_err() {
             tracing::warn!("some sandboxes did not end in {GRACE:?}; the next node ends them");
         }
-        let _ = std::fs::remove_file(&self.listen);
         ended
     }
 }

@@ -17,7 +17,7 @@ pub enum Error {
     Ending,
     #[error("the node has {0} sandboxes, which is all it may have")]
     Full(usize),
-    /// Another node works in this directory.
+    /// Another node works in this directory, or listens at this socket.
     #[error("{0} is in use by another node")]
     InUse(String),
     #[error("cannot {what}")]

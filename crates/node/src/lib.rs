@@ -87,10 +87,10 @@ impl Node {
         }
     }
 
-    /// Serves the protocol at a Unix socket too, which is this user's alone. A file that is there is replaced.
+    /// Serves the protocol at a Unix socket too, which is this user's alone. One that nobody listens at is replaced.
     ///
     /// # Errors
-    /// When the socket cannot be made.
+    /// When somebody listens there, something else than a socket is there, or none can be made.
     pub fn listen(&self, at: &Path) -> Result<(), Error> {
         server::listen(self, at)
     }

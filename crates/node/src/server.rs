@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,8 @@ use http_body_util::{BodyExt, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::fs::Mode;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -26,6 +29,8 @@ use crate::{Error, Node};
 
 /// Connections at once over the Unix socket.
 const CONNECTIONS: usize = 1024;
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
 const HEADERS: Duration = Duration::from_secs(10);
 
 /// Answers requests on one connection until it closes or the node ends.
@@ -51,17 +56,18 @@ pub(crate) async fn connection(node: Node, stream: impl AsyncRead + AsyncWrite +
     }
 }
 
-/// Accepts until the node ends. The socket is its owner's alone.
+/// Accepts until the node ends. The socket is its owner's alone, from the start.
 pub(crate) fn listen(node: &Node, at: &Path) -> Result<(), Error> {
-    match std::fs::remove_file(at) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(Error::disk(format!("replace {}", at.display()))(error));
-        }
-        _ => {}
-    }
-    let listener = UnixListener::bind(at).map_err(Error::disk(format!("listen at {}", at.display())))?;
-    std::fs::set_permissions(at, std::os::unix::fs::PermissionsExt::from_mode(0o600))
-        .map_err(Error::disk(format!("close {} to others", at.display())))?;
+    clear(at)?;
+    let bound = || -> io::Result<UnixListener> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+        rustix::net::bind(&socket, &SocketAddrUnix::new(at)?)?;
+        rustix::net::listen(&socket, BACKLOG)?;
+        UnixListener::from_std(socket.into())
+    };
+    let listener = bound().map_err(Error::disk(format!("listen at {}", at.display())))?;
     let (tasks, node) = (node.engine.tasks.clone(), node.clone());
     let shutdown = tasks.shutdown().clone();
     let spawn = tasks.clone();
@@ -89,6 +95,21 @@ pub(crate) fn listen(node: &Node, at: &Path) -> Result<(), Error> {
         }
     });
     Ok(())
+}
+
+/// Removes the socket of a node that is gone, and nothing else.
+fn clear(at: &Path) -> Result<(), Error> {
+    match std::fs::symlink_metadata(at) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(Error::Rejected(format!("{} is there and is no socket", at.display())));
+        }
+        _ => {}
+    }
+    match std::os::unix::net::UnixStream::connect(at) {
+        Ok(_) => Err(Error::InUse(at.display().to_string())),
+        Err(_) => std::fs::remove_file(at).map_err(Error::disk(format!("replace {}", at.display()))),
+    }
 }
 
 async fn answer(node: &Node, request: Request<Incoming>) -> Response<Body> {

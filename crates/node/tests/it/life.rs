@@ -396,7 +396,12 @@ async fn a_directory_has_one_node_at_a_time() {
 async fn the_protocol_is_the_same_over_a_unix_socket() {
     let cell = Cell::open().await;
     let at = cell.dir.path().join("socket");
+    std::fs::write(&at, "somebody's").unwrap();
+    assert!(matches!(cell.node.listen(&at), Err(node::Error::Rejected(_))));
+    std::fs::remove_file(&at).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(&at).unwrap());
     cell.node.listen(&at).unwrap();
+    assert!(matches!(cell.node.listen(&at), Err(node::Error::InUse(_))));
     let client = async || Client::over(tokio::net::UnixStream::connect(&at).await.unwrap());
     client().await.create("it", Limits::default()).await;
     assert_eq!(client().await.run("it", &["echo", "hi"]).await, (0, "hi\n".into()));
