@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use crate::cgroup::{Cgroups, Limits};
 use crate::engine::{Ids, is_root, open_launcher};
-use crate::launcher::{Attach, Handle, Layer, Probe, Start, Status, Works, Workspace};
+use crate::launcher::{Attach, Handle, Probe, Start, Status, Works, Workspace};
 use crate::quota::{self, Formatter};
 use crate::{Error, Guards, sys};
 
@@ -164,7 +164,7 @@ impl Lab {
             ids: self.ids.map(Some(0)),
             shift: self.ids.shift(),
             cgroups: self.cgroups.plan(id, &limits),
-            layer: Layer::Memory { bytes: 16 << 20 },
+            layer: 16 << 20,
             tmp: 16 << 20,
             rlimits: Vec::new(),
             args: Vec::new(),

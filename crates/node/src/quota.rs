@@ -10,7 +10,7 @@ use rustix::fs::SeekFrom;
 use tokio::process::Command;
 
 use crate::Error;
-use crate::launcher::{FILES, IMAGE};
+use crate::launcher::{self, FILES, IMAGE};
 
 /// Less than this is no file system.
 pub(crate) const LEAST: u64 = 16 << 20;
@@ -34,8 +34,8 @@ impl Formatter {
     /// Whether a workspace is, or now becomes, a file system of at most `bytes`. One that has files already, made where
     /// it was counted, stays what it is; one that has an image keeps its size.
     pub(crate) async fn prepare(&self, workspace: &Path, bytes: u64) -> Result<bool, Error> {
-        let image = workspace.join(IMAGE);
-        if image.exists() {
+        let found = launcher::image(workspace).map_err(Error::disk(format!("look into {}", workspace.display())))?;
+        if found.is_some() {
             return Ok(true);
         }
         let mut entries = fs::read_dir(workspace).map_err(Error::disk(format!("read {}", workspace.display())))?;
@@ -43,14 +43,16 @@ impl Formatter {
             return Ok(false);
         }
         let template = self.template(bytes.max(LEAST).next_multiple_of(1 << 20)).await?;
-        let new = workspace.join(format!("{IMAGE}.new"));
+        let (new, image) = (workspace.join(format!("{IMAGE}.new")), workspace.join(IMAGE));
         let copied = tokio::task::spawn_blocking(move || {
-            copy_sparse(&template, &new)?;
-            fs::rename(&new, &image)
+            if launcher::mark(&copy_sparse(&template, &new)?) {
+                fs::rename(&new, &image).map(|()| true)
+            } else {
+                fs::remove_file(&new).map(|()| false)
+            }
         });
         let copied = copied.await.map_err(Error::machine("copy an empty file system"))?;
-        copied.map_err(Error::disk(format!("make a file system in {}", workspace.display())))?;
-        Ok(true)
+        copied.map_err(Error::disk(format!("make a file system in {}", workspace.display())))
     }
 
     /// An empty file system of that size.
@@ -81,10 +83,10 @@ impl Formatter {
     }
 }
 
-/// Copies what is there of a file that is mostly holes.
-fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
+/// Copies what is there of a file that is mostly holes; returns the copy.
+fn copy_sparse(from: &Path, to: &Path) -> io::Result<fs::File> {
     let from = fs::File::open(from)?;
-    let to = fs::OpenOptions::new().write(true).create(true).truncate(true).open(to)?;
+    let to = fs::OpenOptions::new().write(true).create_new(true).open(to)?;
     to.set_len(from.metadata()?.len())?;
     let mut at = 0;
     let mut buffer = vec![0; 128 * 1024];
@@ -92,7 +94,7 @@ fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
         let begin = match rustix::fs::seek(&from, SeekFrom::Data(at)) {
             Ok(begin) => begin,
             // No more data.
-            Err(rustix::io::Errno::NXIO) => return Ok(()),
+            Err(rustix::io::Errno::NXIO) => return Ok(to),
             Err(error) => return Err(error.into()),
         };
         at = begin;
@@ -102,7 +104,7 @@ fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
             let part = buffer.get_mut(..most).unwrap_or_default();
             let read = from.read_at(part, at)?;
             if read == 0 {
-                return Ok(());
+                return Ok(to);
             }
             to.write_all_at(part.get(..read).unwrap_or_default(), at)?;
             at += read as u64;

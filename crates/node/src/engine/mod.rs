@@ -239,11 +239,14 @@ impl Engine {
             return Err(Error::Rejected(format!("the workspace {:?} is no absolute path", asked.path)));
         }
         let (engine, path) = (self.clone(), source.clone());
-        blocking(move || fs::create_dir_all(&path).and_then(|()| engine.ids.own(&path)))
-            .await?
-            .map_err(Error::disk(format!("make the workspace {}", source.display())))?;
+        let made = blocking(move || {
+            fs::create_dir_all(&path)?;
+            engine.ids.own(&path)?;
+            launcher::image(&path).map(|it| it.is_some())
+        });
+        let has_image = made.await?.map_err(Error::disk(format!("make the workspace {}", source.display())))?;
         let disk = match asked.quota {
-            _ if source.join(launcher::IMAGE).exists() => true,
+            _ if has_image => true,
             Some(bytes) if self.bounds_workspaces().await => match &self.formatter {
                 Some(formatter) => formatter.prepare(&source, bytes).await?,
                 None => false,

@@ -13,7 +13,7 @@ use wire::node::{Bind, Create, Exit, ExitReason, Limits, Phase};
 use super::sandbox::Sandbox;
 use super::{Engine, blocking, freeze};
 use crate::fault::point;
-use crate::launcher::{self, Attach, Layer, Made, Rlimit, Start, Status};
+use crate::launcher::{self, Attach, Made, Rlimit, Start, Status};
 use crate::proxy;
 use crate::state::{Process, State, Step};
 use crate::{Error, cgroup, sys};
@@ -145,7 +145,7 @@ impl Engine {
             ids: self.ids.map(state.slot),
             shift: self.ids.shift(),
             cgroups: self.cgroups.plan(&state.id, &groups(limits)),
-            layer: Layer::Memory { bytes: limits.disk.unwrap_or(1 << 30) },
+            layer: limits.disk.unwrap_or(1 << 30),
             tmp: limits.disk.unwrap_or(TMP).min(TMP),
             rlimits,
             args: wire::node::init::ARGS.map(str::to_owned).to_vec(),

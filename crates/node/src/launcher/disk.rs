@@ -4,13 +4,14 @@
 //! has ended ([`release`]): the kernel then writes back what is left, and nobody waits for that. Loop devices free
 //! themselves with their last mount.
 
+use std::ffi::CStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, XattrFlags};
 use rustix::mount::{MountFlags, OpenTreeFlags, UnmountFlags};
 
 use super::{Failure, Step};
@@ -27,10 +28,37 @@ const MOUNTS: &str = "disks";
 /// Another builder may take the free device first, and one that is just being freed cannot be opened.
 const TRIES: usize = 32;
 
+/// On an image that we made. A sandbox cannot set it, whose files a workspace without an image shows as they are.
+const MARK: &CStr = c"trusted.insula.workspace";
+
+/// Marks a file as an image of ours; `false` where the file system, or a want of rights, does not let us.
+pub(crate) fn mark(image: &fs::File) -> bool {
+    rustix::fs::fsetxattr(image, MARK, b"1", XattrFlags::empty()).is_ok()
+}
+
+/// The image of a workspace, if it has one of ours.
+pub(crate) fn image(directory: &Path) -> io::Result<Option<fs::File>> {
+    let mut options = fs::OpenOptions::new();
+    // Neither a link out of here nor something that makes us wait.
+    let opened =
+        options.read(true).write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(directory.join(IMAGE));
+    let image = match opened {
+        Ok(image) => image,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // A link, a directory, a socket.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::EISDIR | libc::ENXIO)) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    let ours = image.metadata()?.is_file() && rustix::fs::fgetxattr(&image, MARK, &mut [0; 1]).is_ok();
+    Ok(ours.then_some(image))
+}
+
 /// A detached copy of the mount of a workspace's file system, for the sandbox `key`.
 pub(super) fn tree(directory: &Path, key: &str) -> Result<OwnedFd, Failure> {
     let path = directory.join(IMAGE);
-    let image = fs::OpenOptions::new().read(true).write(true).open(&path);
+    let image = image(directory).and_then(|it| it.ok_or_else(|| io::ErrorKind::NotFound.into()));
     let image = image.step(|| format!("open {}", path.display()))?;
     let at = Path::new(MOUNTS).join(key);
     fs::create_dir_all(&at).step(|| format!("make {}", at.display()))?;

@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString};
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::CWD;
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags};
@@ -12,7 +12,7 @@ use rustix::process::{Resource, Rlimit as Limit};
 use rustix::thread::{Gid, Uid};
 
 use super::stage::{Stage, overlay, tmpfs};
-use super::{Answer, Failure, Layer, Rlimit, Start, Step, message};
+use super::{Answer, Failure, Rlimit, Start, Step, message};
 use crate::guard::{self, Guards};
 use crate::sys;
 
@@ -162,14 +162,8 @@ fn mount_all(stage: &Stage, start: &Start, trees: Vec<OwnedFd>) -> Result<(), Fa
     } else {
         MountFlags::empty()
     };
-    let layer = match &start.layer {
-        Layer::Memory { bytes } => {
-            let at = PathBuf::from("new");
-            tmpfs(&at, *bytes, "0755", flags)?;
-            at
-        }
-        Layer::Disk(at) => at.clone(),
-    };
+    let layer = Path::new("new");
+    tmpfs(layer, start.layer, "0755", flags)?;
     let root = layer.join("root");
     for dir in [&root, &layer.join("upper"), &layer.join("work")] {
         fs::create_dir(dir).step(|| format!("make {}", dir.display()))?;
@@ -189,7 +183,7 @@ fn mount_all(stage: &Stage, start: &Start, trees: Vec<OwnedFd>) -> Result<(), Fa
     symlink("../run", root.join("var/run")).step(|| "link /var/run".into())?;
     for lower in &stage.lowers {
         let tree = if start.shift { trees.next() } else { None };
-        mount_lower(stage, start, &layer, lower, tree)?;
+        mount_lower(stage, start, layer, lower, tree)?;
     }
     tmpfs(&root.join("tmp"), start.tmp, "1777", flags)?;
     rustix::mount::mount_bind_recursive("dev", root.join("dev")).step(|| "mount /dev".into())?;

@@ -23,7 +23,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use disk::{FILES, IMAGE};
+pub(crate) use disk::{FILES, IMAGE, image, mark};
 pub(crate) use handle::{Error, Handle, Made, Ranges};
 pub(crate) use probe::{Probe, Works};
 pub(crate) use zygote::main;
@@ -86,7 +86,8 @@ pub(crate) struct Start {
     /// Show the host's files as owned by the same ids inside, as far as [`Start::ids`] reaches (root only).
     pub shift: bool,
     pub cgroups: Vec<Cgroup>,
-    pub layer: Layer,
+    /// Bytes of memory for what it writes outside its workspace; gone with the sandbox.
+    pub layer: u64,
     /// Bytes of /tmp and of /dev/shm.
     pub tmp: u64,
     pub rlimits: Vec<(Rlimit, u64)>,
@@ -114,15 +115,6 @@ pub(crate) enum Join {
     Thread,
     /// Version 2: the child is born there.
     Birth,
-}
-
-/// Where what a sandbox writes outside its workspace goes.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) enum Layer {
-    /// Memory, at most so many bytes; gone with the sandbox.
-    Memory { bytes: u64 },
-    /// A directory on a disk that bounds it.
-    Disk(PathBuf),
 }
 
 /// A directory of the host that is seen as /workspace.

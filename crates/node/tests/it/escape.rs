@@ -8,7 +8,7 @@ use std::process::Command;
 
 use node::Guards;
 
-use crate::cell::{Cell, is_root, open_dir, program};
+use crate::cell::{Cell, at, is_root, open_dir, program};
 
 const INTRUDER: &str = "/proc/self/exe";
 
@@ -153,6 +153,38 @@ async fn what_is_the_hosts_inside_cannot_be_changed() {
     let said = cell.sh("it", "chmod 0666 /dev/null /dev/tty").await;
     assert_eq!(said.matches("Read-only file system").count(), 2, "{said}");
     assert_eq!(cell.sh("it", "echo x > /dev/null; head -c 3 /dev/zero | wc -c").await, "3");
+    cell.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_file_of_a_sandbox_is_taken_for_a_workspaces_file_system() {
+    let cell = Cell::open().await;
+    if !cell.can("quota").await {
+        return;
+    }
+    let bind = async |id: &str, name: &str, quota: Option<u64>| {
+        cell.sandbox(id).await;
+        let workspace = wire::node::Workspace { quota, ..at(&cell.dir.path().join(name)) };
+        let bind = wire::node::Bind { workspace: Some(workspace), ..wire::node::Bind::default() };
+        let path = format!("/v1/sandboxes/{id}/bind");
+        cell.client().post::<wire::node::Sandbox>(&path, &bind).await.unwrap();
+    };
+    bind("victim", "victim", Some(32 << 20)).await;
+    cell.sh("victim", "echo secret > /workspace/secret").await;
+    cell.client().delete("victim").await.unwrap();
+    let image = cell.dir.path().join("victim/workspace.ext4");
+    for (name, make) in [
+        ("link", format!("ln -s {} /workspace/workspace.ext4", image.display())),
+        ("file", "head -c 1000000 /dev/zero > /workspace/workspace.ext4".to_owned()),
+        ("pipe", "mkfifo /workspace/workspace.ext4".to_owned()),
+        ("directory", "mkdir /workspace/workspace.ext4".to_owned()),
+    ] {
+        bind(name, name, None).await;
+        cell.sh(name, &make).await;
+        let again = format!("{name}-again");
+        bind(&again, name, Some(32 << 20)).await;
+        assert_eq!(cell.sh(&again, "ls /workspace").await, "workspace.ext4", "{name}: as it was");
+    }
     cell.end().await;
 }
 
