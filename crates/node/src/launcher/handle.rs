@@ -112,7 +112,7 @@ impl Handle {
         !self.shared.gone.load(Ordering::Acquire)
     }
 
-    /// Makes a process of its own namespaces that waits to become `start`'s program. `inherits`: the program, then what
+    /// Makes a process of its own namespaces that waits to become the launcher's program. `inherits`: what
     /// [`Start::inherits`] numbers.
     pub(crate) async fn start(&self, start: Start, inherits: &[BorrowedFd<'_>]) -> Result<Made, Error> {
         let answer = self.ask(&Ask::Start(Box::new(start)), inherits).await?;
