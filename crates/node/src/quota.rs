@@ -38,18 +38,23 @@ impl Formatter {
         if found.is_some() {
             return Ok(true);
         }
+        let (new, image) = (workspace.join(format!("{IMAGE}.new")), workspace.join(IMAGE));
+        // Of a node that died while it copied.
+        if launcher::is_marked(&new) {
+            fs::remove_file(&new).map_err(Error::disk(format!("remove {}", new.display())))?;
+        }
         let mut entries = fs::read_dir(workspace).map_err(Error::disk(format!("read {}", workspace.display())))?;
         if entries.next().is_some() {
             return Ok(false);
         }
         let template = self.template(bytes.max(LEAST).next_multiple_of(1 << 20)).await?;
-        let (new, image) = (workspace.join(format!("{IMAGE}.new")), workspace.join(IMAGE));
         let copied = tokio::task::spawn_blocking(move || {
-            if launcher::mark(&copy_sparse(&template, &new)?) {
-                fs::rename(&new, &image).map(|()| true)
-            } else {
-                fs::remove_file(&new).map(|()| false)
+            let copy = fs::OpenOptions::new().write(true).create_new(true).open(&new)?;
+            if !launcher::mark(&copy) {
+                return fs::remove_file(&new).map(|()| false);
             }
+            copy_sparse(&template, &copy)?;
+            fs::rename(&new, &image).map(|()| true)
         });
         let copied = copied.await.map_err(Error::machine("copy an empty file system"))?;
         copied.map_err(Error::disk(format!("make a file system in {}", workspace.display())))
@@ -83,10 +88,9 @@ impl Formatter {
     }
 }
 
-/// Copies what is there of a file that is mostly holes; returns the copy.
-fn copy_sparse(from: &Path, to: &Path) -> io::Result<fs::File> {
+/// Copies what is there of a file that is mostly holes.
+fn copy_sparse(from: &Path, to: &fs::File) -> io::Result<()> {
     let from = fs::File::open(from)?;
-    let to = fs::OpenOptions::new().write(true).create_new(true).open(to)?;
     to.set_len(from.metadata()?.len())?;
     let mut at = 0;
     let mut buffer = vec![0; 128 * 1024];
@@ -94,7 +98,7 @@ fn copy_sparse(from: &Path, to: &Path) -> io::Result<fs::File> {
         let begin = match rustix::fs::seek(&from, SeekFrom::Data(at)) {
             Ok(begin) => begin,
             // No more data.
-            Err(rustix::io::Errno::NXIO) => return Ok(to),
+            Err(rustix::io::Errno::NXIO) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
         at = begin;
@@ -104,7 +108,7 @@ fn copy_sparse(from: &Path, to: &Path) -> io::Result<fs::File> {
             let part = buffer.get_mut(..most).unwrap_or_default();
             let read = from.read_at(part, at)?;
             if read == 0 {
-                return Ok(to);
+                return Ok(());
             }
             to.write_all_at(part.get(..read).unwrap_or_default(), at)?;
             at += read as u64;
@@ -125,7 +129,7 @@ mod tests {
         file.set_len(64 << 20).unwrap();
         file.write_all_at(b"begin", 0).unwrap();
         file.write_all_at(b"middle", 32 << 20).unwrap();
-        copy_sparse(&from, &to).unwrap();
+        copy_sparse(&from, &fs::File::create(&to).unwrap()).unwrap();
         assert_eq!(fs::read(&to).unwrap(), fs::read(&from).unwrap());
         assert!(fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20);
     }

@@ -36,6 +36,11 @@ pub(crate) fn mark(image: &fs::File) -> bool {
     rustix::fs::fsetxattr(image, MARK, b"1", XattrFlags::empty()).is_ok()
 }
 
+/// Whether there is a file that we marked.
+pub(crate) fn is_marked(path: &Path) -> bool {
+    rustix::fs::lgetxattr(path, MARK, &mut [0; 1]).is_ok()
+}
+
 /// The image of a workspace, if it has one of ours.
 pub(crate) fn image(directory: &Path) -> io::Result<Option<fs::File>> {
     let mut options = fs::OpenOptions::new();

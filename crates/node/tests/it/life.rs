@@ -171,6 +171,18 @@ async fn a_workspace_with_a_quota_is_full_at_it_and_stays_when_its_sandbox_goes(
     bound("three").await;
     assert_eq!(cell.sh("three", "cat /workspace/kept /workspace/also").await, "kept\nalso");
 
+    // A node died while it made a file system.
+    let half = cell.dir.path().join("half");
+    std::fs::create_dir(&half).unwrap();
+    let new = half.join("workspace.ext4.new");
+    std::fs::write(&new, "half").unwrap();
+    rustix::fs::setxattr(&new, "trusted.insula.workspace", b"1", rustix::fs::XattrFlags::empty()).unwrap();
+    cell.sandbox("five").await;
+    let bind = Bind { workspace: Some(Workspace { quota: Some(32 << 20), ..at(&half) }), ..Bind::default() };
+    cell.client().post::<Sandbox>("/v1/sandboxes/five/bind", &bind).await.unwrap();
+    assert_eq!(cell.sh("five", "ls -A /workspace").await, "");
+    assert!(half.join("workspace.ext4").exists() && !new.exists());
+
     // What was there before there were quotas is not hidden by one.
     let old = cell.dir.path().join("old");
     std::fs::create_dir(&old).unwrap();
