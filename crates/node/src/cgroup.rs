@@ -245,6 +245,23 @@ impl Cgroups {
             .collect()
     }
 
+    /// Removes groups beside ours whose names are `prefix` and the number of a process that is gone: killed, it left them.
+    pub(crate) fn sweep(&self, prefix: &str) {
+        for beside in self.hierarchies.iter().filter_map(|it| it.base.parent()) {
+            for group in fs::read_dir(beside).into_iter().flatten().flatten() {
+                let name = group.file_name();
+                let number = name.to_str().and_then(|it| it.strip_prefix(prefix)?.split('-').next());
+                let gone = |it: &str| it.parse::<u32>().is_ok_and(|it| !Path::new(&format!("/proc/{it}")).exists());
+                if number.is_some_and(gone) {
+                    for below in fs::read_dir(group.path()).into_iter().flatten().flatten() {
+                        let _ = fs::remove_dir(below.path());
+                    }
+                    let _ = fs::remove_dir(group.path());
+                }
+            }
+        }
+    }
+
     /// Where a sandbox's groups are.
     pub(crate) fn dirs(&self, id: &str) -> Vec<PathBuf> {
         self.hierarchies.iter().map(|it| it.base.join(id)).collect()

@@ -25,6 +25,10 @@ pub struct Finding {
 }
 
 const PROBE: &str = "probe";
+/// What the names of our control groups begin with; the number of this process follows.
+const GROUP: &str = "insula-doctor-";
+/// What the names of our directories begin with.
+pub(crate) const SCRATCH: &str = "doctor-";
 
 /// Tries everything. Leaves nothing. Takes well under a second.
 ///
@@ -63,13 +67,15 @@ struct Tried {
 
 impl Tried {
     async fn out(program: &Path, scratch: &Path) -> Result<Self, Error> {
-        let dir = scratch.join(format!("doctor-{}", kit::id()));
+        let id = kit::id();
+        let dir = scratch.join(format!("{SCRATCH}{id}"));
         let made = fs::create_dir_all(dir.join("stage"));
         made.map_err(Error::disk(format!("make {}", dir.display())))?;
         let dir = Scratch(dir);
         let (ids, handle, listen, _) = open_launcher(program, &dir.0, None, Guards::all()).await?;
-        let name = format!("insula-doctor-{}", std::process::id());
-        let lab = Lab { handle, ids, cgroups: Cgroups::find(&name), program: dir.0.clone() };
+        let cgroups = Cgroups::find(&format!("{GROUP}{}-{id}", std::process::id()));
+        cgroups.sweep(GROUP);
+        let lab = Lab { handle, ids, cgroups, program: dir.0.clone() };
         let tried = async {
             let tried = tokio::join!(lab.look(), lab.fill(), lab.fork(), lab.freeze(), lab.bound());
             lab.cgroups.close();

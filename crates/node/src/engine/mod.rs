@@ -104,6 +104,7 @@ impl Engine {
             .map_err(Error::disk(format!("close {} to others", data.display())))?;
         let data = data.canonicalize().map_err(Error::disk(format!("find {}", data.display())))?;
         let lock = take_lock(&data.join("lock"))?;
+        sweep(&data).map_err(Error::disk(format!("clear {}", data.display())))?;
         let execd = execd.canonicalize().map_err(Error::disk(format!("find {}", execd.display())))?;
 
         let (ids, handle, listen, setup) = ids::open_launcher(&program, &data, Some(&execd), guards).await?;
@@ -260,6 +261,17 @@ impl Engine {
     pub(crate) async fn bounds_workspaces(&self) -> bool {
         self.findings().await.iter().any(|it| it.name == "quota" && it.ok)
     }
+}
+
+/// Removes what a doctor left that was killed; there is no other one while we hold the directory.
+fn sweep(data: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(data)? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(|it| it.starts_with(doctor::SCRATCH)) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn take_lock(path: &Path) -> Result<fs::File, Error> {

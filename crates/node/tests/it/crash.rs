@@ -199,6 +199,26 @@ async fn a_bound_sandbox_goes_on_under_the_next_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_doctor_left_is_cleared() {
+    let mut dead = Command::new("true").spawn().unwrap();
+    dead.wait().unwrap();
+    let first = Cell::open().await;
+    let node: wire::node::Node = first.client().get("/v1/node").await.unwrap();
+    let dir = first.end().await;
+    let scratch = dir.path().join("node/doctor-left");
+    std::fs::create_dir_all(scratch.join("stage")).unwrap();
+    let group = node.can["memcg"].why.strip_prefix("control group ").filter(|_| node.can["memcg"].ok).map(|it| {
+        let group = Path::new(it).with_file_name(format!("insula-doctor-{}-left", dead.id()));
+        std::fs::create_dir_all(group.join("look")).unwrap();
+        group
+    });
+    let next = Cell::over(dir, &program("intruder")).await;
+    let _: wire::node::Node = next.client().get("/v1/node").await.unwrap();
+    assert!(!scratch.exists() && group.is_none_or(|it| !it.exists()));
+    next.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn sandboxes_end_when_no_node_can_come_back() {
     let mut other = Other::start(None);
     other.client().await.unwrap().create("it", Limits::default()).await;
