@@ -341,7 +341,28 @@ fn drop_unapplied(of: Type<'_>, merged: Value, managers: &Managers, last: &Set) 
     let owned = managers.0.values().fold(Set::default(), |set, entry| set.union(&entry.set));
     let kept = without(&all.difference(&pruned.union(&members(&owned))));
     let kept = members(&typed::to_set(of, &kept));
-    without(&all.difference(&kept).intersection(&last))
+    let mut left = without(&all.difference(&kept).intersection(&last));
+    if matches!(of, Type::Resource(_)) {
+        refill(&mut left, &merged);
+    }
+    left
+}
+
+/// What was emptied and is still owned stays, empty. Upstream leaves null there, which built-in types read as empty and
+/// the schemas of custom ones refuse, so that such an apply fails there for ever.
+fn refill(left: &mut Value, before: &Value) {
+    match (left, before) {
+        (Value::Object(left), Value::Object(before)) => {
+            for (key, value) in left {
+                if let Some(before) = before.get(key) {
+                    refill(value, before);
+                }
+            }
+        }
+        (left @ Value::Null, Value::Object(_)) => *left = json!({}),
+        (left @ Value::Null, Value::Array(_)) => *left = json!([]),
+        _ => {}
+    }
 }
 
 /// The fields that client-side apply stands for: in its annotation, and unchanged since.
