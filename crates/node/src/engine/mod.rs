@@ -218,8 +218,8 @@ impl Engine {
             }
         });
         futures::future::join_all(ends).await;
-        *self.launcher.lock().await = None;
         self.cgroups.close();
+        *self.launcher.lock().await = None;
     }
 
     /// Both as asked, with the node's defaults where nothing was.

@@ -1,6 +1,6 @@
 //! The launcher's own life: set up once, then fork for whoever asks, and tell who has ended.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -52,7 +52,7 @@ fn run(setup: &Setup, node: BorrowedFd<'_>) -> Result<(), Failure> {
     let parent = rustix::process::getppid().and_then(|it| rustix::process::pidfd_open(it, PidfdFlags::empty()).ok());
     let (births, newborn) = message::pair().step(|| "make a socket".into())?;
     rustix::io::ioctl_fionbio(&births, true).step(|| "make a socket".into())?;
-    let mut family = Family { newborn, builders: HashSet::new(), sandboxes: Vec::new() };
+    let mut family = Family { newborn, builders: HashSet::new(), sandboxes: Vec::new(), bases: BTreeSet::new() };
     loop {
         let mut ready = [node, ended.as_fd(), births.as_fd()].map(|it| PollFd::from_borrowed_fd(it, PollFlags::IN));
         match rustix::event::poll(&mut ready, None) {
@@ -73,13 +73,13 @@ fn run(setup: &Setup, node: BorrowedFd<'_>) -> Result<(), Failure> {
         if asked {
             match message::receive::<Ask>(node) {
                 Ok(Some((ask, fds))) => family.serve(&stage, ask, fds),
-                // The node is gone: what runs, runs on for a while; the next node finds it.
-                Ok(None) => {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                // The node is gone (a reset tells that it had not heard all): what runs, runs on for a while; the next node
+                // finds it.
+                Ok(None) | Err(_) => {
                     family.await_heir(&setup.lock, parent);
                     return Ok(());
                 }
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error).step(|| "read a request".into()),
             }
         }
     }
@@ -120,12 +120,13 @@ struct Family {
     newborn: OwnedFd,
     builders: HashSet<Pid>,
     sandboxes: Vec<Member>,
+    /// The node's own control groups, in which those of its sandboxes are.
+    bases: BTreeSet<PathBuf>,
 }
 
 /// A sandbox to be ended when no node comes back.
 struct Member {
     pidfd: OwnedFd,
-    cgroups: Vec<PathBuf>,
 }
 
 impl Family {
@@ -163,7 +164,8 @@ impl Family {
     }
 
     fn take_over(&mut self, cgroups: Vec<PathBuf>, pidfd: Option<OwnedFd>) {
-        self.sandboxes.extend(pidfd.map(|pidfd| Member { pidfd, cgroups }));
+        self.bases.extend(cgroups.iter().filter_map(|it| it.parent()).map(Path::to_owned));
+        self.sandboxes.extend(pidfd.map(|pidfd| Member { pidfd }));
     }
 
     /// Reaps every child that has ended and tells about those that are not builders.
@@ -184,7 +186,7 @@ impl Family {
     /// The node died. Another one that starts over the same directory takes its lock, and the sandboxes are its own; when
     /// nobody does in time, they end here.
     fn await_heir(mut self, lock: &Path, parent: Option<OwnedFd>) {
-        if self.sandboxes.is_empty() {
+        if self.has_nothing() {
             return;
         }
         // Its sockets close a moment before it lets go of the lock; once it is dead, it has.
@@ -193,7 +195,7 @@ impl Family {
         }
         for _ in 0..HEIR_TRIES {
             self.sandboxes.retain(|it| !has_ended(&it.pidfd));
-            if self.sandboxes.is_empty() {
+            if self.has_nothing() {
                 return;
             }
             match fs::File::open(lock).and_then(|file| sys::is_locked(file.as_fd())) {
@@ -211,12 +213,18 @@ impl Family {
         for it in &self.sandboxes {
             wait(&it.pidfd, Timespec { tv_sec: 5, tv_nsec: 0 });
             while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
-            for dir in &it.cgroups {
-                let _ = fs::remove_dir(dir);
-                // The node's own, with the last of them.
-                let _ = dir.parent().map(fs::remove_dir);
-            }
         }
+        for base in &self.bases {
+            // Those too whose sandboxes had ended before.
+            for group in fs::read_dir(base).into_iter().flatten().flatten() {
+                let _ = fs::remove_dir(group.path());
+            }
+            let _ = fs::remove_dir(base);
+        }
+    }
+
+    fn has_nothing(&self) -> bool {
+        self.sandboxes.is_empty() && !self.bases.iter().any(|it| it.exists())
     }
 }
 

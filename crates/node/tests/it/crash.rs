@@ -221,8 +221,19 @@ async fn what_a_killed_doctor_left_is_cleared() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sandboxes_end_when_no_node_can_come_back() {
     let mut other = Other::start(None);
-    other.client().await.unwrap().create("it", Limits::default()).await;
+    other.client().await.unwrap().create("one", Limits::default()).await;
     let intruder = other.intruder.clone();
+    let one = processes(&intruder).into_iter().find(|it| runs(it, &intruder)).unwrap();
+    other.client().await.unwrap().create("two", Limits::default()).await;
+    // It dies with something unread: that one of them has ended.
+    let signal = |pid, signal| rustix::process::kill_process(pid, signal).unwrap();
+    signal(rustix::process::Pid::from_child(&other.process), rustix::process::Signal::STOP);
+    signal(rustix::process::Pid::from_raw(one.parse().unwrap()).unwrap(), rustix::process::Signal::KILL);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Path::new("/proc").join(&one).exists() {
+        assert!(Instant::now() < deadline, "nobody reaps it");
+        std::thread::yield_now();
+    }
     other.process.kill().unwrap();
     other.process.wait().unwrap();
     let dir = other.dir.path().to_owned();
