@@ -1,6 +1,7 @@
 //! The OpenAPI documents: for `kubectl explain`, for clients that check what they send, and for apply. Each is made when
 //! it is asked for and kept by nobody here: clients keep them, and come back with the tag.
 
+mod gnostic;
 mod paths;
 
 use std::fmt::Write;
@@ -182,17 +183,21 @@ fn list_schema(resource: &Resource) -> Value {
 const API_VERSION: &str = "APIVersion defines the versioned schema of this representation of an object. Servers should convert recognized schemas to the latest internal value, and may reject unrecognized values. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources";
 const KIND: &str = "Kind is a string value representing the REST resource this object represents. Servers may infer this from the endpoint the client submits requests to. Cannot be updated. In CamelCase. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds";
 
-/// `/openapi/v2`: everything in one document, as JSON. Clients of today take it only where v3 is missing.
+/// `/openapi/v2`: everything in one document, as JSON or protobuf. kubectl reads it for lists of mixed kinds.
 pub(crate) fn v2(core: &Arc<Core>, request: &Parts) -> Result<Reply, Problem> {
     let said = request.headers.get(ACCEPT).and_then(|it| it.to_str().ok()).unwrap_or_default();
-    if !said.is_empty() && !["application/json", "*/*", "application/*"].iter().any(|it| said.contains(it)) {
-        return Err(Problem::not_acceptable(&["application/json"]));
+    let said = said.to_ascii_lowercase();
+    let protobuf = gnostic::MEDIA_TYPES.iter().any(|it| said.contains(it));
+    if !protobuf && !said.is_empty() && !["application/json", "*/*", "application/*"].iter().any(|it| said.contains(it))
+    {
+        return Err(Problem::not_acceptable(&["application/json", gnostic::MEDIA_TYPES[1]]));
     }
     let resources = core.fresh();
     let mut tags: Vec<String> = versions(&resources).map(|(path, version)| tag(&path, version)).collect();
     tags.sort();
+    tags.push(format!("protobuf: {protobuf}"));
     let whole = hash(&tags.iter().map(String::as_bytes).collect::<Vec<_>>());
-    tagged(request, whole, || {
+    let mut reply = tagged(request, whole, || {
         let mut definitions = schemas(versions(&resources).flat_map(|(_, version)| version.resources.values()));
         definitions.values_mut().for_each(to_v2);
         definitions.sort_keys();
@@ -204,8 +209,12 @@ pub(crate) fn v2(core: &Arc<Core>, request: &Parts) -> Result<Reply, Problem> {
         }
         all.sort_keys();
         let value = json!({"swagger": "2.0", "info": info(), "paths": all, "definitions": definitions});
-        Bytes::from(value.to_string())
-    })
+        Bytes::from(if protobuf { gnostic::encode(&value) } else { value.to_string().into_bytes() })
+    })?;
+    if protobuf {
+        reply.content_type = gnostic::MEDIA_TYPES[1];
+    }
+    Ok(reply)
 }
 
 /// From OpenAPI 3.0 to 2.0, for what stands in our schemas.

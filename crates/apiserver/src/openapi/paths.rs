@@ -165,6 +165,8 @@ pub(super) fn v2(version: &Version) -> Value {
             if let (Some(body), Some(parameters)) = (body, parameters.as_array_mut()) {
                 let schema = body.pointer("/content/*~1*/schema").cloned().unwrap_or_else(|| json!({"type": "object"}));
                 parameters.insert(0, json!({"name": "body", "in": "body", "required": true, "schema": schema}));
+                let types = body.get("content").and_then(Value::as_object).into_iter().flat_map(Map::keys);
+                it.insert("consumes".into(), types.map(String::as_str).collect());
             }
             if let Some(answer) =
                 it.get("responses").and_then(|it| it.pointer("/200/content/application~1json/schema")).cloned()
