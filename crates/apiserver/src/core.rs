@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kit::{Clock, Tasks};
 
+use crate::kubelets::Kubelets;
 use crate::registry::{Registry, Resources, custom};
 use crate::store::Store;
 
@@ -13,11 +14,13 @@ pub(crate) struct Core {
     pub(crate) registry: Registry,
     pub(crate) clock: Clock,
     pub(crate) tasks: Tasks,
+    /// None where no node can be reached.
+    pub(crate) kubelets: Option<Kubelets>,
 }
 
 impl Core {
-    pub(crate) fn new(store: Store, clock: Clock, tasks: Tasks) -> Arc<Self> {
-        let core = Self { store, registry: Registry::new(), clock, tasks };
+    pub(crate) fn new(store: Store, clock: Clock, tasks: Tasks, kubelets: Option<Kubelets>) -> Arc<Self> {
+        let core = Self { store, registry: Registry::new(), clock, tasks, kubelets };
         core.reload();
         Arc::new(core)
     }

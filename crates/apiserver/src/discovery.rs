@@ -160,8 +160,13 @@ fn parts(resource: &Resource) -> Vec<Part> {
     let own = |name, verbs| Part { name, group: "", version: "", kind: None, verbs };
     let mut all = Vec::new();
     if resource.is("", "pods") && !resource.is_custom() {
+        let stream = |name, kind| Part { name, group: "", version: "v1", kind: Some(kind), verbs: &["create", "get"] };
+        all.push(stream("attach", "PodAttachOptions"));
         all.push(Part { name: "binding", group: "", version: "v1", kind: Some("Binding"), verbs: &["create"] });
         all.push(Part { name: "eviction", group: "policy", version: "v1", kind: Some("Eviction"), verbs: &["create"] });
+        all.push(stream("exec", "PodExecOptions"));
+        all.push(own("log", &["get"]));
+        all.push(stream("portforward", "PodPortForwardOptions"));
     }
     if resource.is("", "namespaces") {
         all.push(own("finalize", &["update"]));

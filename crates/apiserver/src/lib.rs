@@ -8,6 +8,7 @@ mod core;
 mod discovery;
 mod http;
 mod kinds;
+mod kubelets;
 mod listen;
 mod local;
 mod object;
@@ -32,6 +33,7 @@ use serde_json::{Value, json};
 use crate::access::User;
 use crate::core::Core;
 use crate::http::{FieldValidation, Service};
+pub use crate::kubelets::Kubelets;
 use crate::pki::Pki;
 pub use crate::pki::PkiError;
 use crate::registry::{cleanup, custom};
@@ -55,6 +57,8 @@ pub struct Options {
     pub clock: Clock,
     /// The server's loops and connections run on these and end with them.
     pub tasks: Tasks,
+    /// The way to the nodes, for logs, commands and ports of pods; without it those are answered with an error.
+    pub kubelets: Option<Kubelets>,
 }
 
 /// Why a server does not start, or a definition is not taken.
@@ -106,7 +110,7 @@ impl ApiServer {
     /// # Errors
     /// When the data cannot be opened; nothing was changed then.
     pub async fn open(options: Options) -> Result<Self, Error> {
-        let Options { data, clock, tasks } = options;
+        let Options { data, clock, tasks, kubelets } = options;
         let directory = match &data {
             Data::Memory => None,
             Data::Dir(directory) => Some(directory.join("pki")),
@@ -115,7 +119,7 @@ impl ApiServer {
         // The first keys of a process wait some 30 ms for entropy: meanwhile the store is filled.
         let now = clock.now();
         let pki = tokio::task::spawn_blocking(move || Pki::open(directory.as_deref(), now));
-        let core = Core::new(store, clock, tasks);
+        let core = Core::new(store, clock, tasks, kubelets);
         for name in NAMESPACES {
             ensure_namespace(&core, name).await?;
         }

@@ -99,6 +99,7 @@ impl House {
             data: apiserver::Data::Dir(home.dir().to_owned()),
             clock: clock.clone(),
             tasks: tasks.clone(),
+            kubelets: None,
         })
         .await?;
         api.install(api::crds()).await?;

@@ -15,7 +15,7 @@ use super::url::{Query, Target};
 use crate::access::User;
 use crate::core::Core;
 use crate::kinds::{convert, subresources};
-use crate::object::status::{Problem, What};
+use crate::object::status::Problem;
 use crate::reviews;
 use crate::store::Entry;
 use crate::verbs::patch::Language;
@@ -57,7 +57,7 @@ pub(crate) async fn answer(core: &Arc<Core>, asked: Asked<'_>, warnings: &mut Ve
     drop(resources);
     let everywhere = resource.namespaced && asked.target.namespace.is_empty();
     if everywhere && !matches!(*verb, "list" | "watch") {
-        return Err(if asked.target.name.is_empty() { not_allowed() } else { Problem::no_such_path() });
+        return Err(if asked.target.name.is_empty() { Problem::not_allowed() } else { Problem::no_such_path() });
     }
     if !resource.namespaced && !asked.target.namespace.is_empty() && !resource.is("", "namespaces") {
         return Err(Problem::no_such_path());
@@ -70,7 +70,7 @@ pub(crate) async fn answer(core: &Arc<Core>, asked: Asked<'_>, warnings: &mut Ve
             verb => verb.is_empty(),
         }
     {
-        return Err(not_allowed());
+        return Err(Problem::not_allowed());
     }
     let namespace = if resource.namespaced { asked.target.namespace.clone() } else { String::new() };
     let mut call = Call {
@@ -97,7 +97,7 @@ async fn dispatch(call: &mut Call, asked: &Asked<'_>) -> Result<Reply, Problem> 
     if call.resource.review {
         return match asked.target.verb {
             "create" if asked.target.name.is_empty() => reviews::answer(call, asked).await,
-            _ => Err(not_allowed()),
+            _ => Err(Problem::not_allowed()),
         };
     }
     match (call.subresource.as_str(), asked.target.verb) {
@@ -161,15 +161,9 @@ async fn dispatch(call: &mut Call, asked: &Asked<'_>) -> Result<Reply, Problem> 
             };
             encoded(&accept, 200, &shown)
         }
-        ("", _) => Err(not_allowed()),
+        ("", _) => Err(Problem::not_allowed()),
         _ => subresources::answer(call, asked, &accept).await,
     }
-}
-
-/// No route takes this method on this path.
-fn not_allowed() -> Problem {
-    let message = "the server does not allow this method on the requested resource".into();
-    Problem { message, details: Some(Box::default()), ..Problem::method_not_supported(What::new("", ""), "") }
 }
 
 fn delete_options(asked: &Asked<'_>) -> Result<DeleteOptions, Problem> {

@@ -21,7 +21,9 @@ use super::url::{Query, Target};
 use crate::access::{self, Attributes, User};
 use crate::core::Core;
 use crate::discovery;
+use crate::kubelets;
 use crate::object::status::Problem;
+use hyper::upgrade::OnUpgrade;
 
 /// The largest body that is read (upstream's limit).
 const MAX_BODY: usize = 3 << 20;
@@ -58,8 +60,9 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (core, user) = (self.core.clone(), self.user.clone());
         Box::pin(async move {
-            let (parts, body) = request.into_parts();
-            let work = tokio::time::timeout(TIMEOUT, serve(&core, user, &parts, body));
+            let (mut parts, body) = request.into_parts();
+            let upgrade = parts.extensions.remove::<OnUpgrade>();
+            let work = tokio::time::timeout(TIMEOUT, serve(&core, user, &parts, body, upgrade));
             Ok(match AssertUnwindSafe(work).catch_unwind().await {
                 Ok(Ok(response)) => response,
                 Ok(Err(_)) => {
@@ -78,9 +81,17 @@ fn failed(headers: &HeaderMap, problem: &Problem) -> Response<Body> {
     respond(headers, &[], Err(problem.clone()))
 }
 
-fn respond(headers: &HeaderMap, warnings: &[String], done: Result<Reply, Problem>) -> Response<Body> {
+/// What a request comes to.
+enum Answer {
+    Reply(Reply),
+    /// A node's, as it is.
+    Passed(Response<Body>),
+}
+
+fn respond(headers: &HeaderMap, warnings: &[String], done: Result<Answer, Problem>) -> Response<Body> {
     match done {
-        Ok(reply) => reply.into_response(headers, warnings, 0),
+        Ok(Answer::Reply(reply)) => reply.into_response(headers, warnings, 0),
+        Ok(Answer::Passed(response)) => response,
         Err(problem) => {
             let retry_after = problem.details.as_ref().map_or(0, |it| it.retry_after_seconds);
             Reply::problem(&problem).into_response(headers, warnings, retry_after)
@@ -88,13 +99,19 @@ fn respond(headers: &HeaderMap, warnings: &[String], done: Result<Reply, Problem
     }
 }
 
-async fn serve<B>(core: &Arc<Core>, user: Option<User>, parts: &Parts, body: B) -> Response<Body>
+async fn serve<B>(
+    core: &Arc<Core>,
+    user: Option<User>,
+    parts: &Parts,
+    body: B,
+    upgrade: Option<OnUpgrade>,
+) -> Response<Body>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: std::fmt::Display,
 {
     let mut warnings = Vec::new();
-    let done = handle(core, user, parts, body, &mut warnings).await;
+    let done = handle(core, user, parts, body, upgrade, &mut warnings).await;
     let mut response = respond(&parts.headers, &warnings, done);
     if parts.method == Method::HEAD {
         *response.body_mut() = Body::Whole(None);
@@ -107,8 +124,9 @@ async fn handle<B>(
     user: Option<User>,
     parts: &Parts,
     body: B,
+    upgrade: Option<OnUpgrade>,
     warnings: &mut Vec<String>,
-) -> Result<Reply, Problem>
+) -> Result<Answer, Problem>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: std::fmt::Display,
@@ -123,12 +141,18 @@ where
     let Some(target) = Target::parse(&parts.method, path, &query) else {
         let wanted = Attributes::Path { verb: parts.method.as_str().to_lowercase(), path: path.to_owned() };
         access::authorize(&user, &wanted)?;
-        return discovery::answer(core, parts, path).await;
+        return discovery::answer(core, parts, path).await.map(Answer::Reply);
     };
     access::authorize(&user, &Attributes::from(&target))?;
+    if let Some(part) = kubelets::Part::of(&target) {
+        let Target { namespace, name, .. } = &target;
+        let (method, headers) = (&parts.method, &parts.headers);
+        let asked = kubelets::Asked { part, namespace, pod: name, query, method, headers, upgrade };
+        return Box::pin(kubelets::answer(core, asked)).await.map(Answer::Passed);
+    }
     let body = read(body).await?;
     let asked = Asked { target, query, headers: &parts.headers, body, user };
-    resource::answer(core, asked, warnings).await
+    resource::answer(core, asked, warnings).await.map(Answer::Reply)
 }
 
 /// Who asks, where the connection does not say. A token that nobody knows is refused.

@@ -38,6 +38,9 @@ pub(crate) async fn answer(call: &mut Call, asked: &Asked<'_>, accept: &Accept) 
                 &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
             )
         }
+        ("", "pods", "log" | "exec" | "attach" | "portforward", _) if asked.target.rest.is_empty() => {
+            Err(Problem::not_allowed())
+        }
         _ if call.resource.is_custom() => Err(call.not_found(&call.name)),
         _ => Err(Problem::no_such_path()),
     }

@@ -156,6 +156,12 @@ impl Problem {
         Self::new(400, "BadRequest", message, None)
     }
 
+    /// There is no room for one more, now.
+    pub(crate) fn too_many_requests() -> Self {
+        let message = "Too many requests, please try again later.";
+        Self::new(429, "TooManyRequests", message, Some(Details { retry_after_seconds: 1, ..Details::default() }))
+    }
+
     pub(crate) fn unavailable(message: &str) -> Self {
         Self::new(503, "ServiceUnavailable", message, None)
     }
@@ -163,6 +169,12 @@ impl Problem {
     pub(crate) fn method_not_supported(what: What<'_>, action: &str) -> Self {
         let message = format!("{action} is not supported on resources of kind {}", quote(&what.qualified()));
         Self::new(405, "MethodNotAllowed", message, Some(what.details("")))
+    }
+
+    /// No route takes this method on this path.
+    pub(crate) fn not_allowed() -> Self {
+        let message = "the server does not allow this method on the requested resource";
+        Self::new(405, "MethodNotAllowed", message, Some(Details::default()))
     }
 
     pub(crate) fn not_acceptable(accepted: &[&str]) -> Self {

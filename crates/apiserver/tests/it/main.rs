@@ -12,12 +12,13 @@ mod access;
 mod custom;
 mod documents;
 mod kubectl;
+mod kubelets;
 mod lists;
 mod objects;
 mod serving;
 mod watches;
 
-use apiserver::{ApiServer, Data, Error, OpenError, Options};
+use apiserver::{ApiServer, Data, Error, Kubelets, OpenError, Options};
 use http::{Method, Request};
 use http_body_util::BodyExt;
 use kit::{Clock, Shutdown, Tasks};
@@ -69,9 +70,13 @@ impl House {
     }
 
     pub(crate) async fn on(data: Data) -> Self {
+        Self::with(data, None).await
+    }
+
+    pub(crate) async fn with(data: Data, kubelets: Option<Kubelets>) -> Self {
         loop {
-            let tasks = Tasks::new(Shutdown::new());
-            let options = Options { data: data.clone(), clock: Clock::system(), tasks: tasks.clone() };
+            let (tasks, kubelets) = (Tasks::new(Shutdown::new()), kubelets.clone());
+            let options = Options { data: data.clone(), clock: Clock::system(), tasks: tasks.clone(), kubelets };
             match ApiServer::open(options).await {
                 Ok(server) => return Self { client: server.client(), server, tasks },
                 // The clients of the house before are on their way out.

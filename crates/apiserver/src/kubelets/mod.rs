@@ -1,0 +1,158 @@
+//! The way to the nodes: each node's kubelet serves an HTTP API, over a connection that somebody else opens.
+
+mod pods;
+mod tunnel;
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::{Request, Response};
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use kit::Tasks;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+pub(crate) use pods::{Asked, Part, answer};
+
+/// Connections to kubelets at once: logs that are followed, sessions, forwarded ports.
+const CONNECTIONS: usize = 512;
+/// How long a kubelet may take to be there.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long it may take to begin its answer.
+const ANSWER: Duration = Duration::from_secs(30);
+/// What is read ahead of a slow client, over each connection, and the longest head of an answer.
+const READ_AHEAD: usize = 64 << 10;
+
+/// How a node's kubelet is reached: what `kubectl logs`, `exec`, `attach` and `port-forward` need. Cheap to clone; clones
+/// share one limit of 512 connections.
+///
+/// One HTTP/1.1 request is made over each connection, with the kubelet's own paths:
+/// `GET {prefix}/containerLogs/{namespace}/{pod}/{container}` with `follow`, `previous`, `timestamps`, `sinceSeconds`,
+/// `sinceTime`, `tailLines` and `limitBytes`; `GET` or `POST {prefix}/exec/{namespace}/{pod}/{container}` with `command`,
+/// `input`, `output`, `error` and `tty`; `{prefix}/attach/...`; `{prefix}/portForward/{namespace}/{pod}` with `port`. The
+/// latter three are upgrades: with the client's own `Upgrade` and `Sec-WebSocket-*` headers, answered by the kubelet, and
+/// from its 101 on bytes go both ways unread.
+///
+/// A kubelet has 10 s to be there and 30 s to send the head of its answer, also where there is nothing to log yet. Whoever
+/// is asked whether they may has been authenticated and authorized before.
+#[derive(Clone)]
+pub struct Kubelets {
+    connect: Arc<Connect>,
+    prefix: Arc<str>,
+    room: Arc<Semaphore>,
+}
+
+type Connect = dyn Fn(&str) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> + Send + Sync;
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+impl std::fmt::Debug for Kubelets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kubelets").field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+/// Why a kubelet did not answer.
+#[derive(Debug, thiserror::Error)]
+enum Unreached {
+    #[error("too many connections to nodes")]
+    Busy,
+    #[error("dial {node}: {why}")]
+    Dial { node: String, why: String },
+    #[error("{node} did not answer in {} s", ANSWER.as_secs())]
+    Silent { node: String },
+    #[error("{node}: {why}")]
+    Broken { node: String, why: String },
+}
+
+impl Kubelets {
+    /// `connect` opens a connection to the kubelet of a node, which it is given the name of.
+    pub fn new<F, S>(connect: impl Fn(&str) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = io::Result<S>> + Send + 'static,
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let connect = move |node: &str| -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
+            let connecting = connect(node);
+            Box::pin(async move { connecting.await.map(|stream| Box::new(stream) as Box<dyn Stream>) })
+        };
+        Self { connect: Arc::new(connect), prefix: "".into(), room: Arc::new(Semaphore::new(CONNECTIONS)) }
+    }
+
+    /// Kubelets serve their API below this path (`/kubelet`); nothing unless said.
+    #[must_use]
+    pub fn prefix(mut self, prefix: &str) -> Self {
+        self.prefix = prefix.trim_end_matches('/').into();
+        self
+    }
+
+    /// Sends a request to the kubelet of a node, over a connection of its own, and waits for the head of its answer. The
+    /// connection lasts as long as the answer's body, or what it was upgraded to.
+    async fn ask(
+        &self,
+        tasks: &Tasks,
+        node: &str,
+        request: Request<Empty<Bytes>>,
+    ) -> Result<Response<Incoming>, Unreached> {
+        let permit = self.room.clone().try_acquire_owned().map_err(|_| Unreached::Busy)?;
+        let dial = |why: String| Unreached::Dial { node: node.to_owned(), why };
+        let stream = tokio::time::timeout(CONNECT, (self.connect)(node)).await;
+        let stream = stream.map_err(|_| dial("i/o timeout".to_owned()))?.map_err(|error| dial(error.to_string()))?;
+        let broken = |error: hyper::Error| Unreached::Broken { node: node.to_owned(), why: kit::chain(&error) };
+        let stream = TokioIo::new(Counted { stream, _permit: permit });
+        let (mut sender, connection) =
+            http1::Builder::new().max_buf_size(READ_AHEAD).handshake(stream).await.map_err(broken)?;
+        let shutdown = tasks.shutdown().clone();
+        tasks.tenant("kubelet connection", async move {
+            tokio::select! {
+                () = shutdown.begun() => {}
+                ended = connection.with_upgrades() => {
+                    if let Err(error) = ended {
+                        tracing::debug!(error = kit::chain(&error), "a connection to a kubelet ended");
+                    }
+                }
+            }
+        });
+        match tokio::time::timeout(ANSWER, sender.send_request(request)).await {
+            Ok(answered) => answered.map_err(broken),
+            Err(_) => Err(Unreached::Silent { node: node.to_owned() }),
+        }
+    }
+}
+
+/// A connection that holds its place among those that there may be.
+struct Counted {
+    stream: Box<dyn Stream>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
