@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use wire::execd::{Bind, Bound, GENERATION, Limits, Token, code};
 
 use crate::command::env::{self, Env};
+use crate::command::journal::Journal;
 use crate::command::session::Sessions;
 use crate::command::{Commands, forget};
 use crate::metrics::Meter;
@@ -39,6 +40,7 @@ pub(crate) struct Daemon {
     pub commands: Commands,
     pub sessions: Sessions,
     pub terminals: Terminals,
+    pub journal: Journal,
     pub reaper: Reaper,
     pub workers: Workers,
     pub meter: Meter,
@@ -77,6 +79,7 @@ impl Daemon {
             commands: Commands::default(),
             sessions: Sessions::default(),
             terminals: Terminals::default(),
+            journal: Journal::default(),
             reaper: Reaper::default(),
             workers: Workers::default(),
             meter: Meter::default(),

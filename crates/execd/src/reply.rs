@@ -12,6 +12,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 use wire::execd::code;
 
+use crate::command::journal::Reading;
 use crate::command::{LogText, Output};
 use crate::files::Content;
 use crate::metrics::Watch;
@@ -24,6 +25,7 @@ pub(crate) enum Body {
     Full(Option<Bytes>),
     Output(Box<Output>),
     Log(LogText),
+    Journal(Box<Reading>),
     Content(Box<Content>),
     Watch(Box<Watch>),
 }
@@ -37,6 +39,7 @@ impl HttpBody for Body {
             Self::Full(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Output(output) => output.poll(cx).map(|next| next.map(Ok)),
             Self::Log(log) => Poll::Ready(log.next()),
+            Self::Journal(journal) => journal.poll(cx).map(|next| next.map(Ok)),
             Self::Content(content) => content.poll(cx),
             Self::Watch(watch) => watch.poll(cx).map(|next| next.map(Ok)),
         };

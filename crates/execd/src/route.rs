@@ -1,12 +1,16 @@
 //! Which request does what.
 
 use std::rc::Rc;
+use std::time::Duration;
 
-use hyper::body::Incoming;
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::CONTENT_TYPE;
+use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, StatusCode};
-use wire::execd::{BIND, TOKEN_HEADER, code};
+use wire::execd::{BIND, EXEC, LOG, TOKEN_HEADER, code};
 
 use crate::daemon::Daemon;
 use crate::files::{Files, upload};
@@ -14,11 +18,35 @@ use crate::metrics::{self, Watch};
 use crate::os::users::Users;
 use crate::reply::{Body, Problem, Result, empty, events, json};
 use crate::request::{self, Query, segment};
-use crate::{command, command::session, terminal};
+use crate::{command, command::journal, command::session, terminal};
 
-/// Answers one request.
+/// Of a body that nobody wanted, or whose sender was refused in its middle, so much is read over, for so long.
+const REST: usize = 64 << 20;
+const REST_TIME: Duration = Duration::from_secs(5);
+
+/// Answers one request, when its body has been read to the end: who is still sending would find the connection closed
+/// and not read the answer, or send the next request into it.
 pub(crate) async fn answer(daemon: Rc<Daemon>, request: Request<Incoming>) -> Result {
-    let (mut head, body) = request.into_parts();
+    let (head, mut body) = request.into_parts();
+    let answer = route(daemon, head, &mut body).await;
+    if !body.is_end_stream() {
+        let _ = tokio::time::timeout(REST_TIME, pass_over(&mut body)).await;
+    }
+    answer
+}
+
+/// Reads what is left of a body, as far as it is worth it.
+async fn pass_over(body: &mut Incoming) {
+    let mut left = REST;
+    while let Some(Ok(frame)) = body.frame().await {
+        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        if left == 0 {
+            return;
+        }
+    }
+}
+
+async fn route(daemon: Rc<Daemon>, mut head: Parts, body: &mut Incoming) -> Result {
     let method = head.method;
     let path = head.uri.path();
     match (&method, path) {
@@ -50,6 +78,13 @@ pub(crate) async fn answer(daemon: Rc<Daemon>, request: Request<Incoming>) -> Re
             let upgrade = head.extensions.remove::<OnUpgrade>();
             terminal::connect(&daemon, &segment(id), &query, &head.headers, upgrade)
         }
+        _ if path == EXEC && method == Method::GET => {
+            let upgrade = head.extensions.remove::<OnUpgrade>();
+            terminal::exec(&daemon, &query, &head.headers, upgrade)
+        }
+        _ if path == LOG && method == Method::GET => {
+            journal::read(daemon, query.get("follow") == Some(b"1"), query.number("tail", 0)?)
+        }
         (&Method::GET, ["metrics"]) => Ok(json(&metrics::read(&daemon).await)),
         (&Method::GET, ["metrics", "watch"]) => Ok(events(Body::Watch(Box::new(Watch::new(daemon))))),
         (_, ["v1", "filesystem", uid, gid, rest @ ..]) => {
@@ -78,7 +113,7 @@ async fn files_answer(
     path: &[&str],
     query: &Query,
     headers: &hyper::HeaderMap,
-    body: Incoming,
+    body: &mut Incoming,
 ) -> Result {
     match (method, path) {
         (&Method::GET, ["files", "info"]) => files.info(query).await,

@@ -19,6 +19,18 @@ pub const CURSOR_HEADER: &str = "execd-commands-tail-cursor";
 /// `POST`, once: gives a warm execd its [`Bind`].
 pub const BIND: &str = "/insula/v1/bind";
 
+/// `GET /insula/v1/log?follow=1&tail=N`: the newest lines that foreground and background commands printed, about 256 KiB
+/// of them: all, or the last N. With `follow`, also what comes, until the sandbox ends.
+///
+/// A line is `TIME STREAM TEXT\n`: when it was read, in RFC 3339 with nine digits of the second and `Z`; `stdout`,
+/// `stderr`, or `lost`, whose text says how much a slow reader missed; what was printed, at most 16 KiB, in pieces when
+/// it was longer. Both outputs of a background command come as `stdout`.
+pub const LOG: &str = "/insula/v1/log";
+/// `GET /insula/v1/exec?arg=A&arg=B&pty=1`, a WebSocket: starts these arguments under a pseudo-terminal or, without
+/// `pty=1`, with plain pipes. It speaks as a terminal's does ([`TerminalStatus`]), but nobody comes back: when the
+/// connection ends before the process, the process is killed with all that comes from it.
+pub const EXEC: &str = "/insula/v1/exec";
+
 /// The `code`s of [`Problem`]: OpenSandbox's, then ours.
 pub mod code {
     pub const INVALID_REQUEST: &str = "INVALID_REQUEST_BODY";

@@ -2,3 +2,5 @@
 
 pub mod execd;
 pub mod node;
+pub mod query;
+pub mod websocket;

@@ -122,7 +122,7 @@ pub(crate) fn escape(text: &[u8], out: &mut Vec<u8>) {
 }
 
 /// How many of the bytes to tell so that no character is cut in two.
-fn whole_characters(bytes: &[u8]) -> usize {
+pub(super) fn whole_characters(bytes: &[u8]) -> usize {
     let start_of_last =
         bytes.iter().rev().take(4).position(|byte| byte & 0xc0 != 0x80).map(|back| bytes.len() - 1 - back);
     match start_of_last.and_then(|at| bytes.get(at..).map(|last| (at, last))) {

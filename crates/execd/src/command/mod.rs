@@ -2,6 +2,7 @@
 
 mod encode;
 pub(crate) mod env;
+pub(crate) mod journal;
 mod log;
 mod output;
 pub(crate) mod session;
@@ -340,15 +341,16 @@ fn background(daemon: &Rc<Daemon>, launch: Launch, timeout: Option<Duration>) ->
         Unstarted::Problem(problem) => problem,
     };
     let log = Rc::new(Log::open().map_err(|error| Problem::io("opening the command's log", &error))?);
+    let kept = Rc::new(output::Kept::new(log.clone()));
     let (output, out) = pipe().map_err(problem)?;
     let err = out.try_clone().map_err(|error| problem(plumbing(error)))?;
     let output = Rc::new(output);
     let wires = Wires { stdin: None, stdout: out, stderr: err, terminal: false };
-    let (command, exit) = start(daemon, os::id(), launch, wires, Some(log.clone())).map_err(problem)?;
-    daemon.spawn(output::keep(daemon.clone(), output.clone(), log.clone()));
+    let (command, exit) = start(daemon, os::id(), launch, wires, Some(log)).map_err(problem)?;
+    daemon.spawn(output::keep(daemon.clone(), output.clone(), kept.clone()));
     let last = daemon.clone();
     // Whoever learns that it has ended finds all that it printed.
-    let after = Box::new(move |_: &End| output::keep_available(&last, &output, &log));
+    let after = Box::new(move |_: &End| output::keep_available(&last, &output, &kept));
     daemon.spawn(supervise(daemon.clone(), command.clone(), exit, timeout, None, after));
     Ok(command)
 }

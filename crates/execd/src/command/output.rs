@@ -1,5 +1,6 @@
 //! Where a command's output goes: to its follower, to its log, or nowhere.
 
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -15,6 +16,7 @@ use crate::daemon::Daemon;
 use crate::os::now_ms;
 
 use super::encode::{Lines, Stream, Tail, escape};
+use super::journal::Writer;
 use super::log::Log;
 use super::{Command, End, Followed, Started};
 
@@ -43,6 +45,7 @@ pub(crate) struct Output {
 struct Source {
     fd: Receiver,
     lines: Lines,
+    journal: Writer,
     /// After the command's end: what it had written by then, and is still to be read.
     left: Option<usize>,
 }
@@ -51,7 +54,7 @@ impl Output {
     /// `name` is what the client learns as the id.
     pub(crate) fn new(daemon: Rc<Daemon>, followed: Followed, name: String) -> Self {
         let Followed { started: Started { command, ended, alive }, stdout, stderr } = followed;
-        let source = |fd, stream| Source { fd, lines: Lines::new(stream), left: None };
+        let source = |fd, stream| Source { fd, lines: Lines::new(stream), journal: Writer::new(stream), left: None };
         let mut ping = tokio::time::interval_at(tokio::time::Instant::now() + PING, PING);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
@@ -122,7 +125,9 @@ impl Output {
             Poll::Pending => return false,
             Poll::Ready(Ok(length)) if length > 0 => {
                 source.left = source.left.map(|left| left - length.min(left));
-                source.lines.push(scratch.get(..length).unwrap_or_default(), &Tail::at(now_ms()), out);
+                let data = scratch.get(..length).unwrap_or_default();
+                source.journal.write(&self.daemon.journal, data);
+                source.lines.push(data, &Tail::at(now_ms()), out);
                 let told = out.len() - before;
                 if told > FRAME {
                     self.read = (self.read / 2).max(READ.0);
@@ -131,6 +136,7 @@ impl Output {
                 }
             }
             Poll::Ready(end) => {
+                source.journal.finish(&self.daemon.journal);
                 source.lines.finish(&Tail::at(now_ms()), out);
                 // A child that the command left behind may hold the pipe: it must not die of writing to it.
                 let held =
@@ -203,9 +209,27 @@ pub(crate) fn started_in_background(command: &Command) -> Bytes {
     [init(&command.id, command.started), last(0, "", command.started, now_ms())].concat().into()
 }
 
+/// Where the output of a background command goes.
+pub(crate) struct Kept {
+    log: Rc<Log>,
+    /// Both its outputs are one pipe.
+    journal: RefCell<Writer>,
+}
+
+impl Kept {
+    pub(crate) fn new(log: Rc<Log>) -> Self {
+        Self { log, journal: RefCell::new(Writer::new(Stream::Stdout)) }
+    }
+
+    fn append(&self, daemon: &Daemon, data: &[u8]) {
+        self.log.append(data);
+        self.journal.borrow_mut().write(&daemon.journal, data);
+    }
+}
+
 /// Appends to the log what is written until nobody holds the pipe any more.
-pub(crate) async fn keep(daemon: Rc<Daemon>, pipe: Rc<Receiver>, log: Rc<Log>) {
-    read_all(&daemon, &pipe, |data| log.append(data)).await;
+pub(crate) async fn keep(daemon: Rc<Daemon>, pipe: Rc<Receiver>, kept: Rc<Kept>) {
+    read_all(&daemon, &pipe, |data| kept.append(&daemon, data)).await;
 }
 
 /// Reads and forgets until nobody holds the pipe any more.
@@ -225,21 +249,22 @@ async fn read_all(daemon: &Daemon, pipe: &Receiver, take: impl Fn(&[u8])) {
     }
 }
 
-/// Appends to the log what is in the pipe now.
-pub(crate) fn keep_available(daemon: &Daemon, fd: &Receiver, log: &Log) {
+/// Appends to the log what is in the pipe now, when the command has ended.
+pub(crate) fn keep_available(daemon: &Daemon, fd: &Receiver, kept: &Kept) {
     let mut left = available(fd);
     while left > 0 {
         let mut scratch = daemon.scratch(READ.2);
         let most = left.min(scratch.len());
         match rustix::io::read(fd, scratch.get_mut(..most).unwrap_or_default()) {
             Ok(length) if length > 0 => {
-                log.append(scratch.get(..length).unwrap_or_default());
+                kept.append(daemon, scratch.get(..length).unwrap_or_default());
                 left -= length;
             }
             Err(rustix::io::Errno::INTR) => {}
-            _ => return,
+            _ => break,
         }
     }
+    kept.journal.borrow_mut().finish(&daemon.journal);
 }
 
 /// A background command's log as a body.

@@ -1,7 +1,6 @@
 //! `POST /files/upload`: pairs of a `metadata` and a `file` part.
 
 use std::io::Write;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -18,32 +17,9 @@ use super::{Files, change, problem};
 const LONGEST_METADATA: usize = 64 << 10;
 /// Written at once.
 const GATHERED: usize = 512 << 10;
-/// Of an upload that is refused in its middle, so much of the rest is read over, for so long.
-const REST: usize = 64 << 20;
-const REST_TIME: Duration = Duration::from_secs(5);
 
 /// Writes each file as it arrives; it takes its place when all of it is there. Files before one that fails stay.
-pub(crate) async fn upload(files: Files, content_type: &str, mut body: Incoming) -> Result<Reply> {
-    let received = receive(files, content_type, &mut body).await;
-    if received.is_err() {
-        // Who is still sending would find the connection closed, and not read why.
-        let _ = tokio::time::timeout(REST_TIME, pass_over(&mut body)).await;
-    }
-    received
-}
-
-/// Reads what is left of a body, as far as it is worth it.
-async fn pass_over(body: &mut Incoming) {
-    let mut left = REST;
-    while let Some(Ok(frame)) = body.frame().await {
-        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-        if left == 0 {
-            return;
-        }
-    }
-}
-
-async fn receive(files: Files, content_type: &str, body: &mut Incoming) -> Result<Reply> {
+pub(crate) async fn upload(files: Files, content_type: &str, body: &mut Incoming) -> Result<Reply> {
     let bad = |why: &str| Problem::new(StatusCode::BAD_REQUEST, code::INVALID_FILE, why.to_owned());
     let mut multipart = Multipart::new(content_type).map_err(bad)?;
     let mut upload = Upload { files, metadata: None, part: Part::None, gathered: Vec::new(), size: 0, written: 0 };

@@ -19,6 +19,22 @@ pub(crate) fn now_ms() -> u64 {
 
 /// A time in RFC 3339, in UTC, with as many digits of the second as it has (0, 3, 6 or 9).
 pub(crate) fn rfc3339(seconds: i64, nanos: u32) -> String {
+    let fraction = match nanos {
+        0 => String::new(),
+        n if n % 1_000_000 == 0 => format!(".{:03}", n / 1_000_000),
+        n if n % 1_000 == 0 => format!(".{:06}", n / 1_000),
+        n => format!(".{n:09}"),
+    };
+    format!("{}{fraction}Z", date_and_time(seconds))
+}
+
+/// Now, in RFC 3339 with nine digits of the second.
+pub(crate) fn rfc3339_now() -> String {
+    let now = clock_gettime(ClockId::Realtime);
+    format!("{}.{:09}Z", date_and_time(now.tv_sec), now.tv_nsec)
+}
+
+fn date_and_time(seconds: i64) -> String {
     let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     // Days to a civil date, after Howard Hinnant's `civil_from_days`: years begin in March, eras have 400 years.
     let z = days + 719_468;
@@ -29,13 +45,7 @@ pub(crate) fn rfc3339(seconds: i64, nanos: u32) -> String {
     let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
     let year = yoe + era * 400 + i64::from(month <= 2);
     let (h, m, s) = (rest / 3600, rest / 60 % 60, rest % 60);
-    let fraction = match nanos {
-        0 => String::new(),
-        n if n % 1_000_000 == 0 => format!(".{:03}", n / 1_000_000),
-        n if n % 1_000 == 0 => format!(".{:06}", n / 1_000),
-        n => format!(".{n:09}"),
-    };
-    format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}{fraction}Z")
+    format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}")
 }
 
 /// The same for milliseconds since 1970.

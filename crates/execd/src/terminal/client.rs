@@ -11,11 +11,12 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, interval_at, timeout};
 use wire::execd::{FromTerminal, TAKEN_OVER, ToTerminal, channel, code};
+use wire::websocket::{self, Message, Opcode, Side};
 
 use crate::daemon::Daemon;
 use crate::os::{pty, tree};
 
-use super::websocket::{Message, Opcode, Reader, close, frame};
+use super::reader::Reader;
 use super::{Attachment, Process, Terminal};
 
 /// How often a client is asked whether it is there, and how long it may be silent.
@@ -52,6 +53,14 @@ impl Writer {
     async fn tell(&mut self, message: &FromTerminal) -> io::Result<()> {
         self.send(&text(message)).await
     }
+}
+
+fn frame(opcode: Opcode, payload: &[&[u8]]) -> Vec<u8> {
+    websocket::frame(Side::Server, opcode, payload)
+}
+
+fn close(code: u16, reason: &str) -> Vec<u8> {
+    websocket::close(Side::Server, code, reason)
 }
 
 fn text(message: &FromTerminal) -> Vec<u8> {

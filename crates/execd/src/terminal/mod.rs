@@ -5,7 +5,7 @@
 
 mod client;
 mod past;
-mod websocket;
+mod reader;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -21,6 +21,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::{mpsc, oneshot};
 use wire::execd::{RunCommand, TerminalStatus, code};
+use wire::websocket;
 
 use crate::command::{self, Command, Launch, Started, Unstarted, Wires, available, plumbing};
 use crate::daemon::Daemon;
@@ -129,8 +130,7 @@ pub(crate) fn connect(
     upgrade: Option<OnUpgrade>,
 ) -> Result {
     let terminal = daemon.terminals.get(id)?;
-    let accept = websocket::accept(headers).map_err(Problem::parameter)?;
-    let upgrade = upgrade.ok_or_else(|| Problem::parameter("this connection cannot become a WebSocket"))?;
+    let (upgrade, reply) = upgraded(headers, upgrade)?;
     let since = query.number("since", 0)?.unwrap_or(0);
     let pipes = query.get("pty") == Some(b"0");
     let takeover = query.get("takeover") == Some(b"1");
@@ -139,12 +139,42 @@ pub(crate) fn connect(
         return Err(Problem::new(StatusCode::CONFLICT, code::ALREADY_CONNECTED, why));
     }
     daemon.spawn(client::serve(daemon.clone(), terminal, upgrade, since, pipes, takeover));
+    Ok(reply)
+}
+
+/// `GET /insula/v1/exec?arg=..&arg=..&pty=1`: a terminal that nobody comes back to.
+pub(crate) fn exec(daemon: &Rc<Daemon>, query: &Query, headers: &HeaderMap, upgrade: Option<OnUpgrade>) -> Result {
+    let text = |value: &[u8]| String::from_utf8(value.to_vec()).map_err(|_| Problem::parameter("arg is no UTF-8"));
+    let argv = query.all("arg").map(text).collect::<Result<Vec<_>>>()?;
+    let pipes = query.get("pty") != Some(b"1");
+    let (upgrade, reply) = upgraded(headers, upgrade)?;
+    let request = RunCommand { argv: Some(argv), ..RunCommand::default() };
+    let terminal = Rc::new(Terminal { id: os::id(), request, state: RefCell::default() });
+    let shared = daemon.clone();
+    daemon.spawn(async move {
+        let daemon = shared;
+        client::serve(daemon.clone(), terminal.clone(), upgrade, 0, pipes, false).await;
+        let process = terminal.state.borrow_mut().process.take();
+        if let Some(process) = process
+            && process.command.is_running()
+        {
+            process.command.kill(&daemon, "its client went away", Duration::ZERO).await;
+        }
+    });
+    Ok(reply)
+}
+
+/// What becomes of the connection, and the answer that says so.
+fn upgraded(headers: &HeaderMap, upgrade: Option<OnUpgrade>) -> Result<(OnUpgrade, Reply)> {
+    let values = |name| headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
+    let accept = websocket::accept(values).map_err(Problem::parameter)?;
+    let upgrade = upgrade.ok_or_else(|| Problem::parameter("this connection cannot become a WebSocket"))?;
     let mut reply = Reply::new(Body::Full(None));
     *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     reply.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
     reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     header(&mut reply, hyper::header::SEC_WEBSOCKET_ACCEPT, &accept);
-    Ok(reply)
+    Ok((upgrade, reply))
 }
 
 impl Terminals {

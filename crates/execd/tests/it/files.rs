@@ -111,6 +111,28 @@ fn an_upload_that_is_refused_in_its_middle_is_read_over_and_the_connection_serve
 }
 
 #[test]
+fn an_upload_is_answered_when_all_of_it_was_read_and_the_connection_serves_on() {
+    let execd = Execd::open();
+    let path = execd.path("uploaded");
+    let body = format!(
+        "--B\r\nContent-Disposition: form-data; name=metadata\r\n\r\n{}\r\n--B\r\nContent-Disposition: form-data; name=file\r\n\r\ncontent\r\n--B--",
+        json!({"path": path}),
+    );
+    let head = "Content-Type: multipart/form-data; boundary=B\r\nTransfer-Encoding: chunked\r\n";
+    let mut stream = execd.connect();
+    let upload = format!("POST /files/upload HTTP/1.1\r\nHost: x\r\n{head}\r\n{:x}\r\n{body}\r\n", body.len());
+    stream.write_all(upload.as_bytes()).unwrap();
+    // The file is there with the last boundary. What ends the body itself comes later.
+    while !path.exists() {
+        std::thread::yield_now();
+    }
+    assert_eq!(execd.run("true").code, 0);
+    stream.write_all(b"0\r\n\r\nGET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let answers = Answer::read(stream);
+    assert_eq!((answers.status, answers.text().matches("HTTP/1.1 200 OK").count()), (200, 1), "{answers:?}");
+}
+
+#[test]
 fn lines_are_read_by_number() {
     let execd = Execd::open();
     let path = execd.path("lines");

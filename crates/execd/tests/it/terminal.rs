@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use serde_json::{Value, json};
 use wire::execd::channel::{REPLAY, STDERR, STDIN, STDOUT};
 
-use crate::house::{Answer, Execd};
+use crate::house::{Answer, Execd, encode};
 
 struct Client(UnixStream);
 
@@ -24,9 +24,13 @@ fn create(execd: &Execd, request: &Value) -> String {
 
 impl Client {
     fn connect(execd: &Execd, id: &str, query: &str) -> Result<Self, Answer> {
+        Self::at(execd, &format!("/pty/{id}/ws{query}"))
+    }
+
+    fn at(execd: &Execd, target: &str) -> Result<Self, Answer> {
         let mut stream = execd.connect();
         let key = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
-        write!(stream, "GET /pty/{id}/ws{query} HTTP/1.1\r\nHost: execd\r\n{key}\r\n\r\n").unwrap();
+        write!(stream, "GET {target} HTTP/1.1\r\nHost: execd\r\n{key}\r\n\r\n").unwrap();
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
@@ -107,6 +111,13 @@ impl Client {
                 other => return other,
             }
         }
+    }
+
+    /// What it is connected to, which has a name of its own.
+    #[track_caller]
+    fn is_connected_in(&mut self, wanted: &str) {
+        let Message::Text(connected) = self.next() else { panic!("not connected") };
+        assert_eq!((connected["type"].as_str(), connected["mode"].as_str()), (Some("connected"), Some(wanted)));
     }
 
     #[track_caller]
@@ -243,4 +254,40 @@ fn a_client_that_reads_nothing_stops_its_terminal_alone() {
     assert_eq!(execd.post("/pty", &json!({"cwd": "/nowhere"})).problem(400), "INVALID_REQUEST_BODY");
     let made: Vec<u16> = (0..70).map(|_| execd.post("/pty", &json!({})).status).collect();
     assert_eq!((made[0], made[69]), (201, 429));
+}
+
+#[test]
+fn what_is_executed_for_one_client_has_its_arguments_and_ends_with_it() {
+    let execd = Execd::open();
+    let mut client = Client::at(
+        &execd,
+        &format!("/insula/v1/exec?arg=sh&arg=-c&arg={}&arg=x&arg=", encode("cat; exit $(($# + 6))")),
+    )
+    .unwrap();
+    client.is_connected_in("pipe");
+    client.say("all of it");
+    client.until(STDOUT, "all of it");
+    client.ask(&json!({"type": "eof"}));
+    assert_eq!(client.told(), Message::Text(json!({"type": "exit", "exit_code": 7})));
+    assert_eq!(client.next(), Message::Close(1000));
+
+    // The FIFO ends when nobody has it open any more, the child in the background included.
+    for mode in ["", "&pty=1"] {
+        let fifo = execd.fifo(&format!("open{}", mode.len()));
+        let script = format!("exec 3>{}; setsid sleep 3141 & echo begun; exec sleep 3141", fifo.display());
+        let mut client =
+            Client::at(&execd, &format!("/insula/v1/exec?arg=sh&arg=-c&arg={}{mode}", encode(script))).unwrap();
+        let mut open = std::fs::File::open(fifo).unwrap();
+        client.is_connected_in(if mode.is_empty() { "pipe" } else { "pty" });
+        client.until(STDOUT, "begun");
+        drop(client);
+        assert_eq!(open.read(&mut [0]).unwrap(), 0);
+    }
+
+    let mut none = Client::at(&execd, "/insula/v1/exec?arg=/nowhere").unwrap();
+    let Message::Text(failed) = none.next() else { panic!("no answer") };
+    assert_eq!((failed["type"].as_str(), failed["code"].as_str()), (Some("error"), Some("START_FAILED")));
+    assert_eq!(Client::at(&execd, "/insula/v1/exec?arg=%ff").err().unwrap().problem(400), "INVALID_PARAMETER");
+    assert_eq!(execd.get("/insula/v1/exec?arg=true").problem(400), "INVALID_PARAMETER");
+    assert!(execd.get("/insula/v1/log").ok().text().is_empty(), "what a terminal shows is its client's");
 }
