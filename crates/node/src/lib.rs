@@ -18,6 +18,7 @@ mod error;
 mod fault;
 mod guard;
 mod launcher;
+pub mod projection;
 mod proxy;
 mod quota;
 mod server;

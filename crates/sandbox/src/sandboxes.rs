@@ -30,8 +30,8 @@ pub mod labels {
     pub const USE: &str = "insula.dev/use";
     pub const SESSIONS: &str = "sessions";
     /// Of the Pod that people see, from the bind on.
-    pub const NAMESPACE: &str = "insula.dev/namespace";
-    pub const POD: &str = "insula.dev/pod";
+    pub const NAMESPACE: &str = api::labels::POD_NAMESPACE;
+    pub const POD: &str = api::labels::POD;
 }
 
 /// The sandboxes of sessions. Cheap to clone.

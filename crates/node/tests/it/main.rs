@@ -5,3 +5,4 @@ mod cell;
 mod crash;
 mod escape;
 mod life;
+mod projection;

@@ -1,0 +1,272 @@
+//! Keeps the Node and its Lease.
+
+use std::fs;
+use std::time::Duration;
+
+use api::labels;
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Namespace, Node};
+use kit::Backoff;
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::link::{Link, within};
+use super::object::{quantity, time};
+use super::{Error, MANAGER, Options};
+
+/// As a kubelet: the Lease every ten seconds, and the status when it changes and every five minutes.
+const RENEW: Duration = Duration::from_secs(10);
+const LEASE_SECONDS: u32 = 40;
+const TELL: Duration = Duration::from_secs(300);
+/// The longest that one round may take.
+const ROUND: Duration = Duration::from_secs(60);
+const LEASES: &str = "kube-node-lease";
+/// Keeps away who is no sandbox: nothing here runs other Pods.
+const TAINT: &str = "insula.dev/sandboxes";
+
+pub(super) struct Attend<'a> {
+    options: &'a Options,
+    link: &'a Link,
+    answers: watch::Receiver<bool>,
+    machine: Machine,
+    told: Option<Told>,
+    /// Whether this process has written the Node's labels.
+    labelled: bool,
+}
+
+/// The status that was written last.
+struct Told {
+    uid: String,
+    ready: bool,
+    since: Timestamp,
+    at: Instant,
+}
+
+impl<'a> Attend<'a> {
+    pub(super) fn new(options: &'a Options, link: &'a Link, answers: watch::Receiver<bool>) -> Self {
+        Self { options, link, answers, machine: Machine::read(), told: None, labelled: false }
+    }
+
+    /// For ever.
+    pub(super) async fn keep(mut self) {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(60));
+        // A Node that is not Ready yet is nothing to show; one whose node stays away is.
+        let _ = tokio::time::timeout(RENEW, self.answers.wait_for(|it| *it)).await;
+        loop {
+            let ready = *self.answers.borrow_and_update();
+            let wait = match within(ROUND, self.round(ready)).await {
+                Ok(()) => {
+                    backoff.reset();
+                    RENEW
+                }
+                Err(error) => {
+                    if backoff.failures() == 0 {
+                        tracing::warn!(error = kit::chain(&error), "cannot keep the Node; trying again");
+                    }
+                    backoff.pause()
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                changed = self.answers.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    async fn round(&mut self, ready: bool) -> Result<(), Error> {
+        let uid = self.node().await?;
+        let now = self.options.clock.now();
+        let told = self.told.as_ref().filter(|told| told.uid == uid);
+        let since = told.filter(|told| told.ready == ready).map_or(now, |told| told.since);
+        if told.is_none_or(|told| told.ready != ready || told.at.elapsed() >= TELL) {
+            self.tell(ready, since, now).await?;
+            self.told = Some(Told { uid: uid.clone(), ready, since, at: Instant::now() });
+        }
+        if ready {
+            self.renew(&uid, now).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes the Node if it is not there, and returns its uid.
+    async fn node(&mut self) -> Result<String, Error> {
+        const DOING: &str = "write the Node";
+        let name = &self.options.name;
+        let nodes = Api::<Node>::all(self.options.client.clone());
+        let (os, arch) = ("linux", self.machine.arch);
+        let metadata = json!({"name": name, "labels": {
+            "kubernetes.io/hostname": name, "kubernetes.io/os": os, "kubernetes.io/arch": arch,
+            labels::PROJECTED: "true",
+        }});
+        let found = match nodes.get_opt(name).await.map_err(Error::api(DOING))? {
+            None => {
+                // Of a Node that is there already, others may have changed them.
+                let taints = json!([{"key": TAINT, "value": "only", "effect": "NoSchedule"}]);
+                let it = json!({"metadata": metadata, "spec": {"taints": taints}});
+                let it = serde_json::from_value(it).map_err(Error::unreachable(DOING))?;
+                let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+                nodes.create(&params, &it).await.map_err(Error::api(DOING))?
+            }
+            Some(there) if !there.metadata.labels.as_ref().is_some_and(|all| all.contains_key(labels::PROJECTED)) => {
+                return Err(Error::Taken { kind: "Node", name: name.clone(), lost: "nobody renews it" });
+            }
+            Some(there) if self.labelled => there,
+            Some(_) => {
+                let it = json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata});
+                let params = PatchParams::apply(MANAGER).force();
+                nodes.patch(name, &params, &Patch::Apply(&it)).await.map_err(Error::api(DOING))?
+            }
+        };
+        self.labelled = true;
+        Ok(found.metadata.uid.unwrap_or_default())
+    }
+
+    async fn tell(&self, ready: bool, since: Timestamp, now: Timestamp) -> Result<(), Error> {
+        const DOING: &str = "tell how the Node is";
+        let Options { client, name, most, .. } = self.options;
+        // Of a node that does not answer nobody knows the version.
+        let runtime = if ready { format!("insula://{}", self.link.describe().await?.version) } else { String::new() };
+        let served = client.apiserver_version().await.map_err(Error::api(DOING))?.git_version;
+        let room = json!({
+            "cpu": self.machine.cpus.to_string(), "memory": quantity(self.machine.memory), "pods": most.to_string(),
+        });
+        let mut conditions: Vec<Value> = [
+            ("MemoryPressure", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+            ("DiskPressure", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+            ("PIDPressure", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        ]
+        .into_iter()
+        .map(|(type_, reason, message)| condition(type_, false, reason, message, since, now))
+        .collect();
+        conditions.push(match ready {
+            true => condition("Ready", true, "KubeletReady", "the node answers", since, now),
+            false => condition("Ready", false, "KubeletNotReady", "the node does not answer", since, now),
+        });
+        let info = json!({
+            "machineID": self.machine.id,
+            "systemUUID": "",
+            "bootID": self.machine.boot,
+            "kernelVersion": self.machine.kernel,
+            "osImage": self.machine.os,
+            "operatingSystem": "linux",
+            "architecture": self.machine.arch,
+            "kubeletVersion": served,
+            "kubeProxyVersion": "",
+            "containerRuntimeVersion": runtime,
+        });
+        let status = json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "status": {
+                "capacity": room,
+                "allocatable": room,
+                "conditions": conditions,
+                "addresses": [
+                    {"type": "InternalIP", "address": "127.0.0.1"},
+                    {"type": "Hostname", "address": name},
+                ],
+                "nodeInfo": info,
+            },
+        });
+        let nodes = Api::<Node>::all(client.clone());
+        let params = PatchParams::apply(MANAGER).force();
+        nodes.patch_status(name, &params, &Patch::Apply(&status)).await.map(drop).map_err(Error::api(DOING))
+    }
+
+    async fn renew(&self, uid: &str, now: Timestamp) -> Result<(), Error> {
+        const DOING: &str = "renew the Node's Lease";
+        let Options { client, name, .. } = self.options;
+        let lease = json!({
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": name, "ownerReferences": [{
+                "apiVersion": "v1", "kind": "Node", "name": name, "uid": uid,
+            }]},
+            "spec": {
+                "holderIdentity": name,
+                "leaseDurationSeconds": LEASE_SECONDS,
+                "renewTime": now.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string(),
+            },
+        });
+        let leases = Api::<Lease>::namespaced(client.clone(), LEASES);
+        let params = PatchParams::apply(MANAGER).force();
+        match leases.patch(name, &params, &Patch::Apply(&lease)).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            other => return other.map(drop).map_err(Error::api(DOING)),
+        }
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": LEASES}});
+        let namespaces = Api::<Namespace>::all(client.clone());
+        namespaces.patch(LEASES, &params, &Patch::Apply(&namespace)).await.map_err(Error::api(DOING))?;
+        leases.patch(name, &params, &Patch::Apply(&lease)).await.map(drop).map_err(Error::api(DOING))
+    }
+}
+
+fn condition(type_: &str, is: bool, reason: &str, message: &str, since: Timestamp, now: Timestamp) -> Value {
+    json!({
+        "type": type_, "status": if is { "True" } else { "False" }, "reason": reason, "message": message,
+        "lastTransitionTime": time(since), "lastHeartbeatTime": time(now),
+    })
+}
+
+/// What does not change about this machine.
+struct Machine {
+    cpus: usize,
+    memory: u64,
+    kernel: String,
+    os: String,
+    arch: &'static str,
+    id: String,
+    boot: String,
+}
+
+impl Machine {
+    /// What cannot be read is empty.
+    fn read() -> Self {
+        let file = |path| fs::read_to_string(path).unwrap_or_default();
+        let line = |path| file(path).trim().to_owned();
+        Self {
+            cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            memory: memory(&file("/proc/meminfo")),
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            os: os(&file("/etc/os-release")),
+            // In Go's words, as everybody's.
+            arch: match std::env::consts::ARCH {
+                "x86_64" => "amd64",
+                "aarch64" => "arm64",
+                other => other,
+            },
+            id: line("/etc/machine-id"),
+            boot: line("/proc/sys/kernel/random/boot_id"),
+        }
+    }
+}
+
+/// Bytes of memory, from /proc/meminfo.
+fn memory(file: &str) -> u64 {
+    let line = file.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or_default() << 10
+}
+
+/// What the system calls itself, from /etc/os-release.
+fn os(file: &str) -> String {
+    let line = file.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    line.map_or("Linux", |it| it.trim_matches(['"', '\''])).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{memory, os};
+
+    #[test]
+    fn the_machine_is_read_as_it_writes_itself() {
+        assert_eq!(memory("MemTotal:       24661152 kB\nMemFree: 1 kB\n"), 24_661_152 << 10);
+        assert_eq!(memory("nothing"), 0);
+        assert_eq!(os("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 13\"\n"), "Debian GNU/Linux 13");
+        assert_eq!(os(""), "Linux");
+    }
+}
