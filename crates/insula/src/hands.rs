@@ -1,6 +1,7 @@
 //! The hands: the node, in this process or another one, and the sandboxes of sessions on it.
 
 use std::fs;
+use std::future::ready;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -8,28 +9,39 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use kit::{Clock, Tasks};
 use ledger::Ledger;
-use node::Node;
+use node::{Node, projection};
 use sandbox::{Options, Sandboxes};
+use tokio::net::UnixStream;
 
 use crate::home::Home;
 
 /// The daemon that is the first process of every sandbox.
 const EXECD: &[u8] = include_bytes!(env!("INSULA_EXECD"));
 
-/// The sandboxes of the node that answers at the Unix socket `elsewhere`, else of one in this process. `None` where this
-/// machine makes none, which is told: runs then go without tools.
+/// The sandboxes of the node that answers at the Unix socket `elsewhere`, else of one in this process, which Kubernetes sees
+/// as Pods from here on. `None` where this machine makes none, which is told: runs then go without tools.
 pub(crate) async fn open(
     home: &Home,
+    client: &kube::Client,
     ledger: &Ledger,
     clock: &Clock,
     tasks: &Tasks,
     warm: usize,
     elsewhere: Option<&Path>,
 ) -> Result<Option<Sandboxes>> {
+    let shown = projection::Options::new(client.clone(), projection::machine_name(), clock.clone(), tasks.clone());
     let at = match elsewhere {
-        Some(socket) => sandbox::Node::at(socket),
+        Some(socket) => {
+            let path = socket.to_owned();
+            projection::start(shown, move || UnixStream::connect(path.clone()));
+            sandbox::Node::at(socket)
+        }
         None => match node(home, clock, tasks).await {
-            Ok(node) => sandbox::Node::within(move || node.connect()),
+            Ok(node) => {
+                let way = node.clone();
+                projection::start(shown, move || ready(Ok(way.connect())));
+                sandbox::Node::within(move || node.connect())
+            }
             Err(error) => {
                 let Some(machine @ node::Error::Machine { .. }) = error.downcast_ref() else { return Err(error) };
                 let why = kit::chain(machine);

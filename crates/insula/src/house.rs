@@ -105,7 +105,8 @@ impl House {
         api.install(api::crds()).await?;
         let client = api.client();
         let http = kit::http::client().context("set up the HTTP client")?;
-        let sandboxes = hands::open(home, &ledger, &clock, tasks, options.warm, options.node.as_deref()).await?;
+        let sandboxes =
+            hands::open(home, &client, &ledger, &clock, tasks, options.warm, options.node.as_deref()).await?;
 
         let controllers = control::run(control::Options {
             client: client.clone(),
