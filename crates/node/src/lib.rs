@@ -17,6 +17,7 @@ mod engine;
 mod error;
 mod fault;
 mod guard;
+mod kubelet;
 mod launcher;
 pub mod projection;
 mod proxy;
@@ -66,7 +67,8 @@ impl Node {
         Ok(Self { engine: Engine::open(options).await? })
     }
 
-    /// A connection to this node's protocol within this process: one HTTP/1.1 connection, served until it is dropped.
+    /// A connection to this node's protocol within this process: one HTTP/1.1 connection, served until it is dropped. Below
+    /// `/kubelet` it serves what an API server asks a node's kubelet.
     pub fn connect(&self) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(PIPE);
         let node = self.clone();

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -113,25 +113,34 @@ pub(crate) fn outgoing(sandbox: &Sandbox, request: Request<Incoming>, path: &str
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(header::UPGRADE, upgrade);
     }
-    parts.headers.insert(header::HOST, HeaderValue::from_static("execd"));
-    parts.headers.remove(wire::execd::TOKEN_HEADER);
+    admit(sandbox, &mut parts.headers)?;
+    Ok(Request::from_parts(parts, body.map_err(Into::into).boxed_unsync()))
+}
+
+/// A request of our own.
+pub(crate) fn request(sandbox: &Sandbox, method: Method, path: &str, body: Body) -> Result<Request<Body>, Error> {
+    let mut request =
+        Request::builder().method(method).uri(path).body(body).map_err(Error::execd("cannot be asked"))?;
+    admit(sandbox, request.headers_mut())?;
+    Ok(request)
+}
+
+/// Adds what every request to an execd has: our token, once there is one.
+fn admit(sandbox: &Sandbox, headers: &mut HeaderMap) -> Result<(), Error> {
+    headers.insert(header::HOST, HeaderValue::from_static("execd"));
+    headers.remove(wire::execd::TOKEN_HEADER);
     if let Some(token) = sandbox.token() {
         let mut value = HeaderValue::try_from(token).map_err(Error::execd("has a token that is none"))?;
         value.set_sensitive(true);
-        parts.headers.insert(wire::execd::TOKEN_HEADER, value);
+        headers.insert(wire::execd::TOKEN_HEADER, value);
     }
-    Ok(Request::from_parts(parts, body.map_err(Into::into).boxed_unsync()))
+    Ok(())
 }
 
 /// A small call of our own.
 async fn call(sandbox: &Sandbox, tasks: &Tasks, method: Method, path: &str, body: Vec<u8>) -> Result<(), Error> {
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(header::HOST, "execd")
-        .header(header::CONTENT_TYPE, "application/json")
-        .body(full(body))
-        .map_err(Error::execd("cannot be asked"))?;
+    let mut request = request(sandbox, method, path, full(body))?;
+    request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let asked = async {
         let response = send(sandbox, tasks, request).await?;
         let status = response.status();

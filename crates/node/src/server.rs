@@ -25,7 +25,7 @@ use wire::node::{BODY_LIMIT, Code, Event, GENERATION, GENERATION_HEADER, Phase, 
 
 use crate::engine::Engine;
 use crate::proxy::{self, Body, Fault, full};
-use crate::{Error, Node};
+use crate::{Error, Node, kubelet};
 
 /// Connections at once over the Unix socket.
 const CONNECTIONS: usize = 1024;
@@ -113,6 +113,9 @@ fn clear(at: &Path) -> Result<(), Error> {
 }
 
 async fn answer(node: &Node, request: Request<Incoming>) -> Response<Body> {
+    if request.uri().path().starts_with(kubelet::PREFIX) {
+        return kubelet::answer(&node.engine, request).await;
+    }
     let mut response = match route(node, request).await {
         Ok(response) => response,
         Err(error) => problem(&error),

@@ -18,7 +18,7 @@ use std::time::Duration;
 use kit::{Clock, Tasks};
 use sha2::{Digest, Sha256};
 use tokio::sync::broadcast;
-use wire::node::{Limits, Workspace};
+use wire::node::{Limits, Phase, Workspace};
 
 pub(crate) use ids::{Ids, is_root, open_launcher};
 pub(crate) use sandbox::Sandbox;
@@ -155,6 +155,17 @@ impl Engine {
 
     pub(crate) fn find(&self, id: &str) -> Result<Arc<Sandbox>, Error> {
         self.map().get(id).cloned().ok_or_else(|| Error::Gone(id.to_owned()))
+    }
+
+    /// The bound sandbox with these labels; one that runs where several have them.
+    pub(crate) fn bound_with(&self, labels: &[(&str, &str)]) -> Option<Arc<Sandbox>> {
+        let all: Vec<_> = self.map().values().cloned().collect();
+        let has = |it: &&Arc<Sandbox>| {
+            let live = it.live();
+            let given = &live.state.labels;
+            live.bound && labels.iter().all(|(name, value)| given.get(*name).is_some_and(|it| it == value))
+        };
+        all.iter().filter(has).max_by_key(|it| it.live().phase == Phase::Running).cloned()
     }
 
     pub(crate) fn list(&self) -> Vec<wire::node::Sandbox> {

@@ -15,8 +15,12 @@ use wire::node::{Bind, Create, Limits, Problem, Sandbox, Workspace};
 /// A helper program: beside this test, where it was copied for another user, or where cargo built it.
 pub(crate) fn program(name: &str) -> PathBuf {
     let beside = std::env::current_exe().unwrap().with_file_name(name);
-    let built = if name == "intruder" { env!("CARGO_BIN_EXE_intruder") } else { env!("CARGO_BIN_EXE_node-launcher") };
-    if beside.exists() { beside } else { built.into() }
+    let built = match name {
+        "intruder" => env!("CARGO_BIN_EXE_intruder").into(),
+        "node-launcher" => env!("CARGO_BIN_EXE_node-launcher").into(),
+        example => PathBuf::from(env!("CARGO_BIN_EXE_intruder")).with_file_name("examples").join(example),
+    };
+    if beside.exists() { beside } else { built }
 }
 
 pub(crate) fn is_root() -> bool {

@@ -4,5 +4,6 @@
 mod cell;
 mod crash;
 mod escape;
+mod kubelet;
 mod life;
 mod projection;
