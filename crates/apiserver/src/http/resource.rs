@@ -67,6 +67,7 @@ pub(crate) async fn answer(core: &Arc<Core>, asked: Asked<'_>, warnings: &mut Ve
         && match *verb {
             "create" => !collection,
             "update" | "patch" => collection,
+            "deletecollection" => resource.is("", "namespaces"),
             verb => verb.is_empty(),
         }
     {

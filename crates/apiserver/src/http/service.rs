@@ -144,6 +144,9 @@ where
         return discovery::answer(core, parts, path).await.map(Answer::Reply);
     };
     access::authorize(&user, &Attributes::from(&target))?;
+    if parts.method == Method::HEAD {
+        return Err(Problem::not_allowed());
+    }
     if let Some(part) = kubelets::Part::of(&target) {
         let Target { namespace, name, .. } = &target;
         let (method, headers) = (&parts.method, &parts.headers);

@@ -29,7 +29,9 @@ impl Target {
         if path.len() > MAX_PATH {
             return None;
         }
-        let mut parts = path.trim_matches('/').split('/').map(decode);
+        // An escaped slash separates as a plain one does.
+        let path = decode(path);
+        let mut parts = path.trim_matches('/').split('/').map(Cow::Borrowed);
         let prefix = parts.next()?;
         let mut target = Self::default();
         match prefix.as_ref() {

@@ -3,6 +3,8 @@
 pub(crate) mod convert;
 pub(crate) mod defaults;
 pub(crate) mod fields;
+mod schedule;
+mod service_account;
 pub(crate) mod strategy;
 pub(crate) mod subresources;
 pub(crate) mod types;

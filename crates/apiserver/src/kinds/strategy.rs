@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::{defaults, validate};
+use super::{defaults, service_account, validate};
 use crate::object::FieldError;
 use crate::object::meta::NameRule;
 use crate::object::status::Problem;
@@ -142,8 +142,8 @@ pub(crate) fn reset_for_update(resource: &Resource, subresource: &str, object: &
             } else {
                 let old_meta = old.get("metadata").cloned().unwrap_or_default();
                 put(&mut kept, "metadata", Some(metadata));
-                let fields: &[&str] =
-                    if resource.stored_group == "apps" { &["ownerReferences", "labels"] } else { &["ownerReferences"] };
+                let keeps_labels = of(resource) == ("apps", "deployments");
+                let fields: &[&str] = if keeps_labels { &["ownerReferences", "labels"] } else { &["ownerReferences"] };
                 for field in fields {
                     meta::put(&mut kept, field, old_meta.get(*field).cloned());
                 }
@@ -179,13 +179,12 @@ pub(crate) fn reset_applied(resource: &Resource, subresource: &str, applied: &mu
 pub(crate) fn admit_create(call: &Call, object: &mut Value) -> Result<(), Problem> {
     match of(&call.resource) {
         ("", "pods") => {
+            let name = meta::name(object).to_owned();
             let Some(spec) = object.get_mut("spec") else { return Ok(()) };
             let spec = meta::map(spec);
-            if spec.get("serviceAccountName").and_then(Value::as_str).unwrap_or_default().is_empty() {
-                spec.insert("serviceAccountName".into(), json!("default"));
-                spec.insert("serviceAccount".into(), json!("default"));
-            }
-            priority(call, spec)
+            service_account::admit(call, &name, spec)?;
+            service_account::tolerate(spec);
+            priority(call, &name, spec)
         }
         ("", "persistentvolumeclaims") => {
             default_class(call, object);
@@ -196,7 +195,7 @@ pub(crate) fn admit_create(call: &Call, object: &mut Value) -> Result<(), Proble
 }
 
 /// A pod's priority is that of its class.
-fn priority(call: &Call, spec: &mut Map<String, Value>) -> Result<(), Problem> {
+fn priority(call: &Call, pod: &str, spec: &mut Map<String, Value>) -> Result<(), Problem> {
     let name = spec.get("priorityClassName").and_then(Value::as_str).unwrap_or_default().to_owned();
     let store = &call.core.store;
     let class = match name.as_str() {
@@ -210,7 +209,7 @@ fn priority(call: &Call, spec: &mut Map<String, Value>) -> Result<(), Problem> {
             let key = crate::store::Key::new("scheduling.k8s.io", "priorityclasses", "", name);
             let Some(found) = store.get(&key) else {
                 let why = format!("no PriorityClass with name {name} was found");
-                return Err(Problem::forbidden(call.resource.what(), &call.name, &why));
+                return Err(Problem::forbidden(call.resource.what(), pod, &why));
             };
             Some(found.value())
         }
@@ -429,7 +428,8 @@ pub(crate) fn prepare_update(call: &Call, object: &mut Value, old: &Value) -> Re
         }
         _ => {}
     }
-    if has_generation(resource) && call.subresource != "status" && wishes_differ(resource, object, old) {
+    let counts = !matches!(call.subresource.as_str(), "status" | "binding");
+    if has_generation(resource) && counts && wishes_differ(resource, object, old) {
         meta::set(object, "generation", meta::generation(old) + 1);
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::http::json::put;
 use crate::http::reply::Reply;
 use crate::http::resource::{Asked, encoded, written_reply};
 use crate::http::{Accept, media};
@@ -22,6 +23,9 @@ pub(crate) async fn answer(call: &mut Call, asked: &Asked<'_>, accept: &Accept) 
             let options = body.get("deleteOptions").cloned().unwrap_or_else(|| json!({}));
             let mut options = DeleteOptions::of(asked.query, Some(&options))?;
             options.dry_run |= asked.query.has("dryRun");
+            if !options.dry_run {
+                tell_evicted(call, asked).await?;
+            }
             delete::delete(call, &options).await?;
             encoded(
                 accept,
@@ -57,6 +61,35 @@ fn body(asked: &Asked<'_>, kind: &str) -> Result<Value, Problem> {
     }
 }
 
+fn set_condition(pod: &mut Value, mut condition: Value, now: &str) {
+    put(&mut condition, "lastProbeTime", Value::Null);
+    put(&mut condition, "lastTransitionTime", json!(now));
+    let status = meta::map(pod).entry("status").or_insert_with(|| json!({}));
+    let conditions = meta::map(status).entry("conditions").or_insert_with(|| json!([]));
+    if let Some(conditions) = conditions.as_array_mut() {
+        conditions.retain(|it| it.get("type") != condition.get("type"));
+        conditions.push(condition);
+    }
+}
+
+/// A pod that is evicted says so while it goes.
+async fn tell_evicted(call: &mut Call, asked: &Asked<'_>) -> Result<(), Problem> {
+    let options = WriteOptions::of(asked.query, asked.user_agent(), "CreateOptions", false)?;
+    let now = call.core.now();
+    update::guaranteed(call, &options, false, |call, current| {
+        let mut pod = current.cloned().ok_or_else(|| call.not_found(&call.name))?;
+        let over = pod.pointer("/status/phase").is_some_and(|it| it == "Succeeded" || it == "Failed");
+        if !over && !meta::is_being_deleted(&pod) {
+            let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+                "message": "Eviction API: evicting"});
+            set_condition(&mut pod, condition, &now);
+        }
+        Ok(pod)
+    })
+    .await?;
+    Ok(())
+}
+
 /// Gives a pod its node, once.
 async fn bind(call: &mut Call, asked: &Asked<'_>, binding: &Value) -> Result<(), Problem> {
     let node = binding.pointer("/target/name").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -80,7 +113,7 @@ async fn bind(call: &mut Call, asked: &Asked<'_>, binding: &Value) -> Result<(),
         }
         let spec = meta::map(&mut pod).entry("spec").or_insert_with(|| json!({}));
         meta::map(spec).insert("nodeName".into(), json!(node));
-        crate::registry::custom::set_condition(&mut pod, "PodScheduled", "True", "", "", &now);
+        set_condition(&mut pod, json!({"type": "PodScheduled", "status": "True"}), &now);
         Ok(pod)
     })
     .await

@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use super::schedule;
 use crate::object::FieldError;
 use crate::object::field::quote;
 use crate::object::meta::{dns1123_label, validate_kube_finalizers};
@@ -66,6 +67,9 @@ pub(super) fn create(resource: &Resource, object: &Value) -> Vec<FieldError> {
         ("batch", "cronjobs") => {
             if is_blank(object, "/spec/schedule") {
                 errors.push(FieldError::required("spec.schedule", ""));
+            }
+            if let Err(why) = schedule::check(text(object, "/spec/schedule")) {
+                errors.push(FieldError::invalid_str("spec.schedule", text(object, "/spec/schedule"), &why));
             }
             let policies = ["Allow", "Forbid", "Replace"];
             one_of(object, "/spec/concurrencyPolicy", "spec.concurrencyPolicy", &policies, &mut errors);
@@ -161,11 +165,10 @@ pub(super) fn update(resource: &Resource, new: &Value, old: &Value) -> Vec<Field
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings")
             if new.get("roleRef") != old.get("roleRef") =>
         {
-            errors.push(FieldError::invalid(
-                "roleRef",
-                new.get("roleRef").unwrap_or(&Value::Null),
-                "cannot change roleRef",
-            ));
+            // As Go writes the internal type, which has no names for JSON.
+            let said = |field| new.get("roleRef").and_then(|it| it.get(field)).cloned().unwrap_or_else(|| json!(""));
+            let shown = json!({"APIGroup": said("apiGroup"), "Kind": said("kind"), "Name": said("name")});
+            errors.push(FieldError::invalid("roleRef", &shown, "cannot change roleRef"));
         }
         ("", "pods") => pod_update(new, old, &mut errors),
         ("", "services") => {
@@ -284,15 +287,17 @@ fn secret(object: &Value, errors: &mut Vec<FieldError>) {
     if size > MAX_DATA {
         errors.push(FieldError::too_long("data", MAX_DATA as u64));
     }
+    let has = |key: &str| object.get("data").and_then(|it| it.get(key)).is_some();
     let required: &[&str] = match text(object, "/type") {
         "kubernetes.io/dockercfg" => &[".dockercfg"],
         "kubernetes.io/dockerconfigjson" => &[".dockerconfigjson"],
+        "kubernetes.io/basic-auth" if !has("username") && !has("password") => &["username", "password"],
         "kubernetes.io/ssh-auth" => &["ssh-privatekey"],
         "kubernetes.io/tls" => &["tls.crt", "tls.key"],
         _ => &[],
     };
     for key in required {
-        if object.get("data").and_then(|it| it.get(*key)).is_none() {
+        if !has(key) {
             errors.push(FieldError::required(format!("data[{key}]"), ""));
         }
     }
@@ -307,7 +312,6 @@ fn secret(object: &Value, errors: &mut Vec<FieldError>) {
 fn service(object: &Value, errors: &mut Vec<FieldError>) {
     let ports = list(object, "/spec/ports");
     let kind = text(object, "/spec/type");
-    one_of(object, "/spec/type", "spec.type", &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"], errors);
     if ports.is_empty() && text(object, "/spec/clusterIP") != "None" && kind != "ExternalName" {
         errors.push(FieldError::required("spec.ports", ""));
     }
@@ -321,7 +325,11 @@ fn service(object: &Value, errors: &mut Vec<FieldError>) {
         }
         port_number(port, "/port", &format!("{path}.port"), errors);
         one_of(port, "/protocol", &format!("{path}.protocol"), &["SCTP", "TCP", "UDP"], errors);
+        if port.get("targetPort").is_some_and(Value::is_number) {
+            port_number(port, "/targetPort", &format!("{path}.targetPort"), errors);
+        }
     }
+    one_of(object, "/spec/type", "spec.type", &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"], errors);
 }
 
 fn port_number(object: &Value, path: &str, name: &str, errors: &mut Vec<FieldError>) {
@@ -395,7 +403,7 @@ fn selector(object: &Value, errors: &mut Vec<FieldError>) {
     };
     if given.is_none_or(Value::is_null) {
         errors.push(FieldError::required("spec.selector", ""));
-        errors.extend((!labels.is_null()).then(mismatch));
+        errors.push(mismatch());
         return;
     }
     if is_blank(object, "/spec/selector/matchLabels") && is_blank(object, "/spec/selector/matchExpressions") {
@@ -485,7 +493,7 @@ fn pod_spec(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
             }
         }
     }
-    one_of(spec, "/restartPolicy", &format!("{path}.restartPolicy"), &["Always", "Never", "OnFailure"], errors);
+    one_of(spec, "/restartPolicy", &format!("{path}.restartPolicy"), &["Always", "OnFailure", "Never"], errors);
     let dns = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
     one_of(spec, "/dnsPolicy", &format!("{path}.dnsPolicy"), &dns, errors);
 }

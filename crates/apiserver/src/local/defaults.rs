@@ -14,7 +14,8 @@ use crate::verbs::{create, meta, update};
 
 const ACCOUNT: &str = "default";
 const AUTHORITY: &str = "kube-root-ca.crt";
-const MANAGER: &str = "namespace-defaults";
+/// Whose work this is in a cluster.
+const MANAGER: &str = "kube-controller-manager";
 const DESCRIPTION: &str = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the internal service IP or kubernetes.default.svc. No other usage is guaranteed across distributions of Kubernetes clusters.";
 
 /// Runs until the shutdown.

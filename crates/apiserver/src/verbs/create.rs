@@ -112,7 +112,7 @@ fn exists(call: &Call, current: &Value, name: &str) -> Problem {
 }
 
 /// The base, shortened where it must be, and five random characters that spell nothing.
-fn generate_name(base: &str) -> String {
+pub(crate) fn generate_name(base: &str) -> String {
     const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     let mut name: String = base.chars().take(NAME_MAX - SUFFIX).collect();
     let mut random = rand::rng();

@@ -32,19 +32,27 @@ pub(crate) async fn delete(call: &mut Call, options: &DeleteOptions) -> Result<D
         preconditions(call, &before, options)?;
         strategy::admit_delete(call, &before, options)?;
         let step = decide(call, &before, options);
-        let (object, goes) = match step {
+        let (object, told) = match step {
             Step::Wait => return Ok(Deleted { object: Object::Stored(current), gone: false }),
-            Step::Mark(object) => (object, false),
-            Step::Remove => (before, true),
+            Step::Mark(object) => (object, None),
+            Step::Remove(told) => (before, Some(told)),
         };
+        let goes = told.is_some();
         if options.dry_run {
-            return Ok(Deleted { object: Object::Made(object), gone: goes });
+            return Ok(Deleted { object: Object::Made(told.flatten().unwrap_or(object)), gone: goes });
         }
         let change = if goes { Change::Delete(object) } else { Change::Put(object) };
         match call.core.store.write(key.clone(), Expect::Rev(current.rev), change).await {
             Ok(entry) => {
                 strategy::after_write(call, &entry);
-                return Ok(Deleted { object: Object::Stored(entry), gone: goes });
+                let object = match told.flatten() {
+                    Some(mut told) => {
+                        meta::set(&mut told, "resourceVersion", entry.rev.to_string());
+                        Object::Made(told)
+                    }
+                    None => Object::Stored(entry),
+                };
+                return Ok(Deleted { object, gone: goes });
             }
             Err(WriteError::Conflict { .. }) => {}
             Err(error) => return Err(refused(&error, &resource, &call.name)),
@@ -77,7 +85,8 @@ enum Step {
     Wait,
     /// It stays, marked.
     Mark(Value),
-    Remove,
+    /// It goes; whoever asked is told that it looked like this at the end, if not as it is kept.
+    Remove(Option<Value>),
 }
 
 fn decide(call: &Call, before: &Value, options: &DeleteOptions) -> Step {
@@ -119,7 +128,11 @@ fn decide(call: &Call, before: &Value, options: &DeleteOptions) -> Step {
     meta::set_finalizers(&mut object, &finalizers);
     if finalizers.is_empty() {
         let left = meta::get(&object, "deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or_default();
-        return if graceful && left > 0 { Step::Mark(object) } else { Step::Remove };
+        return match (graceful, left > 0) {
+            (true, true) => Step::Mark(object),
+            (true, false) => Step::Remove(Some(object)),
+            (false, _) => Step::Remove(None),
+        };
     }
     if !graceful {
         if !meta::is_being_deleted(before) {
@@ -145,7 +158,7 @@ fn namespace(call: &Call, before: &Value, options: &DeleteOptions) -> Step {
     let holds =
         |object: &Value| object.pointer("/spec/finalizers").and_then(Value::as_array).is_some_and(|it| !it.is_empty());
     if meta::is_being_deleted(before) {
-        return if holds(before) || !meta::finalizers(before).is_empty() { Step::Wait } else { Step::Remove };
+        return if holds(before) || !meta::finalizers(before).is_empty() { Step::Wait } else { Step::Remove(None) };
     }
     let mut object = before.clone();
     meta::set(&mut object, "deletionTimestamp", call.core.now());
@@ -159,13 +172,13 @@ fn namespace(call: &Call, before: &Value, options: &DeleteOptions) -> Step {
         _ => {}
     }
     meta::set_finalizers(&mut object, &finalizers);
-    if holds(&object) || !finalizers.is_empty() { Step::Mark(object) } else { Step::Remove }
+    if holds(&object) || !finalizers.is_empty() { Step::Mark(object) } else { Step::Remove(None) }
 }
 
 /// A definition says that it terminates; its objects go first.
 fn definition(call: &Call, before: &Value) -> Step {
     match (meta::is_being_deleted(before), meta::finalizers(before).is_empty()) {
-        (_, true) => Step::Remove,
+        (_, true) => Step::Remove(None),
         (true, false) => Step::Wait,
         (false, false) => {
             let mut object = before.clone();

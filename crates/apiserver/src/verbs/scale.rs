@@ -1,6 +1,6 @@
 use serde_json::{Value, json};
 
-use super::{Call, Object, WriteOptions, meta, read, update};
+use super::{Call, WriteOptions, meta, read, update};
 use crate::http::json::put;
 use crate::http::resource::Asked;
 use crate::http::{json as body, media};
@@ -10,12 +10,20 @@ use crate::object::{FieldError, patch};
 use crate::registry::Scale;
 use crate::verbs::patch::Language;
 
+/// Replicas that nobody can have written.
+const UNSAID: i64 = i32::MIN as i64;
+
 /// `GET`, `PUT` and `PATCH` of `/scale`: an `autoscaling/v1` Scale as a face of the object.
 pub(crate) async fn answer(call: &mut Call, verb: &str, asked: &Asked<'_>) -> Result<Value, Problem> {
     let Some(scale) = call.resource.scale.clone() else { return Err(Problem::no_such_path()) };
     if verb == "get" {
         let object = read::get(call, None).await?;
-        return face(call, &scale, &object.served(&call.resource));
+        let object = object.served(&call.resource);
+        if call.resource.is_custom() && find(&object, &scale.spec).and_then(Value::as_i64).is_none() {
+            let path = scale.spec.join(".");
+            return Err(Problem::internal(&format!("the spec replicas field \".{path}\" does not exist")));
+        }
+        return Ok(face(call, &scale, &object, 0));
     }
     let kind = if verb == "update" { "UpdateOptions" } else { "PatchOptions" };
     let options = WriteOptions::of(asked.query, asked.user_agent(), kind, false)?;
@@ -41,7 +49,7 @@ pub(crate) async fn answer(call: &mut Call, verb: &str, asked: &Asked<'_>) -> Re
     let schema = call.resource.schema();
     let written = update::guaranteed(call, &options, false, |call, current| {
         let current = current.ok_or_else(|| call.not_found(&call.name))?;
-        let before = face(call, &scale, current)?;
+        let before = face(call, &scale, current, UNSAID);
         let after = match &wanted {
             Wanted::Whole(value) => value.clone(),
             Wanted::Patch(Language::Json, operations) => patch::json(&before, operations)?,
@@ -49,6 +57,10 @@ pub(crate) async fn answer(call: &mut Call, verb: &str, asked: &Asked<'_>) -> Re
             Wanted::Patch(_, changes) => patch::merge(&before, changes)?,
         };
         let replicas = after.pointer("/spec/replicas").cloned().unwrap_or_else(|| json!(0));
+        if replicas == UNSAID {
+            let path = scale.spec.join(".");
+            return Err(Problem::bad_request(format!("the spec replicas field \".{path}\" cannot be empty")));
+        }
         check(call, &after, &replicas)?;
         let mut object = current.clone();
         put_at(&mut object, &scale.spec, replicas);
@@ -58,20 +70,20 @@ pub(crate) async fn answer(call: &mut Call, verb: &str, asked: &Asked<'_>) -> Re
             "resourceVersion",
             Some(json!(if revision.is_empty() { meta::text(current, "resourceVersion") } else { &revision })),
         );
-        let updater = Updater {
-            manager: &options.manager,
-            subresource: "scale",
-            api_version: &call.resource.api_version(),
-            now: call.core.clock.now(),
-        };
-        apply::track(Some(current), &mut object, &schema, &updater);
+        // Upstream notes nobody for the scale of a custom resource.
+        if !call.resource.is_custom() {
+            let updater = Updater {
+                manager: &options.manager,
+                subresource: "scale",
+                api_version: &call.resource.api_version(),
+                now: call.core.clock.now(),
+            };
+            apply::track(Some(current), &mut object, &schema, &updater);
+        }
         Ok(object)
     })
     .await?;
-    let object = match &written.object {
-        Object::Stored(_) | Object::Made(_) => written.object.served(&call.resource),
-    };
-    face(call, &scale, &object)
+    Ok(face(call, &scale, &written.object.served(&call.resource), 0))
 }
 
 enum Wanted {
@@ -100,17 +112,11 @@ fn check(call: &Call, after: &Value, replicas: &Value) -> Result<(), Problem> {
     }
 }
 
-/// The Scale of an object.
-fn face(call: &Call, scale: &Scale, object: &Value) -> Result<Value, Problem> {
+/// The Scale of an object; `unsaid`: the replicas of a custom one that does not say them.
+fn face(call: &Call, scale: &Scale, object: &Value, unsaid: i64) -> Value {
     let number = |path: &[String]| find(object, path).and_then(Value::as_i64);
-    let replicas = match (number(&scale.spec), call.resource.is_custom()) {
-        (Some(replicas), _) => replicas,
-        (None, false) => 0,
-        (None, true) => {
-            let path = scale.spec.join(".");
-            return Err(Problem::internal(&format!("the spec replicas field \".{path}\" does not exist")));
-        }
-    };
+    let unsaid = if call.resource.is_custom() { unsaid } else { 0 };
+    let replicas = number(&scale.spec).unwrap_or(unsaid);
     let mut metadata = json!({"name": meta::name(object), "namespace": meta::namespace(object), "uid": meta::uid(object),
         "resourceVersion": meta::text(object, "resourceVersion")});
     if let Some(at) = meta::get(object, "creationTimestamp") {
@@ -129,7 +135,7 @@ fn face(call: &Call, scale: &Scale, object: &Value) -> Result<Value, Problem> {
     if replicas != 0 {
         put(&mut spec, "replicas", json!(replicas));
     }
-    Ok(json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec, "status": status}))
+    json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec, "status": status})
 }
 
 fn find<'a>(object: &'a Value, path: &[String]) -> Option<&'a Value> {

@@ -187,7 +187,7 @@ fn text<'a>(object: &'a Value, key: &str) -> &'a str {
 
 /// `apps/v1, Kind=Deployment`, `/v1, Kind=Pod`.
 fn gvk(api_version: &str, kind: &str) -> String {
-    let slash = if api_version.contains('/') || api_version.is_empty() { "" } else { "/" };
+    let slash = if api_version.contains('/') { "" } else { "/" };
     format!("{slash}{api_version}, Kind={kind}")
 }
 

@@ -21,7 +21,9 @@ impl Schema {
             self.shape(object);
         }
         let mut unknown = pruner.unknown;
-        unknown.sort_unstable();
+        if self.custom {
+            unknown.sort_unstable();
+        }
         unknown
     }
 }
@@ -105,22 +107,21 @@ impl Pruner {
     fn map(&mut self, map: &mut Map<String, Value>, node: &Node, free: bool, resource: bool) {
         let typeless = |key: &str| resource && matches!(key, "apiVersion" | "kind" | "metadata");
         let declared = |key: &str| node.child(key).is_some() || matches!(node.additional, Additional::Any);
-        if !free && map.keys().any(|key| !typeless(key) && !declared(key)) {
-            map.retain(|key, _| {
-                let keep = typeless(key) || declared(key);
-                if !keep {
-                    self.note(key);
-                }
-                keep
-            });
-        }
+        let mut any_unknown = false;
         for (key, value) in map.iter_mut().filter(|(key, _)| !typeless(key)) {
             match (node.child(key), &node.additional) {
                 (Some(child), _) => self.at(key, |this| this.value(value, Some(child))),
                 // `additionalProperties: true` says nothing about what is below, and so nothing below is known.
                 (None, Additional::Any) => self.at(key, |this| this.value(value, None)),
+                _ if !free && !declared(key) => {
+                    any_unknown = true;
+                    self.note(key);
+                }
                 _ => {}
             }
+        }
+        if any_unknown {
+            map.retain(|key, _| typeless(key) || declared(key));
         }
     }
 }

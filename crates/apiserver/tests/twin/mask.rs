@@ -1,0 +1,161 @@
+//! What of an answer is compared.
+
+use std::collections::HashMap;
+
+use regex::Regex;
+use serde_json::{Map, Value};
+
+use crate::side::Answer;
+
+/// The names that one server gave in one case, in the order in which they came.
+pub(crate) struct Mask {
+    namespace: String,
+    seen: HashMap<&'static str, Vec<String>>,
+    uid: Regex,
+    time: Regex,
+    generated: Regex,
+}
+
+impl Mask {
+    pub(crate) fn new(namespace: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            seen: HashMap::new(),
+            uid: Regex::new("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").unwrap(),
+            time: Regex::new(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z").unwrap(),
+            generated: Regex::new("-[bcdfghjklmnpqrstvwxz2456789]{5}$").unwrap(),
+        }
+    }
+
+    /// The answer as text, one value a line.
+    pub(crate) fn answer(&mut self, answer: &Answer, ignore: &[String], unordered: bool) -> String {
+        let mut said = format!("{} {}\n", answer.code, answer.content);
+        for warning in &answer.warnings {
+            said += &format!("warning: {}\n", self.text(warning));
+        }
+        if answer.text.trim().is_empty() {
+            return said;
+        }
+        let documents: Result<Vec<Value>, _> = serde_json::Deserializer::from_str(&answer.text).into_iter().collect();
+        let Ok(documents) = documents else { return said + &self.text(&answer.text) };
+        for mut document in documents {
+            for pointer in ignore {
+                let path: Vec<&str> = pointer.split('/').skip(1).collect();
+                remove(&mut document, &path);
+            }
+            if unordered {
+                remove(&mut document, &["message"]);
+                if let Some(causes) = document.pointer_mut("/details/causes").and_then(Value::as_array_mut) {
+                    causes.sort_by_key(Value::to_string);
+                }
+            }
+            self.value("", &mut document);
+            said += &serde_json::to_string_pretty(&document).unwrap();
+            said.push('\n');
+        }
+        said
+    }
+
+    fn value(&mut self, name: &str, value: &mut Value) {
+        match value {
+            Value::Object(fields) => self.object(fields),
+            Value::Array(items) => items.iter_mut().for_each(|item| self.value(name, item)),
+            Value::String(text) => {
+                *text = match name {
+                    "uid" => self.numbered("uid", text),
+                    "resourceVersion" if text.starts_with('<') => return,
+                    "resourceVersion" => self.numbered("revision", text),
+                    "continue" if !text.is_empty() => "<continue>".to_owned(),
+                    "ca.crt" => "<certificate>".to_owned(),
+                    _ => self.text(text),
+                };
+            }
+            _ => {}
+        }
+    }
+
+    fn object(&mut self, fields: &mut Map<String, Value>) {
+        // Both say the same whatever the order in which they write it.
+        fields.sort_keys();
+        // The revision of a list, and of a bookmark, is that of everything.
+        let kind = fields.get("kind").and_then(Value::as_str).unwrap_or_default();
+        let listed = kind == "Table" || kind.ends_with("List");
+        let bookmark = fields.get("type").is_some_and(|it| it == "BOOKMARK");
+        for (name, value) in fields.iter_mut() {
+            if (listed && name == "metadata" || bookmark && name == "object")
+                && let Some(revision) =
+                    value.pointer_mut(if bookmark { "/metadata/resourceVersion" } else { "/resourceVersion" })
+            {
+                *revision = Value::from("<revision of all>");
+            }
+            if name == "rows" {
+                // The columns that say an age.
+                for cell in value.as_array_mut().into_iter().flatten().filter_map(|row| row.get_mut("cells")) {
+                    for cell in cell.as_array_mut().into_iter().flatten() {
+                        let age = cell.as_str().is_some_and(|it| {
+                            it.strip_suffix('s')
+                                .is_some_and(|it| !it.is_empty() && it.bytes().all(|it| it.is_ascii_digit()))
+                        });
+                        if age {
+                            *cell = Value::from("<age>");
+                        }
+                    }
+                }
+            }
+            if fields_are_times(name) && value.is_string() {
+                *value = Value::from("<time>");
+            }
+            self.value(name, value);
+        }
+    }
+
+    fn text(&mut self, text: &str) -> String {
+        let text = text.replace(&self.namespace, "$ns");
+        let text = self.time.replace_all(&text, "<time>").into_owned();
+        let uids: Vec<String> = self.uid.find_iter(&text).map(|it| it.as_str().to_owned()).collect();
+        let mut text = text;
+        for uid in uids {
+            let number = self.numbered("uid", &uid);
+            text = text.replace(&uid, &number);
+        }
+        self.generated.replace(&text, "-<generated>").into_owned()
+    }
+
+    fn numbered(&mut self, kind: &'static str, text: &str) -> String {
+        if text.is_empty() || text == "0" {
+            return text.to_owned();
+        }
+        let seen = self.seen.entry(kind).or_default();
+        let at = seen.iter().position(|it| it == text).unwrap_or_else(|| {
+            seen.push(text.to_owned());
+            seen.len() - 1
+        });
+        format!("<{kind} {}>", at + 1)
+    }
+}
+
+fn fields_are_times(name: &str) -> bool {
+    matches!(name, "time" | "creationTimestamp" | "deletionTimestamp" | "lastTransitionTime")
+}
+
+fn remove(value: &mut Value, path: &[&str]) {
+    match (path, value) {
+        ([], _) => {}
+        ([last], Value::Object(fields)) => {
+            fields.shift_remove(*last);
+        }
+        (["*", rest @ ..], Value::Array(items)) => items.iter_mut().for_each(|item| remove(item, rest)),
+        (["*", rest @ ..], Value::Object(fields)) => fields.values_mut().for_each(|field| remove(field, rest)),
+        ([first, rest @ ..], Value::Object(fields)) => {
+            if let Some(field) = fields.get_mut(*first) {
+                remove(field, rest);
+            }
+        }
+        ([first, rest @ ..], Value::Array(items)) => {
+            if let Some(item) = first.parse::<usize>().ok().and_then(|at| items.get_mut(at)) {
+                remove(item, rest);
+            }
+        }
+        _ => {}
+    }
+}
