@@ -29,7 +29,8 @@ pub(crate) async fn open(
     warm: usize,
     elsewhere: Option<&Path>,
 ) -> Result<Option<Sandboxes>> {
-    let shown = projection::Options::new(client.clone(), projection::machine_name(), clock.clone(), tasks.clone());
+    let name = projection::machine_name();
+    let shown = projection::Options::new(client.clone(), name, home.dir(), clock.clone(), tasks.clone());
     let at = match elsewhere {
         Some(socket) => {
             let path = socket.to_owned();

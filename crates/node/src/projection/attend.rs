@@ -1,6 +1,5 @@
 //! Keeps the Node and its Lease.
 
-use std::fs;
 use std::time::Duration;
 
 use api::labels;
@@ -8,15 +7,15 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use kit::Backoff;
-use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::link::{Link, within};
+use super::machine::{self, Machine};
 use super::object::{quantity, time};
-use super::{Error, MANAGER, Options};
+use super::{Error, MANAGER, Options, objects};
 
 /// As a kubelet: the Lease every ten seconds, and the status when it changes and every five minutes.
 const RENEW: Duration = Duration::from_secs(10);
@@ -41,10 +40,18 @@ pub(super) struct Attend<'a> {
 /// The status that was written last.
 struct Told {
     uid: String,
-    ready: bool,
-    since: Timestamp,
+    /// The conditions, and since when they are so.
+    said: [(bool, Timestamp); 4],
     at: Instant,
 }
+
+/// The types of the Node's conditions, and a kubelet's reasons for being so and not.
+const CONDITIONS: [(&str, &str, &str); 4] = [
+    ("MemoryPressure", "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory"),
+    ("DiskPressure", "KubeletHasDiskPressure", "KubeletHasNoDiskPressure"),
+    ("PIDPressure", "KubeletHasInsufficientPID", "KubeletHasSufficientPID"),
+    ("Ready", "KubeletReady", "KubeletNotReady"),
+];
 
 impl<'a> Attend<'a> {
     pub(super) fn new(options: &'a Options, link: &'a Link, answers: watch::Receiver<bool>) -> Self {
@@ -80,11 +87,17 @@ impl<'a> Attend<'a> {
     async fn round(&mut self, ready: bool) -> Result<(), Error> {
         let uid = self.node().await?;
         let now = self.options.clock.now();
+        let [memory, disk, pids] = machine::pressure(&self.options.disk);
+        let mut said = [memory, disk, pids, ready].map(|is| (is, now));
         let told = self.told.as_ref().filter(|told| told.uid == uid);
-        let since = told.filter(|told| told.ready == ready).map_or(now, |told| told.since);
-        if told.is_none_or(|told| told.ready != ready || told.at.elapsed() >= TELL) {
-            self.tell(ready, since, now).await?;
-            self.told = Some(Told { uid: uid.clone(), ready, since, at: Instant::now() });
+        for (now, before) in said.iter_mut().zip(told.iter().flat_map(|told| told.said)) {
+            if now.0 == before.0 {
+                *now = before;
+            }
+        }
+        if told.is_none_or(|told| told.said != said || told.at.elapsed() >= TELL) {
+            self.tell(&said, ready, now).await?;
+            self.told = Some(Told { uid: uid.clone(), said, at: Instant::now() });
         }
         if ready {
             self.renew(&uid, now).await?;
@@ -96,7 +109,7 @@ impl<'a> Attend<'a> {
     async fn node(&mut self) -> Result<String, Error> {
         const DOING: &str = "write the Node";
         let name = &self.options.name;
-        let nodes = Api::<Node>::all(self.options.client.clone());
+        let nodes = objects::<Node>(&self.options.client, None);
         let (os, arch) = ("linux", self.machine.arch);
         let metadata = json!({"name": name, "labels": {
             "kubernetes.io/hostname": name, "kubernetes.io/os": os, "kubernetes.io/arch": arch,
@@ -106,7 +119,7 @@ impl<'a> Attend<'a> {
             None => {
                 // Of a Node that is there already, others may have changed them.
                 let taints = json!([{"key": TAINT, "value": "only", "effect": "NoSchedule"}]);
-                let it = json!({"metadata": metadata, "spec": {"taints": taints}});
+                let it = json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"taints": taints}});
                 let it = serde_json::from_value(it).map_err(Error::unreachable(DOING))?;
                 let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
                 nodes.create(&params, &it).await.map_err(Error::api(DOING))?
@@ -125,7 +138,7 @@ impl<'a> Attend<'a> {
         Ok(found.metadata.uid.unwrap_or_default())
     }
 
-    async fn tell(&self, ready: bool, since: Timestamp, now: Timestamp) -> Result<(), Error> {
+    async fn tell(&self, said: &[(bool, Timestamp); 4], ready: bool, now: Timestamp) -> Result<(), Error> {
         const DOING: &str = "tell how the Node is";
         let Options { client, name, most, .. } = self.options;
         // Of a node that does not answer nobody knows the version.
@@ -134,18 +147,19 @@ impl<'a> Attend<'a> {
         let room = json!({
             "cpu": self.machine.cpus.to_string(), "memory": quantity(self.machine.memory), "pods": most.to_string(),
         });
-        let mut conditions: Vec<Value> = [
-            ("MemoryPressure", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-            ("DiskPressure", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-            ("PIDPressure", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
-        ]
-        .into_iter()
-        .map(|(type_, reason, message)| condition(type_, false, reason, message, since, now))
-        .collect();
-        conditions.push(match ready {
-            true => condition("Ready", true, "KubeletReady", "the node answers", since, now),
-            false => condition("Ready", false, "KubeletNotReady", "the node does not answer", since, now),
+        let conditions = CONDITIONS.iter().zip(said).map(|((type_, so, not), (is, since))| {
+            let message = match (*type_, is) {
+                ("Ready", true) => "the node answers",
+                ("Ready", false) => "the node does not answer",
+                (_, true) => "little is left",
+                (_, false) => "enough is left",
+            };
+            json!({
+                "type": type_, "status": if *is { "True" } else { "False" }, "reason": if *is { so } else { not },
+                "message": message, "lastTransitionTime": time(*since), "lastHeartbeatTime": time(now),
+            })
         });
+        let conditions: Vec<Value> = conditions.collect();
         let info = json!({
             "machineID": self.machine.id,
             "systemUUID": "",
@@ -172,7 +186,7 @@ impl<'a> Attend<'a> {
                 "nodeInfo": info,
             },
         });
-        let nodes = Api::<Node>::all(client.clone());
+        let nodes = objects::<Node>(client, None);
         let params = PatchParams::apply(MANAGER).force();
         nodes.patch_status(name, &params, &Patch::Apply(&status)).await.map(drop).map_err(Error::api(DOING))
     }
@@ -192,81 +206,15 @@ impl<'a> Attend<'a> {
                 "renewTime": now.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string(),
             },
         });
-        let leases = Api::<Lease>::namespaced(client.clone(), LEASES);
+        let leases = objects::<Lease>(client, Some(LEASES));
         let params = PatchParams::apply(MANAGER).force();
         match leases.patch(name, &params, &Patch::Apply(&lease)).await {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             other => return other.map(drop).map_err(Error::api(DOING)),
         }
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": LEASES}});
-        let namespaces = Api::<Namespace>::all(client.clone());
+        let namespaces = objects::<Namespace>(client, None);
         namespaces.patch(LEASES, &params, &Patch::Apply(&namespace)).await.map_err(Error::api(DOING))?;
         leases.patch(name, &params, &Patch::Apply(&lease)).await.map(drop).map_err(Error::api(DOING))
-    }
-}
-
-fn condition(type_: &str, is: bool, reason: &str, message: &str, since: Timestamp, now: Timestamp) -> Value {
-    json!({
-        "type": type_, "status": if is { "True" } else { "False" }, "reason": reason, "message": message,
-        "lastTransitionTime": time(since), "lastHeartbeatTime": time(now),
-    })
-}
-
-/// What does not change about this machine.
-struct Machine {
-    cpus: usize,
-    memory: u64,
-    kernel: String,
-    os: String,
-    arch: &'static str,
-    id: String,
-    boot: String,
-}
-
-impl Machine {
-    /// What cannot be read is empty.
-    fn read() -> Self {
-        let file = |path| fs::read_to_string(path).unwrap_or_default();
-        let line = |path| file(path).trim().to_owned();
-        Self {
-            cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            memory: memory(&file("/proc/meminfo")),
-            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            os: os(&file("/etc/os-release")),
-            // In Go's words, as everybody's.
-            arch: match std::env::consts::ARCH {
-                "x86_64" => "amd64",
-                "aarch64" => "arm64",
-                other => other,
-            },
-            id: line("/etc/machine-id"),
-            boot: line("/proc/sys/kernel/random/boot_id"),
-        }
-    }
-}
-
-/// Bytes of memory, from /proc/meminfo.
-fn memory(file: &str) -> u64 {
-    let line = file.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
-    kib.unwrap_or_default() << 10
-}
-
-/// What the system calls itself, from /etc/os-release.
-fn os(file: &str) -> String {
-    let line = file.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
-    line.map_or("Linux", |it| it.trim_matches(['"', '\''])).to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{memory, os};
-
-    #[test]
-    fn the_machine_is_read_as_it_writes_itself() {
-        assert_eq!(memory("MemTotal:       24661152 kB\nMemFree: 1 kB\n"), 24_661_152 << 10);
-        assert_eq!(memory("nothing"), 0);
-        assert_eq!(os("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 13\"\n"), "Debian GNU/Linux 13");
-        assert_eq!(os(""), "Linux");
     }
 }

@@ -6,15 +6,18 @@
 
 mod attend;
 mod link;
+mod machine;
 mod object;
 mod plan;
 mod pods;
 
 use std::convert::Infallible;
 use std::io;
+use std::path::PathBuf;
 
 use kit::{Clock, Tasks};
-use kube::Client;
+use kube::core::{ApiResource, DynamicObject};
+use kube::{Api, Client, Resource};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
 
@@ -30,6 +33,8 @@ pub struct Options {
     pub client: Client,
     /// The Node's name; see [`machine_name`].
     pub name: String,
+    /// A directory on the file system that sandboxes fill: what is free there makes the Node's DiskPressure.
+    pub disk: PathBuf,
     pub clock: Clock,
     pub tasks: Tasks,
     /// How many sandboxes there may be at once: the Node's capacity of Pods.
@@ -38,8 +43,8 @@ pub struct Options {
 
 impl Options {
     /// With the capacity of a node of [`crate::Options::new`].
-    pub fn new(client: Client, name: impl Into<String>, clock: Clock, tasks: Tasks) -> Self {
-        Self { client, name: name.into(), clock, tasks, most: 4096 }
+    pub fn new(client: Client, name: impl Into<String>, disk: impl Into<PathBuf>, clock: Clock, tasks: Tasks) -> Self {
+        Self { client, name: name.into(), disk: disk.into(), clock, tasks, most: 4096 }
     }
 }
 
@@ -95,6 +100,15 @@ fn valid_name(host: &str) -> String {
     let name: String = name.chars().take(63).collect();
     let name = name.trim_end_matches(['-', '.']);
     if name.is_empty() { "insula".to_owned() } else { name.to_owned() }
+}
+
+/// The objects of a kind. Untyped: little of each is read and written here, and the code of the whole types is megabytes.
+fn objects<K: Resource<DynamicType = ()>>(client: &Client, namespace: Option<&str>) -> Api<DynamicObject> {
+    let kind = ApiResource::erase::<K>(&());
+    match namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &kind),
+        None => Api::all_with(client.clone(), &kind),
+    }
 }
 
 /// What did not work; it is tried again.

@@ -2,7 +2,7 @@
 
 use api::labels;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use kube::core::DynamicObject;
 use serde_json::{Map, Value, json};
 use wire::node::{Limits, Sandbox};
 
@@ -14,7 +14,7 @@ const CONTAINER: &str = "sandbox";
 const IMAGE: &str = "host";
 
 /// The Pod of a sandbox. What is no value of a label is left out: names of runs and instances may be longer.
-pub(super) fn pod(key: &Key, node: &str, it: &Sandbox) -> Result<Pod, serde_json::Error> {
+pub(super) fn pod(key: &Key, node: &str, it: &Sandbox) -> Value {
     let mut all = Map::new();
     let ours = [(labels::PROJECTED, "true"), (labels::MANAGED_BY, "insula"), (labels::COMPONENT, "agent-run")];
     let whose =
@@ -22,7 +22,9 @@ pub(super) fn pod(key: &Key, node: &str, it: &Sandbox) -> Result<Pod, serde_json
     for (name, value) in ours.into_iter().chain(whose).filter(|(_, value)| is_label(value)) {
         all.insert(name.to_owned(), value.into());
     }
-    serde_json::from_value(json!({
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
         "metadata": {
             "namespace": key.namespace,
             "name": key.name,
@@ -40,7 +42,7 @@ pub(super) fn pod(key: &Key, node: &str, it: &Sandbox) -> Result<Pod, serde_json
                 "name": CONTAINER, "image": IMAGE, "imagePullPolicy": "Never", "resources": resources(&it.limits),
             }],
         },
-    }))
+    })
 }
 
 /// A sandbox reserves nothing: without requests of zero, Kubernetes would take its limits for them.
@@ -112,10 +114,12 @@ pub(super) fn pod_status(it: &Sandbox, seen: &Seen, now: Timestamp) -> Value {
 }
 
 /// Says in an event that a Pod is in the way of a sandbox's. Its name makes it one event for each sandbox.
-pub(super) fn in_the_way(pod: &Pod, node: &str, id: &str, now: Timestamp) -> Value {
+pub(super) fn in_the_way(pod: &DynamicObject, node: &str, id: &str, now: Timestamp) -> Value {
     let meta = &pod.metadata;
     let name = meta.name.as_deref().unwrap_or_default();
     json!({
+        "apiVersion": "v1",
+        "kind": "Event",
         "metadata": {"namespace": meta.namespace, "name": format!("{name}.{id}")},
         "type": "Warning",
         "reason": "NameTaken",

@@ -2,7 +2,8 @@
 
 use api::labels;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use kube::core::DynamicObject;
+use serde_json::Value;
 use wire::node::{Phase, Sandbox};
 
 /// Where a Pod is, or is to be.
@@ -19,7 +20,7 @@ impl Key {
         Some(Self { namespace: label(labels::POD_NAMESPACE)?, name: label(labels::POD)? }).filter(|_| it.bound)
     }
 
-    pub(super) fn of_pod(it: &Pod) -> Option<Self> {
+    pub(super) fn of_pod(it: &DynamicObject) -> Option<Self> {
         Some(Self { namespace: it.metadata.namespace.clone()?, name: it.metadata.name.clone()? })
     }
 }
@@ -52,19 +53,21 @@ impl State {
 }
 
 impl Seen {
-    pub(super) fn of(it: &Pod) -> Self {
+    pub(super) fn of(it: &DynamicObject) -> Self {
         let meta = &it.metadata;
         let marked = meta.labels.as_ref().is_some_and(|all| all.get(labels::PROJECTED).is_some_and(|it| it == "true"));
         let id = meta.annotations.as_ref().and_then(|all| all.get(labels::SANDBOX));
-        let status = it.status.as_ref().filter(|status| status.phase.as_deref() == Some("Running"));
-        let ready = status.and_then(|status| status.conditions.iter().flatten().find(|it| it.type_ == "Ready"));
+        let text = |it: &Value, name: &str| it.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let status = it.data.get("status").filter(|status| text(status, "phase") == "Running");
+        let conditions = status.and_then(|status| status.get("conditions")?.as_array());
+        let ready = conditions.and_then(|all| all.iter().find(|it| text(it, "type") == "Ready"));
         let told = ready.and_then(|ready| {
-            let state = match (ready.status.as_str(), ready.reason.as_deref()) {
+            let state = match (text(ready, "status").as_str(), text(ready, "reason").as_str()) {
                 ("True", _) => State::Ready,
-                (_, Some(State::FROZEN)) => State::Frozen,
+                (_, State::FROZEN) => State::Frozen,
                 _ => return None,
             };
-            Some((state, ready.last_transition_time.as_ref().map(|it| it.0)))
+            Some((state, text(ready, "lastTransitionTime").parse().ok()))
         });
         Self {
             uid: meta.uid.clone().unwrap_or_default(),
@@ -112,7 +115,7 @@ pub(super) fn plan(sandbox: Option<&Sandbox>, pod: Option<&Seen>, shown: bool) -
 mod tests {
     use std::collections::BTreeMap;
 
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 

@@ -10,6 +10,7 @@ use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kit::{Backoff, Clock};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::DynamicObject;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use serde_json::Value;
@@ -19,7 +20,7 @@ use wire::node::{Event, Phase, Sandbox};
 
 use super::link::{Heard, Link, within};
 use super::plan::{Action, Key, Seen, plan};
-use super::{Error, MANAGER, object};
+use super::{Error, MANAGER, object, objects};
 
 /// Pods that are written at once.
 const AT_ONCE: usize = 16;
@@ -106,7 +107,7 @@ impl World {
         empty
     }
 
-    fn see(&mut self, event: watcher::Event<Pod>) {
+    fn see(&mut self, event: watcher::Event<DynamicObject>) {
         match event {
             watcher::Event::Init => self.listing.clear(),
             watcher::Event::InitApply(pod) => {
@@ -202,7 +203,7 @@ impl World {
 impl Office<'_> {
     /// For ever.
     pub(super) async fn keep(&self, mut hear: mpsc::Receiver<Heard>) {
-        let pods = Api::<Pod>::all(self.client.clone());
+        let pods = objects::<Pod>(self.client, None);
         let config = watcher::Config::default().fields(&format!("spec.nodeName={}", self.node));
         let mut pods = pin!(watcher(pods, config).default_backoff());
         let mut world = World::default();
@@ -251,13 +252,14 @@ impl Office<'_> {
         }
     }
 
-    fn pods(&self, key: &Key) -> Api<Pod> {
-        Api::namespaced(self.client.clone(), &key.namespace)
+    fn pods(&self, key: &Key) -> Api<DynamicObject> {
+        objects::<Pod>(self.client, Some(&key.namespace))
     }
 
     async fn create(&self, key: &Key, sandbox: &Sandbox) -> Result<(), Error> {
         let pods = self.pods(key);
-        let it = object::pod(key, self.node, sandbox).map_err(Error::unreachable("write a Pod"))?;
+        let it = object::pod(key, self.node, sandbox);
+        let it = serde_json::from_value(it).map_err(Error::unreachable("write a Pod"))?;
         let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
         // Not applied: what is there already may be a person's.
         match pods.create(&params, &it).await {
@@ -268,7 +270,7 @@ impl Office<'_> {
         if Seen::of(&there).sandbox.is_some() {
             return Ok(()); // It is ours, and the watch will show it.
         }
-        let events = Api::<k8s_openapi::api::core::v1::Event>::namespaced(self.client.clone(), &key.namespace);
+        let events = objects::<k8s_openapi::api::core::v1::Event>(self.client, Some(&key.namespace));
         let event = object::in_the_way(&there, self.node, &sandbox.id, self.clock.now());
         let event = serde_json::from_value(event).map_err(Error::unreachable("write an event"))?;
         match events.create(&params, &event).await {

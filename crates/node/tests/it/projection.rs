@@ -177,7 +177,7 @@ impl House {
 
     fn project(&self) {
         let node = self.node.clone();
-        let options = Options::new(self.client.clone(), NODE, self.clock.clone(), self.projection.clone());
+        let options = Options::new(self.client.clone(), NODE, "/", self.clock.clone(), self.projection.clone());
         projection::start(options, move || node.clone().connect());
     }
 
@@ -440,7 +440,7 @@ async fn a_real_sandbox_is_a_pod_and_ends_with_it() {
     let cell = Cell::open().await;
     let client = testkit::api_server(&Clock::system(), &cell.tasks).await;
     let node = cell.node.clone();
-    let options = Options::new(client.clone(), NODE, Clock::system(), cell.tasks.clone());
+    let options = Options::new(client.clone(), NODE, cell.dir.path(), Clock::system(), cell.tasks.clone());
     projection::start(options, move || std::future::ready(Ok(node.connect())));
     let asked = bound("a", "default");
     cell.sandbox("a").await;

@@ -1,0 +1,87 @@
+//! The machine, as a Node tells of it.
+
+use std::fs;
+use std::path::Path;
+
+/// What does not change about it.
+pub(super) struct Machine {
+    pub cpus: usize,
+    /// Bytes.
+    pub memory: u64,
+    pub kernel: String,
+    pub os: String,
+    /// In Go's words, as everybody's.
+    pub arch: &'static str,
+    pub id: String,
+    pub boot: String,
+}
+
+impl Machine {
+    /// What cannot be read is empty.
+    pub(super) fn read() -> Self {
+        let line = |path| file(path).trim().to_owned();
+        Self {
+            cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            memory: memory(&file("/proc/meminfo"), "MemTotal:").unwrap_or_default(),
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            os: os(&file("/etc/os-release")),
+            arch: match std::env::consts::ARCH {
+                "x86_64" => "amd64",
+                "aarch64" => "arm64",
+                other => other,
+            },
+            id: line("/etc/machine-id"),
+            boot: line("/proc/sys/kernel/random/boot_id"),
+        }
+    }
+}
+
+/// Whether the machine is short of memory, of room on the file system of `disk`, of process ids: by the thresholds that
+/// kubelets have. What cannot be read is not short.
+pub(super) fn pressure(disk: &Path) -> [bool; 3] {
+    let memory = memory(&file("/proc/meminfo"), "MemAvailable:").is_some_and(|free| free < 100 << 20);
+    let disk = rustix::fs::statvfs(disk)
+        .is_ok_and(|it| it.f_bavail.saturating_mul(10) < it.f_blocks || it.f_favail.saturating_mul(20) < it.f_files);
+    let pids = pids(&file("/proc/loadavg"));
+    let most = file("/proc/sys/kernel/pid_max").trim().parse::<u64>().ok();
+    let pids = pids.zip(most).is_some_and(|(pids, most)| pids.saturating_mul(10) > most.saturating_mul(9));
+    [memory, disk, pids]
+}
+
+fn file(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// A line of /proc/meminfo, in bytes.
+fn memory(file: &str, name: &str) -> Option<u64> {
+    let line = file.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? << 10)
+}
+
+/// How many processes and threads there are, from /proc/loadavg.
+fn pids(file: &str) -> Option<u64> {
+    file.split(' ').nth(3)?.split_once('/')?.1.parse().ok()
+}
+
+/// What the system calls itself, from /etc/os-release.
+fn os(file: &str) -> String {
+    let line = file.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    line.map_or("Linux", |it| it.trim_matches(['"', '\''])).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_is_read_as_it_writes_itself() {
+        let file = "MemTotal:       24661152 kB\nMemFree: 1 kB\nMemAvailable:    2 kB\n";
+        assert_eq!(memory(file, "MemTotal:"), Some(24_661_152 << 10));
+        assert_eq!(memory(file, "MemAvailable:"), Some(2 << 10));
+        assert_eq!(memory("nothing", "MemTotal:"), None);
+        assert_eq!(pids("0.65 2.64 2.80 3/412 20257\n"), Some(412));
+        assert_eq!(pids(""), None);
+        assert_eq!(os("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 13\"\n"), "Debian GNU/Linux 13");
+        assert_eq!(os(""), "Linux");
+    }
+}
