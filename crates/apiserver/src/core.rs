@@ -1,10 +1,13 @@
 //! What all parts of the server share.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use kit::{Clock, Tasks};
 
+use crate::access::roles::Roles;
+use crate::access::tokens::Tokens;
 use crate::kubelets::Kubelets;
+use crate::object::status::Problem;
 use crate::registry::{Registry, Resources, custom};
 use crate::store::Store;
 
@@ -16,11 +19,16 @@ pub(crate) struct Core {
     pub(crate) tasks: Tasks,
     /// None where no node can be reached.
     pub(crate) kubelets: Option<Kubelets>,
+    pub(crate) roles: Roles,
+    /// There before anybody is served.
+    tokens: OnceLock<Tokens>,
 }
 
 impl Core {
     pub(crate) fn new(store: Store, clock: Clock, tasks: Tasks, kubelets: Option<Kubelets>) -> Arc<Self> {
-        let core = Self { store, registry: Registry::new(), clock, tasks, kubelets };
+        let roles = Roles::new(&store);
+        let registry = Registry::new();
+        let core = Self { store, registry, clock, tasks, kubelets, roles, tokens: OnceLock::new() };
         core.reload();
         Arc::new(core)
     }
@@ -35,6 +43,15 @@ impl Core {
     pub(crate) fn fresh(&self) -> Arc<Resources> {
         self.reload();
         self.registry.now()
+    }
+
+    /// Gives the key of tokens, once.
+    pub(crate) fn keep(&self, tokens: Tokens) {
+        let _ = self.tokens.set(tokens);
+    }
+
+    pub(crate) fn tokens(&self) -> Result<&Tokens, Problem> {
+        self.tokens.get().ok_or_else(|| Problem::unavailable("the server is starting"))
     }
 
     /// Now, as `metav1.Time` is written.

@@ -10,6 +10,7 @@ use http::request::Parts;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::access::tokens::Tokens;
 use crate::core::Core;
 use crate::http::json::put;
 use crate::http::reply::Reply;
@@ -48,6 +49,11 @@ pub(crate) async fn answer(core: &Arc<Core>, request: &Parts, path: &str) -> Res
         ["apis", group] if resources.order.iter().any(|it| it == group) => group_of(&resources, group, true),
         ["apis", group, _] if !resources.groups.contains_key(*group) => return Ok(Reply::nothing_here()),
         ["apis", group, version] => list(&resources, group, version)?,
+        [".well-known", "openid-configuration"] => Tokens::configuration(&host(request)),
+        ["openid", "v1", "jwks"] => {
+            let keys = core.tokens()?.keys();
+            return Ok(Reply { content_type: "application/jwk-set+json", ..Reply::json(200, &keys) });
+        }
         ["openapi", "v2"] => return openapi::v2(core, request),
         ["openapi", "v3"] => return openapi::index(core, request),
         ["openapi", "v3", rest @ ..] => return openapi::v3(core, request, rest),
@@ -57,7 +63,13 @@ pub(crate) async fn answer(core: &Arc<Core>, request: &Parts, path: &str) -> Res
 }
 
 fn paths(resources: &Resources) -> Value {
-    let mut paths = vec!["/api".to_owned(), "/api/v1".into(), "/apis".into(), "/apis/".into()];
+    let mut paths = vec![
+        "/.well-known/openid-configuration".to_owned(),
+        "/api".to_owned(),
+        "/api/v1".into(),
+        "/apis".into(),
+        "/apis/".into(),
+    ];
     for group in &resources.order {
         paths.push(format!("/apis/{group}"));
         let versions = resources.groups.get(group).into_iter().flat_map(|it| &it.versions);
@@ -65,7 +77,8 @@ fn paths(resources: &Resources) -> Value {
     }
     paths.sort();
     paths.extend(
-        ["/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/openapi/v3/", "/readyz", "/version"].map(str::to_owned),
+        ["/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/openapi/v3/", "/openid/v1/jwks", "/readyz", "/version"]
+            .map(str::to_owned),
     );
     json!({"paths": paths})
 }
@@ -168,6 +181,10 @@ fn parts(resource: &Resource) -> Vec<Part> {
         all.push(own("log", &["get"]));
         all.push(stream("portforward", "PodPortForwardOptions"));
     }
+    if resource.is("", "serviceaccounts") && !resource.is_custom() {
+        let (group, kind) = ("authentication.k8s.io", Some("TokenRequest"));
+        all.push(Part { name: "token", group, version: "v1", kind, verbs: &["create"] });
+    }
     if resource.is("", "namespaces") {
         all.push(own("finalize", &["update"]));
     }
@@ -227,9 +244,14 @@ fn discovered(resource: &Resource) -> Value {
     it
 }
 
+/// What the client calls this server.
+fn host(request: &Parts) -> String {
+    let said = request.headers.get(http::header::HOST).and_then(|it| it.to_str().ok()).unwrap_or_default();
+    request.uri.authority().map_or(said, |it| it.as_str()).to_owned()
+}
+
 fn versions(request: &Parts) -> Value {
-    let host = request.headers.get(http::header::HOST).and_then(|it| it.to_str().ok()).unwrap_or_default();
-    let host = request.uri.authority().map_or(host, |it| it.as_str());
+    let host = host(request);
     json!({"kind": "APIVersions", "versions": ["v1"],
         "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": host}]})
 }

@@ -78,6 +78,8 @@ pub enum Error {
     NotEstablished { name: String, why: String },
     #[error("cannot back up the Kubernetes API to {}", to.display())]
     Backup { to: PathBuf, source: BackupError },
+    #[error("the roles that are always there cannot be made")]
+    Roles(#[source] io::Error),
     #[error("the namespace {name} cannot be created: {why}")]
     Namespace { name: &'static str, why: String },
 }
@@ -88,7 +90,7 @@ impl Error {
         match self {
             Self::Store(_) | Self::Pki(_) | Self::Listen { .. } | Self::Refused { .. } => Class::Rejected,
             Self::NotEstablished { .. } => Class::Conflict,
-            Self::Namespace { .. } | Self::Backup { .. } => Class::Retry(None),
+            Self::Namespace { .. } | Self::Roles(_) | Self::Backup { .. } => Class::Retry(None),
         }
     }
 }
@@ -104,8 +106,8 @@ pub struct ApiServer {
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
 impl ApiServer {
-    /// Opens the store (making it when it is new), makes the namespaces that are always there, and starts the loops
-    /// that the API itself needs. Must be called inside a tokio runtime.
+    /// Opens the store (making it when it is new), makes the namespaces, roles and bindings that are always there, and
+    /// starts the loops that the API itself needs. Must be called inside a tokio runtime.
     ///
     /// # Errors
     /// When the data cannot be opened; nothing was changed then.
@@ -123,7 +125,10 @@ impl ApiServer {
         for name in NAMESPACES {
             ensure_namespace(&core, name).await?;
         }
-        let pki = Arc::new(pki.await.map_err(|_| PkiError::Interrupted)??);
+        access::defaults::ensure(&core).await.map_err(|error| Error::Roles(io::Error::other(error)))?;
+        let (pki, tokens) = pki.await.map_err(|_| PkiError::Interrupted)??;
+        let pki = Arc::new(pki);
+        core.keep(tokens);
         let server = Self { core, pki };
         local::start(&server.core, server.pki.authority());
         server.core.tasks.platform("custom resource definitions", cleanup::run(server.core.clone()));
@@ -136,8 +141,8 @@ impl ApiServer {
     }
 
     /// Serves the API over TLS (HTTP/1.1 and HTTP/2) until the shutdown, and returns the bound address as soon as it
-    /// does. The serving certificate is for loopback. Whom a client certificate of [`ApiServer::kubeconfig`]'s kind does
-    /// not name is anonymous, and may ask for health alone.
+    /// does. The serving certificate is for loopback. Who shows neither a client certificate of
+    /// [`ApiServer::kubeconfig`]'s kind nor the token of a service account is anonymous, and may ask for health alone.
     ///
     /// # Errors
     /// When the address cannot be bound.

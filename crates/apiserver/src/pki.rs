@@ -19,6 +19,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 
 use crate::access::MASTERS;
+use crate::access::tokens::{KeyError, Tokens};
 
 /// Certificates outlive the machine: there is nobody to renew them.
 const YEARS: i64 = 10;
@@ -35,6 +36,8 @@ pub enum PkiError {
     Unreadable { path: PathBuf, source: rustls::pki_types::pem::Error },
     #[error("the certificates cannot be used")]
     Unusable(#[from] rustls::Error),
+    #[error("{} cannot sign tokens", path.display())]
+    Tokens { path: PathBuf, source: KeyError },
     #[error("clients cannot be verified")]
     Verifier(#[from] rustls::server::VerifierBuilderError),
 }
@@ -53,8 +56,9 @@ pub(crate) struct Pki {
 }
 
 impl Pki {
-    /// What is in the directory, or new; new and kept nowhere without a directory. Blocks for some milliseconds.
-    pub(crate) fn open(directory: Option<&Path>, now: jiff::Timestamp) -> Result<Self, PkiError> {
+    /// What is in the directory, or new; new and kept nowhere without a directory. And the key that signs the tokens of
+    /// service accounts. Blocks for some milliseconds.
+    pub(crate) fn open(directory: Option<&Path>, now: jiff::Timestamp) -> Result<(Self, Tokens), PkiError> {
         let found = match directory {
             Some(directory) => load(directory)?,
             None => None,
@@ -70,7 +74,8 @@ impl Pki {
             }
         };
         let tls = Arc::new(config(&authority.certificate, &serving)?);
-        Ok(Self { authority: authority.certificate, admin, tls })
+        let tokens = tokens(directory)?;
+        Ok((Self { authority: authority.certificate, admin, tls }, tokens))
     }
 
     /// A kubeconfig for the administrator, the server's authority and his certificate in it.
@@ -153,6 +158,25 @@ fn make(now: jiff::Timestamp) -> Result<[Pair; 3], PkiError> {
     ])
 }
 
+/// The key of service accounts that is kept, or a new one.
+fn tokens(directory: Option<&Path>) -> Result<Tokens, PkiError> {
+    let path = directory.map(|it| it.join("sa.key")).unwrap_or_default();
+    let made = || -> Result<String, PkiError> { Ok(KeyPair::generate()?.serialize_pem()) };
+    let key = match directory {
+        None => made()?,
+        Some(directory) => match fs::read_to_string(&path) {
+            Ok(key) => key,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let key = made()?;
+                keep_one(directory, "sa.key", &key)?;
+                key
+            }
+            Err(source) => return Err(PkiError::Files { path, source }),
+        },
+    };
+    Tokens::new(&key).map_err(|source| PkiError::Tokens { path, source })
+}
+
 const NAMES: [&str; 3] = ["ca", "apiserver", "admin"];
 
 fn load(directory: &Path) -> Result<Option<[Pair; 3]>, PkiError> {
@@ -185,12 +209,15 @@ fn keep(directory: &Path, pairs: &[Pair; 3]) -> Result<(), PkiError> {
     private(directory, 0o700).map_err(failed(directory))?;
     for (name, pair) in NAMES.iter().zip(pairs) {
         for (extension, text) in [("key", &pair.key), ("crt", &pair.certificate)] {
-            let path = directory.join(format!("{name}.{extension}"));
-            let new = directory.join(format!(".{name}.{extension}.new"));
-            write_private(&new, text).and_then(|()| fs::rename(&new, &path)).map_err(failed(&path))?;
+            keep_one(directory, &format!("{name}.{extension}"), text)?;
         }
     }
     Ok(())
+}
+
+fn keep_one(directory: &Path, name: &str, text: &str) -> Result<(), PkiError> {
+    let (path, new) = (directory.join(name), directory.join(format!(".{name}.new")));
+    write_private(&new, text).and_then(|()| fs::rename(&new, &path)).map_err(|source| PkiError::Files { path, source })
 }
 
 fn write_private(path: &Path, text: &str) -> io::Result<()> {

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::access::rules::Rule;
+use crate::access::tokens::AUDIENCE;
 use crate::access::{self, Attributes, User};
 use crate::http::json::put;
 use crate::http::media::{self, Accept};
@@ -35,13 +37,12 @@ pub(crate) async fn answer(call: &mut Call, asked: &Asked<'_>) -> Result<Reply, 
             let who = subject(call, &review)?;
             verdict(call, &who, &review)?
         }
-        "SelfSubjectRulesReview" => rules(&user, &review)?,
+        "SelfSubjectRulesReview" => rules(call, &user, &mut review)?,
         "TokenReview" => {
             if review.pointer("/spec/token").and_then(Value::as_str).unwrap_or_default().is_empty() {
                 return Err(Problem::bad_request("token is required for TokenReview in authentication"));
             }
-            // No token has been handed out that could be told.
-            json!({"user": {}, "error": "invalid bearer token"})
+            token(call, &review)?
         }
         _ => return Err(Problem::no_such_path()),
     };
@@ -58,11 +59,29 @@ fn nameless(call: &Call) -> What<'_> {
 }
 
 fn info(user: &User) -> Value {
-    let mut it = json!({"username": user.name, "groups": user.groups});
+    let mut it = json!({"username": user.name});
     if !user.uid.is_empty() {
         put(&mut it, "uid", json!(user.uid));
     }
+    put(&mut it, "groups", json!(user.groups));
+    if !user.extra.is_empty() {
+        put(&mut it, "extra", json!(user.extra));
+    }
     it
+}
+
+/// Whose token it is, or that it is nobody's.
+fn token(call: &Call, review: &Value) -> Result<Value, Problem> {
+    let text = review.pointer("/spec/token").and_then(Value::as_str).unwrap_or_default();
+    let asked = review.pointer("/spec/audiences").and_then(Value::as_array).into_iter().flatten();
+    let mut audiences: Vec<String> = asked.filter_map(Value::as_str).map(str::to_owned).collect();
+    if audiences.is_empty() {
+        audiences.push(AUDIENCE.to_owned());
+    }
+    Ok(match call.core.tokens()?.verify(&call.core, text, &audiences) {
+        Ok(known) => json!({"authenticated": true, "user": info(&known.user), "audiences": known.audiences}),
+        Err(refused) => json!({"user": {}, "error": refused.to_string()}),
+    })
 }
 
 /// Whom a review is about.
@@ -89,7 +108,7 @@ fn subject(call: &Call, review: &Value) -> Result<User, Problem> {
         let error = FieldError::invalid("spec.resourceAttributes.namespace", &at, why);
         return Err(Problem::invalid(nameless(call), "", &[error]));
     }
-    Ok(User { name: text("user"), uid: text("uid"), groups })
+    Ok(User { name: text("user"), uid: text("uid"), groups, ..User::default() })
 }
 
 fn verdict(call: &Call, user: &User, review: &Value) -> Result<Value, Problem> {
@@ -116,23 +135,40 @@ fn verdict(call: &Call, user: &User, review: &Value) -> Result<Value, Problem> {
             return Err(Problem::invalid(nameless(call), "", &[error]));
         }
     };
-    Ok(json!({"allowed": access::allowed(user, &wanted)}))
+    let decision = access::decide(&call.core, user, &wanted);
+    let mut status = json!({"allowed": decision.allowed});
+    if !decision.reason.is_empty() {
+        put(&mut status, "reason", json!(decision.reason));
+    }
+    Ok(status)
 }
 
-fn rules(user: &User, review: &Value) -> Result<Value, Problem> {
-    if review.pointer("/spec/namespace").and_then(Value::as_str).unwrap_or_default().is_empty() {
+/// Upstream tells neither what was asked for nor who wrote it.
+fn rules(call: &Call, user: &User, review: &mut Value) -> Result<Value, Problem> {
+    let namespace = review.pointer("/spec/namespace").and_then(Value::as_str).unwrap_or_default().to_owned();
+    if namespace.is_empty() {
         return Err(Problem::bad_request("no namespace on request"));
     }
-    let everything = access::allowed(user, &Attributes::Path { verb: "*".into(), path: "*".into() });
-    let (mut resources, mut paths) = (
-        vec![
-            json!({"verbs": ["create"], "apiGroups": ["authorization.k8s.io"], "resources": ["selfsubjectaccessreviews", "selfsubjectrulesreviews"]}),
-        ],
-        vec![json!({"verbs": ["get"], "nonResourceURLs": ["/healthz", "/livez", "/readyz", "/version"]})],
-    );
-    if everything {
-        resources.insert(0, json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}));
-        paths.insert(0, json!({"verbs": ["*"], "nonResourceURLs": ["*"]}));
+    put(review, "spec", json!({}));
+    meta::remove(review, "managedFields");
+    let (rules, missing) = access::rules_for(&call.core, user, &namespace);
+    let (mut resources, mut paths) = (Vec::new(), Vec::new());
+    for rule in rules {
+        if !rule.resources.is_empty() {
+            let Rule { verbs, api_groups, resources: of, resource_names: names, .. } = &rule;
+            let mut told = json!({"verbs": verbs, "apiGroups": api_groups, "resources": of});
+            if !names.is_empty() {
+                put(&mut told, "resourceNames", json!(names));
+            }
+            resources.push(told);
+        }
+        if !rule.non_resource_urls.is_empty() {
+            paths.push(json!({"verbs": rule.verbs, "nonResourceURLs": rule.non_resource_urls}));
+        }
     }
-    Ok(json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false}))
+    let mut status = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false});
+    if let Some(missing) = missing {
+        put(&mut status, "evaluationError", json!(missing));
+    }
+    Ok(status)
 }

@@ -13,4 +13,4 @@ mod url;
 pub(crate) use media::{Accept, Shape};
 pub(crate) use options::{FieldValidation, Match};
 pub(crate) use service::Service;
-pub(crate) use url::{Query, Target};
+pub(crate) use url::{Query, Target, unescaped};

@@ -133,17 +133,17 @@ where
 {
     let user = match user {
         Some(user) => user,
-        None => authenticate(parts)?,
+        None => access::authenticate(core, &parts.headers)?,
     };
-    let user = access::impersonated(user, &parts.headers)?;
+    let user = access::impersonated(core, user, &parts.headers)?;
     let path = parts.uri.path();
     let query = Query::new(parts.uri.query().unwrap_or_default());
     let Some(target) = Target::parse(&parts.method, path, &query) else {
         let wanted = Attributes::Path { verb: parts.method.as_str().to_lowercase(), path: path.to_owned() };
-        access::authorize(&user, &wanted)?;
+        access::authorize(core, &user, &wanted)?;
         return discovery::answer(core, parts, path).await.map(Answer::Reply);
     };
-    access::authorize(&user, &Attributes::from(&target))?;
+    access::authorize(core, &user, &Attributes::of(&target, query))?;
     if parts.method == Method::HEAD {
         return Err(Problem::not_allowed());
     }
@@ -156,14 +156,6 @@ where
     let body = read(body).await?;
     let asked = Asked { target, query, headers: &parts.headers, body, user };
     resource::answer(core, asked, warnings).await.map(Answer::Reply)
-}
-
-/// Who asks, where the connection does not say. A token that nobody knows is refused.
-fn authenticate(parts: &Parts) -> Result<User, Problem> {
-    if parts.headers.contains_key(http::header::AUTHORIZATION) {
-        return Err(Problem::unauthorized("Unauthorized"));
-    }
-    Ok(User::anonymous())
 }
 
 /// The whole body, within the limit.

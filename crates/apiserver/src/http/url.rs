@@ -105,6 +105,11 @@ fn decode(part: &str) -> Cow<'_, str> {
     Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// A percent-encoded text.
+pub(crate) fn unescaped(text: &str) -> String {
+    decode(text).into_owned()
+}
+
 /// A query string; values are decoded when asked for.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Query<'a>(&'a str);

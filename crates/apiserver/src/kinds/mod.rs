@@ -114,6 +114,9 @@ impl Kind {
     }
 }
 
+/// What `serviceaccounts/token` takes and gives: no URL names it by itself.
+pub(crate) static TOKEN_REQUEST: Kind = namespaced::<authentication::TokenRequest>();
+
 /// Every built-in kind that is served. Within a group the first version is the preferred one.
 pub(crate) static KINDS: &[Kind] = &[
     namespaced::<core::ConfigMap>().short(&["cm"]),

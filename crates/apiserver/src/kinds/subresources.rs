@@ -1,7 +1,9 @@
-//! The subresources that only one kind has: `namespaces/finalize`, `pods/eviction`, `pods/binding`.
+//! The subresources that only one kind has: `namespaces/finalize`, `pods/eviction`, `pods/binding`,
+//! `serviceaccounts/token`.
 
 use serde_json::{Value, json};
 
+use crate::access::token_request;
 use crate::http::json::put;
 use crate::http::reply::Reply;
 use crate::http::resource::{Asked, encoded, written_reply};
@@ -42,6 +44,8 @@ pub(crate) async fn answer(call: &mut Call, asked: &Asked<'_>, accept: &Accept) 
                 &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
             )
         }
+        ("", "serviceaccounts", "token", "create") => token_request::answer(call, asked, accept).await,
+        ("", "serviceaccounts", "token", _) => Err(Problem::not_allowed()),
         ("", "pods", "log" | "exec" | "attach" | "portforward", _) if asked.target.rest.is_empty() => {
             Err(Problem::not_allowed())
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
-use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, UPGRADE, USER_AGENT};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, SEC_WEBSOCKET_PROTOCOL, UPGRADE, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
@@ -14,6 +14,7 @@ use hyper::upgrade::OnUpgrade;
 use serde_json::Value;
 
 use super::{Unreached, tunnel};
+use crate::access;
 use crate::core::{Core, time};
 use crate::http::body::Body;
 use crate::http::{Query, Target};
@@ -106,7 +107,9 @@ pub(crate) async fn answer(core: &Arc<Core>, asked: Asked<'_>) -> Result<Respons
     if part != Part::Log {
         request = request.method(asked.method.clone());
         for (name, value) in asked.headers {
-            if SHOWN.contains(name) || *name == USER_AGENT || name.as_str().starts_with("sec-websocket-") {
+            if *name == SEC_WEBSOCKET_PROTOCOL {
+                request = request.header(name, access::without_token(value.to_str().unwrap_or_default()));
+            } else if SHOWN.contains(name) || *name == USER_AGENT || name.as_str().starts_with("sec-websocket-") {
                 request = request.header(name, value);
             }
         }

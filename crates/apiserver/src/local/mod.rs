@@ -4,6 +4,7 @@
 //! nothing but time. They act as requests do, through [`crate::verbs`], as the administrator.
 
 mod agenda;
+mod aggregation;
 mod defaults;
 mod expiry;
 mod garbage;
@@ -14,6 +15,7 @@ mod tests;
 
 use std::sync::Arc;
 
+pub(crate) use aggregation::AGGREGATOR;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
@@ -35,6 +37,7 @@ pub(crate) fn start(core: &Arc<Core>, authority: &str) {
     core.tasks.platform("namespaces", namespaces::run(core.clone()));
     core.tasks.platform("namespace defaults", defaults::run(core.clone(), authority.to_owned()));
     core.tasks.platform("expiry of events", expiry::run(core.clone()));
+    core.tasks.platform("aggregation of roles", aggregation::run(core.clone()));
 }
 
 /// A call about one object. None when its kind is not served (any more).

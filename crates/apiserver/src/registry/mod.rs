@@ -4,11 +4,11 @@ pub(crate) mod cleanup;
 pub(crate) mod custom;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, RwLock};
 
 use serde_json::Value;
 
-use crate::kinds::{KINDS, Kind};
+use crate::kinds::{KINDS, Kind, TOKEN_REQUEST};
 use crate::object::status::What;
 use crate::object::table::Printer;
 use crate::object::{Schema, builtin};
@@ -72,6 +72,12 @@ impl Resource {
     /// `v1`, `apps/v1`.
     pub(crate) fn api_version(&self) -> String {
         api_version(&self.group, &self.version)
+    }
+
+    /// Of the bodies of `serviceaccounts/token`.
+    pub(crate) fn token_request() -> Arc<Self> {
+        static IT: LazyLock<Arc<Resource>> = LazyLock::new(|| Arc::new(of_builtin(&TOKEN_REQUEST)));
+        IT.clone()
     }
 
     /// For errors about an object.

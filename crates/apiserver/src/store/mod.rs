@@ -284,6 +284,12 @@ impl Store {
         )
     }
 
+    /// Rings, before a write returns, whenever an object of the resource may have changed.
+    pub(crate) fn bell(&self, group: &str, resource: &str) -> tokio::sync::watch::Receiver<u64> {
+        let scope = Scope::Of { group: group.into(), resource: resource.into(), namespace: None };
+        self.0.memory.write().unwrap_or_else(PoisonError::into_inner).bell(&scope)
+    }
+
     /// Every resource's events after a revision.
     pub(crate) fn watch_everything(&self, after: u64) -> Result<Watch, TooOld> {
         self.watch_scope(Scope::All, after)

@@ -17,7 +17,19 @@ pub(crate) fn decode(
     media_type: &str,
     validation: FieldValidation,
 ) -> Result<Value, Problem> {
-    let kind = &call.resource.kind;
+    let resource = call.resource.clone();
+    decode_as(call, &resource, body, media_type, validation)
+}
+
+/// [`decode`] of an object of another kind than the call is about.
+pub(crate) fn decode_as(
+    call: &mut Call,
+    resource: &Resource,
+    body: &Bytes,
+    media_type: &str,
+    validation: FieldValidation,
+) -> Result<Value, Problem> {
+    let kind = &resource.kind;
     let decoded = match media::decode(body, media_type) {
         Ok(decoded) => decoded,
         Err(Undecodable::Unknown(problem)) => return Err(problem),
@@ -33,8 +45,7 @@ pub(crate) fn decode(
             )));
         }
     };
-    let resource = call.resource.clone();
-    take(call, &resource, body, decoded, validation)
+    take(call, resource, body, decoded, validation)
 }
 
 /// The first bytes of a body: as they are when it is JSON, in hex otherwise.

@@ -2,6 +2,7 @@ use rand::Rng;
 use serde_json::Value;
 
 use super::{Call, Object, WriteOptions, Written, admit, in_order, meta, refused};
+use crate::access::escalation;
 use crate::kinds::strategy;
 use crate::object::apply::{self, Updater};
 use crate::object::meta::validate_object_meta;
@@ -47,6 +48,7 @@ pub(crate) async fn finish(call: &mut Call, object: Value, dry_run: bool) -> Res
         return Err(Problem { message, ..Problem::method_not_supported(resource.what(), "create") });
     }
     admit::namespace_takes(call, &object)?;
+    escalation::check(call, &object, None)?;
     strategy::admit_create(call, &mut object)?;
     meta::set(&mut object, "uid", uuid::Uuid::now_v7().to_string());
     meta::set(&mut object, "creationTimestamp", call.core.now());

@@ -151,7 +151,7 @@ fn put_at(object: &mut Value, path: &[String], value: Value) {
 }
 
 /// A label selector (or the plain map of a ReplicationController) in the notation of queries.
-fn selector_text(selector: &Value) -> String {
+pub(crate) fn selector_text(selector: &Value) -> String {
     let mut parts = Vec::new();
     let labels = selector.get("matchLabels").or_else(|| selector.get("matchExpressions").is_none().then_some(selector));
     for (key, value) in labels.and_then(Value::as_object).into_iter().flatten() {

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::{Call, Object, WriteOptions, Written, admit, create, meta, refused};
+use crate::access::escalation;
 use crate::kinds::{convert, strategy};
 use crate::object::FieldError;
 use crate::object::apply::{self, Updater};
@@ -155,6 +156,7 @@ async fn commit(
 /// `rest.BeforeUpdate`: what no update may change stays, and what is new must be valid.
 fn before_update(call: &mut Call, object: &mut Value, old: &Value) -> Result<(), Problem> {
     let resource = call.resource.clone();
+    escalation::check(call, object, Some(old))?;
     meta::put(object, "generation", meta::get(old, "generation").cloned());
     strategy::prepare_update(call, object, old)?;
     if meta::uid(object).is_empty() {

@@ -15,7 +15,9 @@ mod kubectl;
 mod kubelets;
 mod lists;
 mod objects;
+mod roles;
 mod serving;
+mod tokens;
 mod watches;
 
 use apiserver::{ApiServer, Data, Error, Kubelets, OpenError, Options};
@@ -93,14 +95,7 @@ impl House {
         headers: &[(&str, &str)],
         body: impl Into<Vec<u8>>,
     ) -> Answer {
-        let mut request = Request::builder().method(method).uri(path).header("user-agent", "tests/1");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let response = self.client.send(request.body(Body::from(body.into())).unwrap()).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let bytes = body.collect().await.unwrap().to_bytes();
-        Answer { code: parts.status.as_u16(), headers: parts.headers, text: String::from_utf8(bytes.to_vec()).unwrap() }
+        send(&self.client, method, path, headers, body).await
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
@@ -145,6 +140,24 @@ impl House {
         };
         self.send(Method::PATCH, path, &[("content-type", &media_type)], patch.to_string()).await
     }
+}
+
+/// Asks as the client does, and reads the answer to its end.
+pub(crate) async fn send(
+    client: &kube::Client,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Vec<u8>>,
+) -> Answer {
+    let mut request = Request::builder().method(method).uri(path).header("user-agent", "tests/1");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let response = client.send(request.body(Body::from(body.into())).unwrap()).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let bytes = body.collect().await.unwrap().to_bytes();
+    Answer { code: parts.status.as_u16(), headers: parts.headers, text: String::from_utf8(bytes.to_vec()).unwrap() }
 }
 
 pub(crate) const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
