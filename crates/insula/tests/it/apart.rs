@@ -3,17 +3,22 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use api::agents::AgentRun;
 use cli::Show;
 use cli::events::Gateway;
+use k8s_openapi::api::core::v1::Pod;
 use kit::SecretString;
 use kube::Api;
-use kube::api::PostParams;
+use kube::api::{DeleteParams, PostParams};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::{Up, insula, provider};
+
+/// The longest that a test waits for anything.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 const MODEL: &str = r#"
 models: [scripted]
@@ -86,6 +91,13 @@ async fn run(up: &Up, name: &str, task: &str) -> (String, String) {
     (shown, last.pod.unwrap())
 }
 
+/// The uid of a Pod, as soon as it runs.
+async fn pod_uid(up: &Up, name: &str) -> String {
+    let pods: Api<Pod> = Api::default_namespaced(up.client().await);
+    let ready = kube::runtime::wait::await_condition(pods, name, kube::runtime::conditions::is_pod_running());
+    tokio::time::timeout(PATIENCE, ready).await.unwrap().unwrap().unwrap().metadata.uid.unwrap()
+}
+
 #[tokio::test]
 async fn a_session_goes_on_when_its_node_is_killed_and_comes_back() {
     provider();
@@ -105,6 +117,7 @@ async fn a_session_goes_on_when_its_node_is_killed_and_comes_back() {
     )
     .await;
     let (_, pod) = run(&up, "before", "write it down").await;
+    let uid = pod_uid(&up, &pod).await;
 
     first.0.kill().unwrap();
     first.0.wait().unwrap();
@@ -113,6 +126,15 @@ async fn a_session_goes_on_when_its_node_is_killed_and_comes_back() {
     let (shown, same) = run(&up, "after", "read it").await;
     assert!(shown.contains("kept"), "{shown}");
     assert_eq!(pod, same);
+    assert_eq!(pod_uid(&up, &pod).await, uid, "the Pod never went");
+
+    // Whoever deletes the Pod ends the sandbox; the session's next call gets another one.
+    let pods: Api<Pod> = Api::default_namespaced(up.client().await);
+    pods.delete(&pod, &DeleteParams::default()).await.unwrap();
+    let gone = kube::runtime::wait::await_condition(pods, &pod, |it: Option<&Pod>| it.is_none());
+    tokio::time::timeout(PATIENCE, gone).await.unwrap().unwrap();
+    let (shown, other) = run(&up, "anew", "read it again").await;
+    assert!(shown.contains("No such file") && other != pod, "{other}: {shown}");
 
     assert!(up.signal(Signal::TERM).success());
     kill_process(Pid::from_child(&second.0), Signal::TERM).unwrap();
