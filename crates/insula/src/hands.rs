@@ -1,47 +1,91 @@
 //! The hands: the node, in this process or another one, and the sandboxes of sessions on it.
 
 use std::fs;
-use std::future::ready;
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
+use apiserver::Kubelets;
 use kit::{Clock, Tasks};
 use ledger::Ledger;
 use node::{Node, projection};
 use sandbox::{Options, Sandboxes};
+use tokio::io::DuplexStream;
 use tokio::net::UnixStream;
+use tokio_util::either::Either;
 
 use crate::home::Home;
 
 /// The daemon that is the first process of every sandbox.
 const EXECD: &[u8] = include_bytes!(env!("INSULA_EXECD"));
 
-/// The sandboxes of the node that answers at the Unix socket `elsewhere`, else of one in this process, which Kubernetes sees
+/// How a node is reached.
+#[derive(Clone)]
+enum Way {
+    Within(Node),
+    At(PathBuf),
+}
+
+impl Way {
+    async fn connect(self) -> io::Result<Either<DuplexStream, UnixStream>> {
+        Ok(match self {
+            Self::Within(node) => Either::Left(node.connect()),
+            Self::At(socket) => Either::Right(UnixStream::connect(socket).await?),
+        })
+    }
+}
+
+/// The way to the one node's kubelet, known once [`open`] has opened the node: the API server starts before it.
+#[derive(Clone, Default)]
+pub(crate) struct Kubelet(Arc<OnceLock<Way>>);
+
+impl Kubelet {
+    /// For an API server.
+    pub(crate) fn reached(&self) -> Kubelets {
+        let (it, ours) = (self.clone(), projection::machine_name());
+        let connect = move |name: &str| {
+            let way = if name == ours { it.0.get().cloned() } else { None };
+            let name = name.to_owned();
+            async move {
+                match way {
+                    Some(way) => way.connect().await,
+                    None => Err(io::Error::new(ErrorKind::NotFound, format!("no node {name:?} runs here"))),
+                }
+            }
+        };
+        Kubelets::new(connect).prefix("/kubelet")
+    }
+}
+
+/// What [`open`] is given.
+pub(crate) struct Open<'a> {
+    pub(crate) home: &'a Home,
+    pub(crate) client: &'a kube::Client,
+    pub(crate) ledger: &'a Ledger,
+    pub(crate) clock: &'a Clock,
+    pub(crate) tasks: &'a Tasks,
+    /// Sandboxes kept ready.
+    pub(crate) warm: usize,
+    /// The Unix socket of a node in another process.
+    pub(crate) elsewhere: Option<&'a Path>,
+    /// Knows the node from then on.
+    pub(crate) kubelet: &'a Kubelet,
+}
+
+/// The sandboxes of the node that answers `elsewhere`, else of one in this process, which Kubernetes sees
 /// as Pods from here on. `None` where this machine makes none, which is told: runs then go without tools.
-pub(crate) async fn open(
-    home: &Home,
-    client: &kube::Client,
-    ledger: &Ledger,
-    clock: &Clock,
-    tasks: &Tasks,
-    warm: usize,
-    elsewhere: Option<&Path>,
-) -> Result<Option<Sandboxes>> {
+pub(crate) async fn open(options: Open<'_>) -> Result<Option<Sandboxes>> {
+    let Open { home, client, ledger, clock, tasks, warm, elsewhere, kubelet } = options;
     let name = projection::machine_name();
     let shown = projection::Options::new(client.clone(), name, home.dir(), clock.clone(), tasks.clone());
-    let at = match elsewhere {
-        Some(socket) => {
-            let path = socket.to_owned();
-            projection::start(shown, move || UnixStream::connect(path.clone()));
-            sandbox::Node::at(socket)
-        }
+    let (at, way) = match elsewhere {
+        Some(socket) => (sandbox::Node::at(socket), Way::At(socket.to_owned())),
         None => match node(home, clock, tasks).await {
             Ok(node) => {
-                let way = node.clone();
-                projection::start(shown, move || ready(Ok(way.connect())));
-                sandbox::Node::within(move || node.connect())
+                let way = Way::Within(node.clone());
+                (sandbox::Node::within(move || node.connect()), way)
             }
             Err(error) => {
                 let Some(machine @ node::Error::Machine { .. }) = error.downcast_ref() else { return Err(error) };
@@ -53,6 +97,8 @@ pub(crate) async fn open(
             }
         },
     };
+    let _ = kubelet.0.set(way.clone());
+    projection::start(shown, move || way.clone().connect());
     let options = Options::new(at, ledger.clone(), clock.clone(), tasks.clone(), home.path("workspaces"));
     let opened = Sandboxes::open(Options { warm, ..options }).await;
     Ok(Some(match elsewhere {

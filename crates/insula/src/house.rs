@@ -13,7 +13,7 @@ use kit::{Clock, SecretString, Shutdown, Tasks};
 use ledger::{Ledger, Location};
 use runner::{Hands, Runner, Tools};
 
-use crate::hands;
+use crate::hands::{self, Kubelet};
 use crate::home::{self, Home};
 
 /// How long what is going on may take to end before the process goes all the same.
@@ -95,18 +95,28 @@ impl House {
         let clock = Clock::system();
 
         let ledger = Ledger::open(Location::File(home.private("ledger.db")?), clock.clone())?;
+        let kubelet = Kubelet::default();
         let api = ApiServer::open(apiserver::Options {
             data: apiserver::Data::Dir(home.dir().to_owned()),
             clock: clock.clone(),
             tasks: tasks.clone(),
-            kubelets: None,
+            kubelets: Some(kubelet.reached()),
         })
         .await?;
         api.install(api::crds()).await?;
         let client = api.client();
         let http = kit::http::client().context("set up the HTTP client")?;
-        let sandboxes =
-            hands::open(home, &client, &ledger, &clock, tasks, options.warm, options.node.as_deref()).await?;
+        let hands = hands::Open {
+            home,
+            client: &client,
+            ledger: &ledger,
+            clock: &clock,
+            tasks,
+            warm: options.warm,
+            elsewhere: options.node.as_deref(),
+            kubelet: &kubelet,
+        };
+        let sandboxes = hands::open(hands).await?;
 
         let controllers = control::run(control::Options {
             client: client.clone(),

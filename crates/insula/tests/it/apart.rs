@@ -11,7 +11,7 @@ use cli::events::Gateway;
 use k8s_openapi::api::core::v1::Pod;
 use kit::SecretString;
 use kube::Api;
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, LogParams, PostParams};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -127,9 +127,10 @@ async fn a_session_goes_on_when_its_node_is_killed_and_comes_back() {
     assert!(shown.contains("kept"), "{shown}");
     assert_eq!(pod, same);
     assert_eq!(pod_uid(&up, &pod).await, uid, "the Pod never went");
+    let pods: Api<Pod> = Api::default_namespaced(up.client().await);
+    assert_eq!(pods.logs(&pod, &LogParams::default()).await.unwrap(), "kept\n", "what its commands printed");
 
     // Whoever deletes the Pod ends the sandbox; the session's next call gets another one.
-    let pods: Api<Pod> = Api::default_namespaced(up.client().await);
     pods.delete(&pod, &DeleteParams::default()).await.unwrap();
     let gone = kube::runtime::wait::await_condition(pods, &pod, |it: Option<&Pod>| it.is_none());
     tokio::time::timeout(PATIENCE, gone).await.unwrap().unwrap();
