@@ -472,6 +472,7 @@ pub(crate) fn warnings(resource: &Resource, object: &Value, old: Option<&Value>)
     }
     bare.filter(|it| !standard.contains(&it.as_str()) && resource.is_custom())
         .map(|it| format!("metadata.finalizers: {it:?}: prefer a domain-qualified finalizer name including a path (/) to avoid accidental conflicts with other finalizer writers"))
+        .chain(old.filter(|_| resource.is_custom()).map(|old| resource.schema().warnings(object, old)).into_iter().flatten())
         .collect()
 }
 

@@ -19,6 +19,7 @@ pub(crate) enum Cause {
     Forbidden,
     TooLong,
     TooMany,
+    Internal,
 }
 
 impl Cause {
@@ -34,6 +35,7 @@ impl Cause {
             Self::Forbidden => "FieldValueForbidden",
             Self::TooLong => "FieldValueTooLong",
             Self::TooMany => "FieldValueTooMany",
+            Self::Internal => "InternalError",
         }
     }
 
@@ -47,6 +49,7 @@ impl Cause {
             Self::Forbidden => "Forbidden",
             Self::TooLong => "Too long",
             Self::TooMany => "Too many",
+            Self::Internal => "Internal error",
         }
     }
 }
@@ -86,6 +89,10 @@ impl FieldError {
 
     pub(crate) fn forbidden(path: impl Into<String>, detail: &str) -> Self {
         Self::new(path, Cause::Forbidden, None, detail)
+    }
+
+    pub(crate) fn internal(path: impl Into<String>, detail: &str) -> Self {
+        Self::new(path, Cause::Internal, None, detail)
     }
 
     pub(crate) fn invalid(path: impl Into<String>, value: &Value, detail: &str) -> Self {

@@ -90,6 +90,36 @@ impl Quantity {
         let format = if small { Format::Decimal } else { parts.format };
         Ok(Self { nanos: if parts.negative { -nanos } else { nanos }, format })
     }
+
+    /// A whole number.
+    pub(crate) fn whole(number: i64) -> Self {
+        Self { nanos: i128::from(number) * NANOS, format: Format::Decimal }
+    }
+
+    /// As a whole number, when it is one that fits.
+    pub(crate) fn as_whole(self) -> Option<i64> {
+        (self.nanos % NANOS == 0).then(|| i64::try_from(self.nanos / NANOS).ok()).flatten()
+    }
+
+    pub(crate) fn as_float(self) -> f64 {
+        #[allow(clippy::cast_precision_loss, reason = "an approximation is what is asked for")]
+        let nanos = self.nanos as f64;
+        nanos / 1e9
+    }
+
+    /// -1, 0 or 1.
+    pub(crate) fn sign(self) -> i64 {
+        self.nanos.signum().try_into().unwrap_or_default()
+    }
+
+    /// The sum, capped as what is parsed is.
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self { nanos: self.nanos.saturating_add(other.nanos).clamp(-CAP, CAP), format: self.format }
+    }
+
+    pub(crate) fn negated(self) -> Self {
+        Self { nanos: -self.nanos, format: self.format }
+    }
 }
 
 /// How Kubernetes stores a quantity. Small numbers that are near enough to the canonical form stay as they were written,

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value, json};
 
-use super::{Node, Schema, compile, pattern};
+use super::{Node, Schema, compile, pattern, rulecheck, rules};
 use crate::object::FieldError;
 use crate::object::field::ERRORS_MAX;
 
@@ -38,8 +38,10 @@ pub(super) fn structural(openapi: &Value, schema: &Schema, path: &str) -> Vec<Fi
     errors.extend(found);
     let defaults = Defaults { forbidden: None, inside_meta: false };
     standard(root, path, true, &defaults, &mut errors);
-    if let (Some(said), true) = (unsupported, errors.is_empty()) {
-        errors.push(FieldError::invalid_str(path, "", &said));
+    match unsupported {
+        Some(said) if errors.is_empty() => errors.push(FieldError::invalid_str(path, "", &said)),
+        None if errors.is_empty() => errors.extend(rulecheck::rules(root, schema.root(), path)),
+        _ => {}
     }
     let mut seen = HashSet::new();
     errors.retain(|e| seen.insert(e.to_string()));
@@ -574,9 +576,10 @@ fn list_map(
     }
 }
 
-/// The form of `x-kubernetes-validations`; whether the rules compile is checked by whoever evaluates them.
+/// The form of `x-kubernetes-validations`; whether they compile is checked when all else is right.
 fn validations(schema: &Map<String, Value>, path: &str, errors: &mut Vec<FieldError>) {
     const REASONS: &[&str] = &["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
+    let mut node = None;
     for (i, rule) in list(schema, "x-kubernetes-validations") {
         let at = format!("{path}.x-kubernetes-validations[{i}]");
         let (source, message) = (text(rule, "rule").trim(), text(rule, "message"));
@@ -600,6 +603,20 @@ fn validations(schema: &Map<String, Value>, path: &str, errors: &mut Vec<FieldEr
         }
         if let Some(reason) = rule.get("reason").filter(|r| !r.as_str().is_none_or(|r| REASONS.contains(&r))) {
             errors.push(FieldError::not_supported(format!("{at}.reason"), reason, REASONS));
+        }
+        let field = text(rule, "fieldPath");
+        if !field.is_empty() {
+            let mut wrong = |said: &str| errors.push(FieldError::invalid_str(format!("{at}.fieldPath"), field, said));
+            if field.trim().is_empty() {
+                wrong("must be non-empty if specified");
+            }
+            if newline(field) {
+                wrong("must not contain line breaks");
+            }
+            let node = node.get_or_insert_with(|| compile::node(&Value::Object(schema.clone()), false));
+            if rules::field_path(field, node, true).is_err() {
+                wrong("must be a valid path");
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::rules::{self, Rules};
 use super::{Additional, Checks, Field, Go, Kind, Link, List, Node, Patch, Pattern, builtin};
 
 /// `inherited`: an ancestor preserves unknown fields, which for server-side apply goes for all below it.
@@ -32,6 +33,12 @@ pub(super) fn node(openapi: &Value, inherited: bool) -> Node {
         Some(Value::Bool(false)) => Additional::Forbidden,
         Some(schema) => Additional::Schema(link(schema, inherited)),
     };
+    let items = from.get("items").filter(|i| i.is_object()).map(|i| link(i, inherited));
+    let rules = Rules::read(from.get("x-kubernetes-validations"));
+    let ruled = rules.is_some()
+        || fields.values().any(|it| rules::below(&it.link))
+        || items.as_ref().is_some_and(rules::below)
+        || matches!(&additional, Additional::Schema(link) if rules::below(link));
     Node {
         name: None,
         kind,
@@ -44,13 +51,14 @@ pub(super) fn node(openapi: &Value, inherited: bool) -> Node {
         atomic: text(from, "x-kubernetes-map-type") == Some("atomic"),
         fields,
         additional,
-        items: from.get("items").filter(|i| i.is_object()).map(|i| link(i, inherited)),
+        items,
         list: list(from),
         format: text(from, "format").filter(|f| !f.is_empty()).map(Into::into),
         default: from.get("default").filter(|d| !d.is_null()).cloned(),
         checks: checks(from),
         go: from.get("x-go").map(|go| Box::new(shape(go))),
-        rules: from.get("x-kubernetes-validations").filter(|r| r.as_array().is_some_and(|r| !r.is_empty())).cloned(),
+        rules,
+        ruled,
     }
 }
 

@@ -10,7 +10,7 @@ pub(super) fn is_known(format: &str) -> bool {
     check(format).is_some()
 }
 
-pub(super) fn matches(format: &str, text: &str) -> bool {
+pub(crate) fn matches(format: &str, text: &str) -> bool {
     check(format).is_none_or(|check| check(text))
 }
 

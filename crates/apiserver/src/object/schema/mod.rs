@@ -3,11 +3,14 @@
 
 mod check;
 mod compile;
+mod decl;
 mod decode;
 mod default;
-mod format;
-mod pattern;
+pub(crate) mod format;
+pub(crate) mod pattern;
 mod prune;
+mod rulecheck;
+mod rules;
 mod shape;
 mod validate;
 
@@ -20,6 +23,7 @@ use super::builtin;
 use super::field::FieldError;
 
 pub(crate) use pattern::Pattern;
+pub(crate) use rules::field_path;
 
 /// A compiled schema. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -95,8 +99,10 @@ pub(crate) struct Node {
     pub(crate) checks: Option<Box<Checks>>,
     /// Of a built-in definition.
     pub(crate) go: Option<Box<Go>>,
-    /// `x-kubernetes-validations`, as they were written; evaluated by whoever speaks CEL.
-    pub(crate) rules: Option<Value>,
+    /// `x-kubernetes-validations`.
+    pub(crate) rules: Option<Box<rules::Rules>>,
+    /// Whether there are rules here or below.
+    pub(crate) ruled: bool,
 }
 
 #[derive(Debug)]

@@ -34,7 +34,7 @@ impl Pattern {
 }
 
 /// Compiles Go syntax; the error is worded like Go's.
-pub(super) fn compile(pattern: &str) -> Result<Regex, String> {
+pub(crate) fn compile(pattern: &str) -> Result<Regex, String> {
     RegexBuilder::new(&translate(pattern))
         .size_limit(PROGRAM_MAX)
         .dfa_size_limit(PROGRAM_MAX)

@@ -12,31 +12,45 @@ use crate::object::meta;
 const UNCHECKED: &str = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
 
 impl Schema {
-    /// Checks an object against types, value validations, embedded resources and list keys. With `old`, what was wrong
-    /// before and is unchanged is let through (Kubernetes' ratcheting). Rules in CEL are not evaluated here: when there
-    /// are some and the object is too broken for them, the last error says so, as Kubernetes does.
+    /// Checks an object against types, value validations, embedded resources, list keys and, when it is good enough for
+    /// them, the rules in CEL. With `old`, what was wrong before and is unchanged is let through (Kubernetes'
+    /// ratcheting).
     pub(crate) fn validate(&self, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
-        let mut validator = Validator { path: String::new() };
-        let mut errors = validator.value(self.root(), object, old).errors;
-        embedded(self.root(), object, "", false, &mut errors);
-        lists(self.root(), object, "", &mut errors);
-        errors.truncate(ERRORS_MAX);
-        let blocking =
-            |e: &FieldError| matches!(e.reason, Cause::Required | Cause::TooLong | Cause::TooMany | Cause::TypeInvalid);
-        if errors.iter().any(blocking) && has_rules(self.root()) {
+        let mut errors = self.check(object, old);
+        let blocking = |e: &FieldError| {
+            use Cause::{NotSupported, Required, TooLong, TooMany, TypeInvalid};
+            matches!(e.reason, NotSupported | Required | TooLong | TooMany | TypeInvalid)
+        };
+        if errors.iter().any(blocking) && self.root().ruled {
             errors.push(FieldError::invalid("", &Value::Null, UNCHECKED));
+        } else {
+            errors.extend(self.verdict(object, old).errors);
+            errors.truncate(ERRORS_MAX);
         }
         errors
     }
-}
 
-/// Whether a custom resource's schema has `x-kubernetes-validations` anywhere.
-fn has_rules(node: &Node) -> bool {
-    let below = |link: &super::Link| matches!(link, super::Link::Own(node) if has_rules(node));
-    node.rules.is_some()
-        || node.fields.values().any(|f| below(&f.link))
-        || node.items.as_ref().is_some_and(below)
-        || matches!(&node.additional, Additional::Schema(link) if below(link))
+    /// The rules that an object breaks as it did before, for a client to know of.
+    pub(crate) fn warnings(&self, object: &Value, old: &Value) -> Vec<String> {
+        self.verdict(object, Some(old)).warnings
+    }
+
+    /// All but the rules.
+    pub(super) fn check(&self, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
+        let mut validator = Validator { path: String::new() };
+        let mut errors = validator.value(self.root(), object, old).errors;
+        embedded(self.root(), object, "", false, &mut errors);
+        // Lists that had an item twice before may go on so.
+        let mut before = Vec::new();
+        if let Some(old) = old {
+            lists(self.root(), old, "", &mut before);
+        }
+        if before.is_empty() {
+            lists(self.root(), object, "", &mut errors);
+        }
+        errors.truncate(ERRORS_MAX);
+        errors
+    }
 }
 
 /// Errors, and how many checks matched: the branch of an `anyOf` that matched most is the one whose errors are told.

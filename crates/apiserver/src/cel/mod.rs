@@ -1,0 +1,108 @@
+//! CEL as Kubernetes speaks it: parsed, type-checked against a schema, its worst cost estimated, evaluated within a
+//! budget. No I/O, no clock; what an expression may cost is counted in steps, so that it ends on any machine alike.
+//!
+//! The words of errors and the costs are those of cel-go with Kubernetes' libraries, as of 1.34 with what it lets new
+//! expressions use: the standard library, optionals, comprehensions of two variables, strings, sets, lists, regex,
+//! URLs, IPs and CIDRs, quantities, semantic versions and named formats. There is no authorizer.
+
+mod ast;
+mod call;
+mod check;
+mod cost;
+mod decl;
+mod declare;
+mod eval;
+mod formats;
+mod lists;
+mod net;
+mod parse;
+mod semver;
+mod text;
+mod time;
+mod token;
+mod types;
+mod value;
+
+use std::sync::Arc;
+
+pub(crate) use decl::{Decl, Order, Shape, Slot};
+pub(crate) use types::Type;
+pub(crate) use value::Value;
+
+/// Longer expressions are refused (code points), as upstream does.
+const LENGTH_MAX: usize = 100_000;
+/// Trees that are higher are refused.
+const DEPTH_MAX: u32 = 250;
+/// Expressions within parentheses within parentheses are refused beyond so many.
+const NEST_MAX: usize = 100;
+/// What one evaluation may cost at most.
+pub(crate) const CALL_LIMIT: u64 = 1_000_000;
+
+/// A checked expression. Immutable; evaluations share it.
+#[derive(Debug)]
+pub(crate) struct Program {
+    root: ast::Expr,
+    /// The variables that are mentioned.
+    variables: Vec<Arc<str>>,
+}
+
+/// Why an expression was refused: `ERROR: <input>:1:5: undefined field 'x'` with the line and a caret under it, one
+/// after the other.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Refused(pub(crate) String);
+
+/// Why an evaluation ended without a value.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Failed {
+    /// In the words of cel-go: `no such key: x`, `division by zero`.
+    #[error("{0}")]
+    Error(String),
+    #[error("operation cancelled: actual cost limit exceeded")]
+    Cost,
+}
+
+impl Program {
+    /// Parses and checks an expression over these variables.
+    pub(crate) fn compile(source: &str, variables: &[(&str, Type)]) -> Result<Self, Refused> {
+        let chars: Vec<char> = source.chars().collect();
+        if chars.len() > LENGTH_MAX {
+            let said = format!(
+                "ERROR: <input>:-1:0: expression code point size exceeds limit: size: {}, limit {LENGTH_MAX}",
+                chars.len()
+            );
+            return Err(Refused(said));
+        }
+        let parsed = parse::parse(&chars).and_then(|mut root| {
+            let variables = check::check(&mut root, variables)?;
+            Ok(Self { root, variables })
+        });
+        parsed.map_err(|errors| Refused(ast::display(errors, source)))
+    }
+
+    /// The type of its value.
+    pub(crate) fn output(&self) -> &Type {
+        &self.root.of
+    }
+
+    pub(crate) fn mentions(&self, variable: &str) -> bool {
+        self.variables.iter().any(|it| **it == *variable)
+    }
+
+    /// What an evaluation costs at most, for values of `root` (the variables named first in paths).
+    pub(crate) fn cost_max(&self, root: &Decl) -> u64 {
+        cost::estimate(&self.root, root).max
+    }
+
+    /// Evaluates it. The second is what it cost, at most a little more than `limit`.
+    pub(crate) fn evaluate<'a>(
+        &'a self,
+        variables: &[(&'static str, Value<'a>)],
+        limit: u64,
+    ) -> (Result<Value<'a>, Failed>, u64) {
+        eval::evaluate(&self.root, variables, limit)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,444 @@
+//! Whether a definition is right: upstream's `ValidateCustomResourceDefinition`, with its paths. Inside Kubernetes what all
+//! versions have alike (their schema, their subresources, their columns) stands once, above them, and errors say so.
+
+use std::collections::HashSet;
+
+use serde_json::{Value, json};
+
+use super::{condition_is, flag};
+use crate::object::field::json as print;
+use crate::object::meta::{dns1035_label, dns1123_subdomain};
+use crate::object::schema::{Kind, field_path};
+use crate::object::{FieldError, Schema};
+
+const SELECTABLE_MAX: usize = 8;
+
+/// Everything that is wrong with a definition. `old` on an update.
+pub(crate) fn validate(definition: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let text = |path: &str| definition.pointer(path).and_then(Value::as_str).unwrap_or_default();
+    // Afterwards neither can change.
+    if old.is_none() && text("/metadata/name") != format!("{}.{}", text("/spec/names/plural"), text("/spec/group")) {
+        let why = r#"must be spec.names.plural+"."+spec.group"#;
+        errors.push(FieldError::invalid_str("metadata.name", text("/metadata/name"), why));
+    }
+    spec(definition.get("spec").unwrap_or(&Value::Null), &mut errors);
+    if let Some(old) = old {
+        let established = condition_is(old, "Established", "True");
+        for (path, name, always) in [
+            ("/spec/scope", "spec.scope", false),
+            ("/spec/names/kind", "spec.names.kind", false),
+            ("/spec/group", "spec.group", true),
+            ("/spec/names/plural", "spec.names.plural", true),
+        ] {
+            if (always || established) && old.pointer(path) != definition.pointer(path) {
+                let value = definition.pointer(path).unwrap_or(&Value::Null);
+                errors.push(FieldError::invalid(name, value, "field is immutable"));
+            }
+        }
+    }
+    stored(definition, &mut errors);
+    let group = text("/spec/group");
+    let protected = |suffix: &str| group == suffix || group.ends_with(&format!(".{suffix}"));
+    if old.is_none() && (protected("k8s.io") || protected("kubernetes.io")) {
+        let key = "api-approved.kubernetes.io";
+        let approval = definition.pointer("/metadata/annotations").and_then(|it| it.get(key)).and_then(Value::as_str);
+        let link = "https://github.com/kubernetes/enhancements/pull/1111";
+        let at = format!("metadata.annotations[{key}]");
+        match approval.unwrap_or_default() {
+            "" => {
+                let why = format!("protected groups must have approval annotation {key:?}, see {link}");
+                errors.push(FieldError::required(at, &why));
+            }
+            said if said.starts_with("unapproved") || said.starts_with("https://") || said.starts_with("http://") => {}
+            said => {
+                let why = format!(
+                    "protected groups must have approval annotation {key:?} with either a URL or a reason starting with \"unapproved\", see {link}"
+                );
+                errors.push(FieldError::invalid_str(at, said, &why));
+            }
+        }
+    }
+    if flag(definition.get("spec").unwrap_or(&Value::Null), "preserveUnknownFields") && old.is_none() {
+        let why =
+            "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
+        errors.push(FieldError::invalid("spec.preserveUnknownFields", &json!(true), why));
+    }
+    errors
+}
+
+fn spec(spec: &Value, errors: &mut Vec<FieldError>) {
+    let text = |path: &str| spec.pointer(path).and_then(Value::as_str).unwrap_or_default();
+    let group = text("/group");
+    if group.is_empty() {
+        errors.push(FieldError::required("spec.group", ""));
+    } else if let said @ [_, ..] = dns1123_subdomain(group).as_slice() {
+        errors.push(FieldError::invalid_str("spec.group", group, &said.join(",")));
+    } else if !group.contains('.') {
+        errors.push(FieldError::invalid_str("spec.group", group, "should be a domain with at least one dot"));
+    }
+    match text("/scope") {
+        "Cluster" | "Namespaced" => {}
+        "" => errors.push(FieldError::required("spec.scope", "")),
+        other => errors.push(FieldError::not_supported("spec.scope", &json!(other), &["Cluster", "Namespaced"])),
+    }
+    let versions = spec.get("versions").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    for (at, version) in versions.iter().enumerate() {
+        if version.pointer("/schema/openAPIV3Schema").is_none_or(Value::is_null) {
+            errors.push(FieldError::required(format!("spec.versions[{at}].schema.openAPIV3Schema"), ""));
+        }
+    }
+    let common = Common::of(versions);
+    let mut names = HashSet::new();
+    for (at, version) in versions.iter().enumerate() {
+        let path = format!("spec.versions[{at}]");
+        let name = version.get("name").and_then(Value::as_str).unwrap_or_default();
+        names.insert(name);
+        if let said @ [_, ..] = dns1035_label(name).as_slice() {
+            errors.push(FieldError::invalid_str(format!("{path}.name"), name, &said.join(",")));
+        }
+        deprecation(version, &path, errors);
+        if !common.schema {
+            schema(version, &format!("{path}.schema"), errors);
+        }
+        if !common.subresources {
+            subresources(version, &format!("{path}.subresources"), errors);
+        }
+        if !common.columns {
+            columns(version, &format!("{path}.additionalPrinterColumns"), errors);
+        }
+        if !common.selectable {
+            selectable(version, &format!("{path}.selectableFields"), errors);
+        }
+    }
+    if names.len() != versions.len() {
+        let shown = common.shown(versions);
+        errors.push(FieldError::invalid_shown("spec.versions", shown, "must contain unique version names"));
+    }
+    if versions.iter().filter(|it| flag(it, "storage")).count() != 1 {
+        let why = "must have exactly one version marked as storage version";
+        errors.push(FieldError::invalid_shown("spec.versions", common.shown(versions), why));
+    }
+    for key in ["plural", "singular", "kind", "listKind"] {
+        if text(&format!("/names/{key}")).is_empty() {
+            errors.push(FieldError::required(format!("spec.names.{key}"), ""));
+        }
+    }
+    self::names(spec.get("names").unwrap_or(&Value::Null), "spec.names", errors);
+    if let Some(first) = versions.first() {
+        if common.schema {
+            schema(first, "spec.validation", errors);
+        }
+        if common.subresources {
+            subresources(first, "spec.subresources", errors);
+        }
+        if common.columns {
+            columns(first, "spec.additionalPrinterColumns", errors);
+        }
+        if common.selectable {
+            selectable(first, "spec.selectableFields", errors);
+        }
+    }
+    conversion(spec, errors);
+}
+
+/// What all versions have alike.
+struct Common {
+    schema: bool,
+    subresources: bool,
+    columns: bool,
+    selectable: bool,
+}
+
+impl Common {
+    fn of(versions: &[Value]) -> Self {
+        let alike = |key: &str| {
+            let value = |it: &Value| it.get(key).filter(|it| !it.is_null()).cloned();
+            versions.iter().skip(1).all(|it| Some(value(it)) == versions.first().map(value))
+        };
+        Self {
+            schema: alike("schema"),
+            subresources: alike("subresources"),
+            columns: alike("additionalPrinterColumns"),
+            selectable: alike("selectableFields"),
+        }
+    }
+
+    /// The versions as Go prints them, without what stands above them.
+    fn shown(&self, versions: &[Value]) -> String {
+        let shown = |it: &Value| {
+            let own = |key: &str, above: bool| match it.get(key) {
+                Some(value) if !above => print(value),
+                _ => "null".to_owned(),
+            };
+            format!(
+                r#"{{"Name":{},"Served":{},"Storage":{},"Deprecated":{},"DeprecationWarning":{},"Schema":{},"Subresources":{},"AdditionalPrinterColumns":{},"SelectableFields":{}}}"#,
+                print(it.get("name").unwrap_or(&Value::Null)),
+                flag(it, "served"),
+                flag(it, "storage"),
+                flag(it, "deprecated"),
+                own("deprecationWarning", false),
+                own("schema", self.schema),
+                own("subresources", self.subresources),
+                own("additionalPrinterColumns", self.columns),
+                own("selectableFields", self.selectable),
+            )
+        };
+        format!("[{}]", versions.iter().map(shown).collect::<Vec<_>>().join(","))
+    }
+}
+
+fn conversion(spec: &Value, errors: &mut Vec<FieldError>) {
+    let Some(conversion) = spec.get("conversion") else { return };
+    let text = |key: &str| conversion.get(key).and_then(Value::as_str).unwrap_or_default();
+    match text("strategy") {
+        "Webhook" => {
+            let why = "conversion by webhooks is not supported: use None, or serve one version alone";
+            return errors.push(FieldError::forbidden("spec.conversion.strategy", why));
+        }
+        "None" => {}
+        "" => errors.push(FieldError::required("spec.conversion.strategy", "")),
+        other => {
+            errors.push(FieldError::not_supported("spec.conversion.strategy", &json!(other), &["None", "Webhook"]));
+        }
+    }
+    let why = "should not be set when strategy is not set to Webhook";
+    if conversion.pointer("/webhook/clientConfig").is_some_and(|it| !it.is_null()) {
+        errors.push(FieldError::forbidden("spec.conversion.webhookClientConfig", why));
+    }
+    let reviews = conversion.pointer("/webhook/conversionReviewVersions").and_then(Value::as_array);
+    if reviews.is_some_and(|it| !it.is_empty()) {
+        errors.push(FieldError::forbidden("spec.conversion.conversionReviewVersions", why));
+    }
+}
+
+fn deprecation(version: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    let Some(said) = version.get("deprecationWarning").and_then(Value::as_str) else { return };
+    let mut wrong = |why: &str| errors.push(FieldError::invalid_str(format!("{path}.deprecationWarning"), said, why));
+    if !flag(version, "deprecated") {
+        return wrong("can only be set for deprecated versions");
+    }
+    if said.len() > 256 {
+        wrong("must be <= 256 characters long");
+    }
+    if said.is_empty() {
+        wrong("must not be an empty string");
+    }
+    if let Some((at, _)) = said.char_indices().find(|(_, c)| c.is_control()) {
+        wrong(&format!("must only contain printable UTF-8 characters; non-printable character found at index {at}"));
+    }
+}
+
+fn schema(version: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    const ALONE: [&str; 22] = [
+        "description",
+        "type",
+        "format",
+        "title",
+        "maximum",
+        "exclusiveMaximum",
+        "minimum",
+        "exclusiveMinimum",
+        "maxLength",
+        "minLength",
+        "pattern",
+        "maxItems",
+        "minItems",
+        "uniqueItems",
+        "multipleOf",
+        "required",
+        "items",
+        "properties",
+        "externalDocs",
+        "example",
+        "x-kubernetes-preserve-unknown-fields",
+        "x-kubernetes-validations",
+    ];
+    const SAID: &str = "only [Description Type Format Title Maximum ExclusiveMaximum Minimum ExclusiveMinimum MaxLength MinLength Pattern MaxItems MinItems UniqueItems MultipleOf Required Items Properties ExternalDocs Example XPreserveUnknownFields XValidations] fields are allowed at the root of the schema if the status subresource is enabled";
+    let Some(openapi) = version.pointer("/schema/openAPIV3Schema").filter(|it| !it.is_null()) else { return };
+    let path = format!("{path}.openAPIV3Schema");
+    if version.pointer("/subresources/status").is_some_and(|it| !it.is_null()) {
+        let kind = openapi.get("type").and_then(Value::as_str).unwrap_or_default();
+        let mut given = openapi.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+        if !matches!(kind, "" | "object") {
+            let why = r#"only "object" is allowed as the type at the root of the schema if the status subresource is enabled"#;
+            errors.push(FieldError::invalid_str(format!("{path}.type"), kind, why));
+        } else if given.any(|(key, value)| *value != json!(false) && !ALONE.contains(&key.as_str())) {
+            errors.push(FieldError::invalid(path.clone(), openapi, SAID));
+        }
+    }
+    if let Err(wrong) = Schema::compile(openapi, &path) {
+        errors.extend(wrong);
+    }
+}
+
+fn subresources(version: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    let Some(scale) = version.pointer("/subresources/scale").filter(|it| !it.is_null()) else { return };
+    for (key, under, required) in [
+        ("specReplicasPath", ".spec", true),
+        ("statusReplicasPath", ".status", true),
+        ("labelSelectorPath", "either .status or .spec", false),
+    ] {
+        let at = format!("{path}.scale.{key}");
+        let said = scale.get(key).and_then(Value::as_str).unwrap_or_default();
+        let below = |root: &str| said.starts_with(&format!("{root}."));
+        if said.is_empty() {
+            if required {
+                errors.push(FieldError::required(at, ""));
+            }
+        } else if let Err(why) = simple_path(said) {
+            errors.push(FieldError::invalid_str(at, said, why));
+        } else if !(below(under) || !required && (below(".status") || below(".spec"))) {
+            errors.push(FieldError::invalid_str(at, said, &format!("should be a json path under {under}")));
+        }
+    }
+}
+
+/// A path of names alone.
+fn simple_path(path: &str) -> Result<(), &'static str> {
+    let name = |part: &str| {
+        let mut chars = part.chars();
+        chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+            && chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
+    };
+    if path.contains(['[', ']', '*', '\'', '"']) {
+        return Err("child path pattern must not contain array notation");
+    }
+    match path.strip_prefix('.') {
+        Some(rest) if rest.split('.').all(name) => Ok(()),
+        _ => Err("is not a valid JSON path"),
+    }
+}
+
+fn columns(version: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    const TYPES: [&str; 5] = ["boolean", "date", "integer", "number", "string"];
+    const FORMATS: [&str; 9] = ["binary", "byte", "date", "date-time", "double", "float", "int32", "int64", "password"];
+    let columns = version.get("additionalPrinterColumns").and_then(Value::as_array);
+    for (at, column) in columns.into_iter().flatten().enumerate() {
+        let path = format!("{path}[{at}]");
+        let text = |key: &str| column.get(key).and_then(Value::as_str).unwrap_or_default();
+        if text("name").is_empty() {
+            errors.push(FieldError::required(format!("{path}.name"), ""));
+        }
+        let why = format!("must be one of {}", TYPES.join(","));
+        match text("type") {
+            "" => errors.push(FieldError::required(format!("{path}.type"), &why)),
+            kind if TYPES.contains(&kind) => {}
+            kind => errors.push(FieldError::invalid_str(format!("{path}.type"), kind, &why)),
+        }
+        let format = text("format");
+        if !format.is_empty() && !FORMATS.contains(&format) {
+            let why = format!("must be one of {}", FORMATS.join(","));
+            errors.push(FieldError::invalid_str(format!("{path}.format"), format, &why));
+        }
+        if text("jsonPath").is_empty() {
+            errors.push(FieldError::required(format!("{path}.JSONPath"), ""));
+        }
+    }
+}
+
+fn selectable(version: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    let fields = version.get("selectableFields").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    if fields.is_empty() {
+        return;
+    }
+    let Some(openapi) = version.pointer("/schema/openAPIV3Schema").filter(|it| !it.is_null()) else {
+        let why = "may only be set when `version.schema.openAPIV3Schema` is not included";
+        return errors.push(FieldError::invalid_str(path, "", why));
+    };
+    let schema = Schema::trusted(openapi);
+    let mut seen = HashSet::new();
+    for (at, field) in fields.iter().enumerate() {
+        let at = format!("{path}[{at}].jsonPath");
+        let said = field.get("jsonPath").and_then(Value::as_str).unwrap_or_default();
+        if said.is_empty() {
+            errors.push(FieldError::required(at, ""));
+            continue;
+        }
+        let (shown, node) = match field_path(said, schema.root(), false) {
+            Ok(found) => found,
+            Err(why) => {
+                errors.push(FieldError::invalid_str(at, said, &format!("is an invalid path: {why}")));
+                continue;
+            }
+        };
+        if shown == "metadata" || shown.starts_with("metadata.") {
+            errors.push(FieldError::invalid_str(at.clone(), said, "must not point to fields in metadata"));
+        }
+        if node.int_or_string || !matches!(node.kind, Kind::String | Kind::Boolean | Kind::Integer) {
+            let why = "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.";
+            errors.push(FieldError::invalid_str(at.clone(), said, why));
+        }
+        if !seen.insert(shown) {
+            errors.push(FieldError::duplicate(at, &json!(said)));
+        }
+    }
+    if seen.len() > SELECTABLE_MAX {
+        errors.push(FieldError::too_many(path, seen.len(), SELECTABLE_MAX as u64));
+    }
+}
+
+/// Names are labels, of mixed case where they name kinds.
+fn names(names: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    let text = |key: &str| names.get(key).and_then(Value::as_str).unwrap_or_default();
+    let mut check = |at: String, value: &str, lower: &str| {
+        if let said @ [_, ..] = dns1035_label(lower).as_slice() {
+            let why = if lower == value {
+                said.join(",")
+            } else {
+                format!("may have mixed case, but should otherwise match: {}", said.join(","))
+            };
+            errors.push(FieldError::invalid_str(at, value, &why));
+        }
+    };
+    for key in ["plural", "singular"] {
+        if !text(key).is_empty() {
+            check(format!("{path}.{key}"), text(key), text(key));
+        }
+    }
+    for key in ["kind", "listKind"] {
+        if !text(key).is_empty() {
+            check(format!("{path}.{key}"), text(key), &text(key).to_lowercase());
+        }
+    }
+    for key in ["shortNames", "categories"] {
+        let all = names.get(key).and_then(Value::as_array);
+        for (at, name) in all.into_iter().flatten().filter_map(Value::as_str).enumerate() {
+            check(format!("{path}.{key}[{at}]"), name, name);
+        }
+    }
+    if !text("kind").is_empty() && text("kind") == text("listKind") {
+        let why = "kind and listKind may not be the same";
+        errors.push(FieldError::invalid_str(format!("{path}.listKind"), text("listKind"), why));
+    }
+}
+
+fn stored(definition: &Value, errors: &mut Vec<FieldError>) {
+    let versions =
+        definition.pointer("/spec/versions").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let stored = definition.pointer("/status/storedVersions").cloned().unwrap_or_else(|| json!([]));
+    let all: Vec<&str> = stored.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if all.is_empty() {
+        errors.push(FieldError::invalid(
+            "status.storedVersions",
+            &Value::Null,
+            "must have at least one stored version",
+        ));
+        return;
+    }
+    for version in versions.iter().filter(|it| flag(it, "storage")) {
+        let name = version.get("name").and_then(Value::as_str).unwrap_or_default();
+        if !all.contains(&name) {
+            let why = format!("must have the storage version {name}");
+            errors.push(FieldError::invalid("status.storedVersions", &stored, &why));
+        }
+    }
+    let named = |name: &str| versions.iter().any(|it| it.get("name").is_some_and(|it| it == name));
+    for (at, name) in all.iter().enumerate().filter(|(_, name)| !named(name)) {
+        let why = format!(
+            "missing from spec.versions; {name} was previously a storage version, and must remain in spec.versions until a \
+             storage migration ensures no data remains persisted in {name} and removes {name} from status.storedVersions"
+        );
+        errors.push(FieldError::invalid_str(format!("status.storedVersions[{at}]"), name, &why));
+    }
+}
