@@ -22,6 +22,7 @@ mod launcher;
 pub mod projection;
 mod proxy;
 mod quota;
+mod sent;
 mod server;
 mod state;
 mod sys;

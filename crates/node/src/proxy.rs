@@ -1,7 +1,7 @@
 //! The way to a sandbox's execd: HTTP/1.1 over the Unix socket that it inherited, connections kept for the next call.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -14,6 +14,7 @@ use kit::Tasks;
 
 use crate::Error;
 use crate::engine::Sandbox;
+use crate::sent::Sent;
 
 /// What any body can fail with.
 pub(crate) type Fault = Box<dyn std::error::Error + Send + Sync>;
@@ -23,28 +24,31 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, Fault>;
 const CONNECT: Duration = Duration::from_secs(5);
 /// Longer than execd needs to answer a call of ours.
 const CALL: Duration = Duration::from_secs(10);
+/// An idle connection that is older is not used again. execd closes one after 300 s, and who sends at that moment does
+/// not know what became of the request.
+const FRESH: Duration = Duration::from_secs(60);
 /// More idle connections than this to one sandbox are closed.
 const IDLE: usize = 16;
 /// What execd may say to a call of ours.
 const SAID: usize = 64 * 1024;
 
-/// Idle connections to one execd.
+/// Idle connections to one execd, and when each was last used.
 #[derive(Default)]
-pub(crate) struct Pool(Mutex<Vec<SendRequest<Body>>>);
+pub(crate) struct Pool(Mutex<Vec<(SendRequest<Body>, Instant)>>);
 
 impl Pool {
     fn take(&self) -> Option<SendRequest<Body>> {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|it| !it.is_closed());
-        let at = idle.iter().position(SendRequest::is_ready)?;
-        Some(idle.swap_remove(at))
+        idle.retain(|(it, used)| !it.is_closed() && used.elapsed() < FRESH);
+        let at = idle.iter().position(|(it, _)| it.is_ready())?;
+        Some(idle.swap_remove(at).0)
     }
 
     /// It may still be busy with an answer's body: then it is passed over until it is ready.
     fn put(&self, it: SendRequest<Body>) {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < IDLE && !it.is_closed() {
-            idle.push(it);
+            idle.push((it, Instant::now()));
         }
     }
 }
@@ -91,7 +95,7 @@ pub(crate) async fn send(
 }
 
 /// Makes a caller's request one for execd: its path, our token, no header that is between the caller and us.
-pub(crate) fn outgoing(sandbox: &Sandbox, request: Request<Incoming>, path: &str) -> Result<Request<Body>, Error> {
+pub(crate) fn outgoing(sandbox: &Sandbox, request: Request<Sent>, path: &str) -> Result<Request<Body>, Error> {
     let upgrade = request.headers().get(header::UPGRADE).cloned();
     let (mut parts, body) = request.into_parts();
     parts.uri = path.parse().map_err(|error| Error::Rejected(format!("{path:?} is no path: {error}")))?;

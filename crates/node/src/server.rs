@@ -25,13 +25,17 @@ use wire::node::{BODY_LIMIT, Code, Event, GENERATION, GENERATION_HEADER, Phase, 
 
 use crate::engine::Engine;
 use crate::proxy::{self, Body, Fault, full};
+use crate::sent::Sent;
 use crate::{Error, Node, kubelet};
 
 /// Connections at once over the Unix socket.
 const CONNECTIONS: usize = 1024;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
-const HEADERS: Duration = Duration::from_secs(10);
+/// How long a connection may be silent between requests, and in the middle of one's headers.
+const SILENCE: Duration = Duration::from_secs(300);
+/// How long what is under way may take when the node ends.
+const LAST: Duration = Duration::from_secs(10);
 
 /// Answers requests on one connection until it closes or the node ends.
 pub(crate) async fn connection(node: Node, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
@@ -42,7 +46,7 @@ pub(crate) async fn connection(node: Node, stream: impl AsyncRead + AsyncWrite +
     });
     let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS)
+        .header_read_timeout(SILENCE)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut serving = std::pin::pin!(serving);
@@ -51,7 +55,7 @@ pub(crate) async fn connection(node: Node, stream: impl AsyncRead + AsyncWrite +
         _ = &mut serving => {}
         () = shutdown.begun() => {
             serving.as_mut().graceful_shutdown();
-            let _ = tokio::time::timeout(HEADERS, serving).await;
+            let _ = tokio::time::timeout(LAST, serving).await;
         }
     }
 }
@@ -113,14 +117,18 @@ fn clear(at: &Path) -> Result<(), Error> {
 }
 
 async fn answer(node: &Node, request: Request<Incoming>) -> Response<Body> {
-    if request.uri().path().starts_with(kubelet::PREFIX) {
-        return kubelet::answer(&node.engine, request).await;
-    }
-    let mut response = match route(node, request).await {
-        Ok(response) => response,
-        Err(error) => problem(&error),
+    let (parts, body) = request.into_parts();
+    let (body, rest) = Sent::new(body);
+    let response = if parts.uri.path().starts_with(kubelet::PREFIX) {
+        drop(body);
+        kubelet::answer(&node.engine, Request::from_parts(parts, ())).await
+    } else {
+        let answered = route(node, Request::from_parts(parts, body)).await;
+        let mut response = answered.unwrap_or_else(|error| problem(&error));
+        response.headers_mut().insert(GENERATION_HEADER, HeaderValue::from(GENERATION));
+        response
     };
-    response.headers_mut().insert(GENERATION_HEADER, HeaderValue::from(GENERATION));
+    rest.pass_over().await;
     response
 }
 
@@ -139,7 +147,7 @@ fn json(status: u16, value: &impl Serialize) -> Response<Body> {
     response
 }
 
-async fn route(node: &Node, request: Request<Incoming>) -> Result<Response<Body>, Error> {
+async fn route(node: &Node, request: Request<Sent>) -> Result<Response<Body>, Error> {
     if let Some(theirs) = request.headers().get(GENERATION_HEADER)
         && theirs.to_str().ok().and_then(|it| it.parse::<u32>().ok()).is_none_or(|it| it > GENERATION || it == 0)
     {
@@ -175,7 +183,7 @@ async fn route(node: &Node, request: Request<Incoming>) -> Result<Response<Body>
     }
 }
 
-async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Error> {
+async fn read<T: DeserializeOwned>(request: Request<Sent>) -> Result<T, Error> {
     let body = Limited::new(request.into_body(), BODY_LIMIT).collect().await;
     let body = body.map_err(|error| Error::Rejected(format!("cannot read the body: {error}")))?.to_bytes();
     serde_json::from_slice(&body)
@@ -187,7 +195,7 @@ async fn execd(
     engine: &Arc<Engine>,
     id: &str,
     path: &str,
-    mut request: Request<Incoming>,
+    mut request: Request<Sent>,
 ) -> Result<Response<Body>, Error> {
     let sandbox = engine.find(id)?;
     let phase = sandbox.live().phase;

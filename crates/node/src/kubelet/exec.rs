@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
-use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use wire::execd::EXEC;
 use wire::{query, websocket};
@@ -70,7 +69,7 @@ pub(super) async fn answer(
     namespace: &str,
     pod: &str,
     container: &str,
-    mut request: Request<Incoming>,
+    mut request: Request<()>,
 ) -> Result<Response<Body>, Refused> {
     let asked = Asked::parse(request.uri().query().unwrap_or_default())?;
     let missing = |why| Refused(StatusCode::NOT_FOUND, why);

@@ -38,7 +38,7 @@ impl From<Error> for Refused {
     }
 }
 
-pub(crate) async fn answer(engine: &Arc<Engine>, request: Request<Incoming>) -> Response<Body> {
+pub(crate) async fn answer(engine: &Arc<Engine>, request: Request<()>) -> Response<Body> {
     match route(engine, request).await {
         Ok(response) => response,
         Err(Refused(status, why)) => {
@@ -51,7 +51,7 @@ pub(crate) async fn answer(engine: &Arc<Engine>, request: Request<Incoming>) -> 
     }
 }
 
-async fn route(engine: &Arc<Engine>, request: Request<Incoming>) -> Result<Response<Body>, Refused> {
+async fn route(engine: &Arc<Engine>, request: Request<()>) -> Result<Response<Body>, Refused> {
     let path = request.uri().path().to_owned();
     let segments: Vec<&str> = path.strip_prefix(PREFIX).unwrap_or_default().split('/').collect();
     let reads = request.method() == Method::GET;

@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use wire::node::{Bind, Code, Create, Event, ExitReason, Limits, Phase, Sandbox, Sandboxes, Stats, Workspace};
 
-use crate::cell::{Cell, Client, at, is_root, program};
+use crate::cell::{Cell, Client, at, is_root, open_dir, program};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sandbox_has_the_hosts_programs_over_a_layer_of_its_own() {
@@ -306,6 +306,32 @@ async fn whoever_watches_learns_of_every_end_and_its_reason() {
     assert_eq!((sandbox.id.as_str(), exit.reason, exit.signal), ("there", ExitReason::Removed, Some(9)));
     let all: Sandboxes = cell.client().get("/v1/sandboxes").await.unwrap();
     assert!(all.sandboxes.is_empty());
+    cell.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_while_still_sending_learns_why_and_the_connection_serves_on() {
+    let cell = Cell::make(open_dir(), &program("node-execd"), node::Guards::all()).await;
+    cell.bound("it").await;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(cell.node.connect())).await.unwrap();
+    cell.tasks.tenant("client", async move { connection.await.unwrap() });
+    let body = Bytes::from(vec![b'x'; 16 << 20]);
+    for (path, status) in [
+        ("/v1/sandboxes/none/execd/echo", StatusCode::NOT_FOUND),
+        ("/v1/sandboxes", StatusCode::BAD_REQUEST),
+        ("/v1/sandboxes/it/execd/nowhere", StatusCode::NOT_FOUND),
+        ("/kubelet/nowhere", StatusCode::NOT_FOUND),
+        ("/v1/sandboxes/it/execd/command", StatusCode::PAYLOAD_TOO_LARGE),
+        ("/v1/sandboxes/it/freeze", StatusCode::OK),
+        ("/v1/sandboxes/it/execd/ping", StatusCode::CONFLICT),
+    ] {
+        sender.ready().await.unwrap();
+        let response = sender.send_request(Request::post(path).body(Full::new(body.clone())).unwrap()).await.unwrap();
+        assert_eq!(response.status(), status, "{path}");
+        response.into_body().collect().await.unwrap();
+    }
+    drop(sender);
     cell.end().await;
 }
 
