@@ -18,6 +18,7 @@ use crate::verbs::{Call, admit, in_order, meta};
 pub(crate) async fn answer(call: &mut Call, asked: &Asked<'_>) -> Result<Reply, Problem> {
     let options = Write::of(asked.query, asked.user_agent(), "CreateOptions", false)?;
     let mut review = admit::decode(call, &asked.body, asked.media_type(), options.validation)?;
+    admit::settle_namespace(call, &mut review)?;
     let user = asked.user.clone();
     if call.resource.kind == "SelfSubjectReview" {
         meta::set(&mut review, "creationTimestamp", call.core.now());

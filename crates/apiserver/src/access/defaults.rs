@@ -20,9 +20,41 @@ const MARK: &str = "kubernetes.io/bootstrapping";
 /// Whose work this is in a cluster.
 const MANAGER: &str = "kube-apiserver";
 
-/// Makes what is missing and mends what grants too little, all in one go.
+/// Makes everything, in one go, where nothing of it is there. Otherwise what is missing or grants too little is mended
+/// while the server serves, as upstream does it.
 pub(crate) async fn ensure(core: &Arc<Core>) -> Result<(), WriteError> {
-    let mut writes = Vec::new();
+    if core.store.get(&Key::new(GROUP, "clusterroles", "", "cluster-admin")).is_none() {
+        return write(core, plan(core)).await;
+    }
+    let (core, shutdown) = (core.clone(), core.tasks.shutdown().clone());
+    core.tasks.clone().tenant("default roles", async move {
+        let of = core.clone();
+        let Ok(planned) = tokio::task::spawn_blocking(move || plan(&of)).await else { return };
+        let written = tokio::select! {
+            () = shutdown.begun() => return,
+            written = write(&core, planned) => written,
+        };
+        if let Err(error) = written {
+            tracing::warn!(error = kit::chain(&error), "default roles are not mended before the next start");
+        }
+    });
+    Ok(())
+}
+
+async fn write(core: &Core, planned: Vec<(Key, Expect, Value)>) -> Result<(), WriteError> {
+    let writes = planned.into_iter().map(|(key, expect, object)| async move {
+        match core.store.write(key, expect, Change::Put(object)).await {
+            // Somebody wrote it meanwhile: theirs it is, until the next start.
+            Ok(_) | Err(WriteError::Exists { .. } | WriteError::Conflict { .. } | WriteError::Absent) => Ok(()),
+            Err(error) => Err(error),
+        }
+    });
+    try_join_all(writes).await.map(drop)
+}
+
+/// What is to be written, all of which fits in one commit.
+fn plan(core: &Core) -> Vec<(Key, Expect, Value)> {
+    let mut planned = Vec::new();
     for line in include_str!("defaults.jsonl").lines() {
         let Ok(Value::Object(wanted)) = serde_json::from_str(line) else {
             tracing::error!(line, "a default role that is no object");
@@ -31,16 +63,15 @@ pub(crate) async fn ensure(core: &Arc<Core>) -> Result<(), WriteError> {
         let text = |field: &str| wanted.get(field).and_then(Value::as_str).unwrap_or_default();
         let plural = format!("{}s", text("kind").to_lowercase());
         let key = Key::new(GROUP, plural, text("namespace"), text("name"));
-        let (expect, object) = match core.store.get(&key) {
-            None => (Expect::Absent, made(core, wanted)),
-            Some(entry) => match mended(core, &entry, wanted) {
-                Some(object) => (Expect::Rev(entry.rev), object),
-                None => continue,
-            },
-        };
-        writes.push(core.store.write(key, expect, Change::Put(object)));
+        match core.store.get(&key) {
+            None => planned.push((key, Expect::Absent, made(core, wanted))),
+            Some(entry) => {
+                let mended = mended(core, &entry, wanted).map(|object| (key, Expect::Rev(entry.rev), object));
+                planned.extend(mended);
+            }
+        }
     }
-    try_join_all(writes).await.map(drop)
+    planned
 }
 
 fn made(core: &Core, mut wanted: Map<String, Value>) -> Value {

@@ -69,7 +69,13 @@ pub(crate) struct Asked<'a> {
 /// is the kubelet's own.
 pub(crate) async fn answer(core: &Arc<Core>, asked: Asked<'_>) -> Result<Response<Body>, Problem> {
     let Asked { part, namespace, pod: name, query, .. } = asked;
-    let log = if part == Part::Log { log_options(name, query)? } else { String::new() };
+    // What is asked for must make sense whatever becomes of the pod.
+    let (place, parameters) = match part {
+        Part::Log => ("containerLogs", log_options(name, query)?),
+        Part::Exec => ("exec", streams(query)),
+        Part::Attach => ("attach", streams(query)),
+        Part::PortForward => ("portForward", ports(query)?),
+    };
     let pod = core.store.get(&Key::new("", "pods", namespace, name));
     let pod = pod.ok_or_else(|| Problem::not_found(What::new("", "pods"), name))?.value();
     let container = match part {
@@ -87,12 +93,6 @@ pub(crate) async fn answer(core: &Arc<Core>, asked: Asked<'_>) -> Result<Respons
         // Upstream speaks of a pod here too.
         return Err(Problem::not_found(What::new("", "pods"), node));
     }
-    let (place, parameters) = match part {
-        Part::Log => ("containerLogs", log),
-        Part::Exec => ("exec", streams(query)),
-        Part::Attach => ("attach", streams(query)),
-        Part::PortForward => ("portForward", ports(query)?),
-    };
     if part != Part::Log && !is_upgrade(asked.headers) {
         return Err(Problem::bad_request("Upgrade request required"));
     }
