@@ -12,7 +12,7 @@ use crate::engine::Engine;
 use crate::proxy::{Body, full};
 
 use super::channels::{Protocol, carry};
-use super::{CONTAINER, Refused, ask, find};
+use super::{CONTAINER, Refused, ask, find, is_running};
 
 /// How long the connections may take to become WebSockets.
 const UPGRADE: Duration = Duration::from_secs(10);
@@ -77,6 +77,7 @@ pub(super) async fn answer(
     if container != CONTAINER {
         return Err(missing(format!("container not found ({container:?})")));
     }
+    is_running(&sandbox)?;
     let (protocol, accept) = handshake(request.headers())?;
     let headers = [
         (header::UPGRADE, "websocket"),

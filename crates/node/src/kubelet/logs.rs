@@ -18,7 +18,7 @@ use wire::query;
 use crate::engine::Engine;
 use crate::proxy::{Body, Fault};
 
-use super::{CONTAINER, Refused, ask, find};
+use super::{CONTAINER, Refused, ask, find, is_running};
 
 /// Longer than any line of execd's.
 const LONGEST: usize = 64 << 10;
@@ -53,6 +53,7 @@ pub(super) async fn answer(
         let why = format!("previous terminated container {container:?} in pod {pod:?} not found");
         return Err(Refused(StatusCode::BAD_REQUEST, why));
     }
+    is_running(&sandbox)?;
     let mut path = format!("{}?follow={}", wire::execd::LOG, u8::from(options.follow));
     if let Some(lines) = options.tail {
         path.push_str(&format!("&tail={lines}"));

@@ -14,6 +14,7 @@ use std::time::Duration;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
+use serde_json::json;
 use wire::node::Phase;
 
 use crate::Error;
@@ -22,6 +23,7 @@ use crate::proxy::{self, Body, full};
 
 /// What all paths of this API begin with.
 pub(crate) const PREFIX: &str = "/kubelet/";
+const LOGS: &str = "/kubelet/containerLogs/";
 /// The one container of a sandbox's Pod.
 const CONTAINER: &str = "sandbox";
 /// How long execd may take to begin its answer.
@@ -39,15 +41,37 @@ impl From<Error> for Refused {
 }
 
 pub(crate) async fn answer(engine: &Arc<Engine>, request: Request<()>) -> Response<Body> {
+    let path = request.uri().path().to_owned();
     match route(engine, request).await {
         Ok(response) => response,
-        Err(Refused(status, why)) => {
-            let mut response = Response::new(full(why));
-            *response.status_mut() = status;
-            let text = HeaderValue::from_static("text/plain; charset=utf-8");
-            response.headers_mut().insert(header::CONTENT_TYPE, text);
-            response
-        }
+        Err(refused) => refused.answer(path.starts_with(LOGS)),
+    }
+}
+
+impl Refused {
+    /// In plain words, as the kubelet has it, or as a `metav1.Status`: who asks for an upgrade reads words with a colon in
+    /// them as a YAML of one.
+    fn answer(self, plain: bool) -> Response<Body> {
+        let Self(code, why) = self;
+        let reason = match code {
+            StatusCode::BAD_REQUEST => "BadRequest",
+            StatusCode::FORBIDDEN => "Forbidden",
+            StatusCode::NOT_FOUND => "NotFound",
+            StatusCode::INTERNAL_SERVER_ERROR => "InternalError",
+            _ => "",
+        };
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "message": why, "reason": reason, "code": code.as_u16(),
+        });
+        let (kind, said) = match plain {
+            true => ("text/plain; charset=utf-8", why),
+            false => ("application/json", status.to_string()),
+        };
+        let mut response = Response::new(full(said));
+        *response.status_mut() = code;
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        response
     }
 }
 
@@ -64,7 +88,7 @@ async fn route(engine: &Arc<Engine>, request: Request<()>) -> Result<Response<Bo
         }
         ["attach", ..] => Err(without("attach: its first process takes no input; exec starts one that does")),
         ["portForward", ..] => Err(without("port-forward")),
-        _ => Err(Refused(StatusCode::NOT_FOUND, "404 page not found\n".to_owned())),
+        _ => Err(Refused(StatusCode::NOT_FOUND, format!("there is no {path}"))),
     }
 }
 
@@ -77,6 +101,15 @@ fn find(engine: &Engine, namespace: &str, pod: &str) -> Option<Arc<Sandbox>> {
     engine.bound_with(&[(api::labels::POD_NAMESPACE, namespace), (api::labels::POD, pod)])
 }
 
+fn is_running(sandbox: &Sandbox) -> Result<(), Refused> {
+    let phase = sandbox.live().phase;
+    if phase == Phase::Running {
+        return Ok(());
+    }
+    let why = format!("container {CONTAINER:?} is not running: the sandbox {} is {phase:?}", sandbox.id);
+    Err(Refused(StatusCode::BAD_REQUEST, why))
+}
+
 /// Asks the sandbox's execd something of our own; `headers` are added.
 async fn ask(
     engine: &Engine,
@@ -84,11 +117,6 @@ async fn ask(
     path: &str,
     headers: &[(header::HeaderName, &'static str)],
 ) -> Result<Response<Incoming>, Refused> {
-    let phase = sandbox.live().phase;
-    if phase != Phase::Running {
-        let why = format!("container {CONTAINER:?} is not running: the sandbox {} is {phase:?}", sandbox.id);
-        return Err(Refused(StatusCode::BAD_REQUEST, why));
-    }
     let mut request = proxy::request(sandbox, Method::GET, path, full(""))?;
     for (name, value) in headers {
         request.headers_mut().insert(name, HeaderValue::from_static(value));

@@ -329,12 +329,13 @@ async fn what_cannot_be_done_is_refused_in_the_kubelets_words() {
         ("exec/agents/hand/sandbox", run, websocket, 403, "unable to upgrade: unable to negotiate protocol"),
         ("attach/agents/hand/sandbox", "output=1", v5, 501, "a sandbox cannot attach"),
         ("portForward/agents/hand", "port=80", v5, 501, "a sandbox cannot port-forward"),
-        ("run/agents/hand/sandbox", "", "", 404, "404 page not found"),
-        ("containerLogs/agents/hand/sandbox", "", "", 404, "404 page not found"),
+        ("run/agents/hand/sandbox", "", "", 404, "there is no /kubelet/run/agents/hand/sandbox"),
     ] {
         let mut stream = shown.cell.node.connect();
         let (got, said) = ask(&mut stream, path, query, headers).await;
-        assert!(got == status && said.starts_with(words), "{path}?{query}: {got} {said}");
+        let told: Value = serde_json::from_str(&said).unwrap();
+        assert_eq!((got, &told["kind"], &told["code"]), (status, &json!("Status"), &json!(status)), "{path}?{query}");
+        assert!(told["message"].as_str().unwrap().starts_with(words), "{path}?{query}: {said}");
     }
     for (path, status, words) in [
         ("nobody/sandbox", 404, "pod \"nobody\" does not exist"),
@@ -346,8 +347,10 @@ async fn what_cannot_be_done_is_refused_in_the_kubelets_words() {
         assert_eq!(shown.get(&format!("containerLogs/agents/{path}")).await, (status, words.to_owned()));
     }
     shown.cell.client().post::<Sandbox>("/v1/sandboxes/it/freeze", &json!({})).await.unwrap();
-    let (status, said) = shown.get("containerLogs/agents/hand/sandbox").await;
-    assert_eq!((status, said.as_str()), (400, "container \"sandbox\" is not running: the sandbox it is Frozen"));
+    let words = "container \"sandbox\" is not running: the sandbox it is Frozen";
+    assert_eq!(shown.get("containerLogs/agents/hand/sandbox").await, (400, words.to_owned()));
+    let (status, said) = ask(&mut shown.cell.node.connect(), "exec/agents/hand/sandbox", run, spdy).await;
+    assert_eq!((status, serde_json::from_str::<Value>(&said).unwrap()["message"].as_str()), (400, Some(words)));
     shown.end().await;
 }
 
