@@ -39,14 +39,21 @@ async fn house() -> (House, Nodes) {
     let (sender, connections) = mpsc::unbounded_channel();
     let kubelets = Kubelets::new(move |node: &str| {
         let (ours, theirs) = tokio::io::duplex(4096);
-        let known = node != "gone";
+        let known = node == "n";
         if known {
             sender.send((node.to_owned(), theirs)).unwrap();
         }
-        async move { if known { Ok(ours) } else { Err(io::Error::from(io::ErrorKind::ConnectionRefused)) } }
+        let hangs = node == "hung";
+        async move {
+            match known {
+                _ if hangs => std::future::pending().await,
+                true => Ok(ours),
+                false => Err(io::Error::from(io::ErrorKind::ConnectionRefused)),
+            }
+        }
     });
     let house = House::with(Data::Memory, Some(kubelets.prefix("/kubelet"))).await;
-    for node in ["n", "gone"] {
+    for node in ["n", "gone", "hung"] {
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}});
         house.post("/api/v1/nodes", &node).await.is(201);
     }
@@ -55,6 +62,7 @@ async fn house() -> (House, Nodes) {
         ("two", "n", vec!["a", "b"]),
         ("unbound", "", vec!["c"]),
         ("lost", "gone", vec!["c"]),
+        ("stuck", "hung", vec!["c"]),
         ("nowhere", "never-was", vec!["c"]),
     ] {
         let containers: Vec<Value> = containers.iter().map(|name| json!({"name": name, "image": "host"})).collect();
@@ -247,6 +255,17 @@ async fn what_cannot_be_asked_of_a_pod_is_said_as_kubernetes_says_it() {
     let refused = house.send(Method::GET, &format!("{pods}/p/exec"), &one, "").await;
     let said = "pods \"p\" is forbidden: User \"jane\" cannot get resource \"pods/exec\" in API group \"\" in the namespace \"default\"";
     assert_eq!((refused.code, refused.message().as_str()), (403, said));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_does_not_answer_is_given_up() {
+    let (house, mut nodes) = house().await;
+    let stuck = house.get("/api/v1/namespaces/default/pods/stuck/log").await;
+    let said = "Get \"/kubelet/containerLogs/default/stuck/c\": dial hung: i/o timeout";
+    assert_eq!((stuck.code, stuck.message().as_str()), (500, said));
+    let exec = format!("{POD}/exec?command=x");
+    let (silent, _) = tokio::join!(house.send(Method::GET, &exec, &SWITCH, ""), nodes.next());
+    assert_eq!((silent.code, silent.json()["reason"].as_str()), (504, Some("Timeout")));
 }
 
 #[tokio::test]
