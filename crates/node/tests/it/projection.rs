@@ -21,8 +21,8 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event as Told, Namespace, Node, Pod};
 use k8s_openapi::{NamespaceResourceScope, Resource};
 use kit::{Clock, Shutdown, Tasks};
-use kube::api::{DeleteParams, PostParams};
-use kube::runtime::watcher::watch_object;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::runtime::watcher::{Config, watch_object, watcher};
 use kube::{Api, Client, ResourceExt};
 use node::projection::{self, Options};
 use serde::de::DeserializeOwned;
@@ -68,9 +68,12 @@ impl Scripted {
         let _ = self.changes.send(Some(Event::Changed { sandbox }));
     }
 
-    fn set(&self, id: &str, phase: Phase) {
-        let sandbox = Sandbox { phase, ..self.state()[id].clone() };
-        self.say(sandbox);
+    /// `None` where there is no such sandbox.
+    fn set(&self, id: &str, phase: Phase) -> Option<Sandbox> {
+        let found = self.state().get(id).cloned();
+        let sandbox = Sandbox { phase, ..found? };
+        self.say(sandbox.clone());
+        Some(sandbox)
     }
 
     fn go_away(&self, away: bool) {
@@ -119,9 +122,13 @@ impl Scripted {
                 let id = path.strip_prefix("/v1/sandboxes/").unwrap();
                 self.set(id, Phase::Ending);
                 self.ends.subscribe().wait_for(|it| *it).await.unwrap();
-                let it = self.state()[id].clone();
-                self.set(id, Phase::Ended);
-                line(json!(it))
+                if let Some(it) = self.set(id, Phase::Ended) {
+                    return line(json!(it));
+                }
+                let gone = wire::node::Problem { code: wire::node::Code::Gone, message: id.to_owned() };
+                let mut response = line(json!(gone));
+                *response.status_mut() = http::StatusCode::NOT_FOUND;
+                response
             }
             other => panic!("{other:?}"),
         }
@@ -387,6 +394,53 @@ async fn a_pod_waits_for_its_namespace_and_a_projection_begun_anew_goes_on_with_
 }
 
 #[tokio::test(start_paused = true)]
+async fn whatever_happens_pods_and_sandboxes_agree_in_the_end() {
+    let house = House::open().await;
+    let pods = Api::<Pod>::default_namespaced(house.client.clone());
+    let mut random = 7_u32;
+    let mut dice = move |sides: usize| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (random >> 16) as usize % sides
+    };
+    for i in 0..400 {
+        let living: Vec<String> = house.node.state().keys().cloned().collect();
+        let one = living.get(dice(living.len().max(1))).cloned().unwrap_or_default();
+        match dice(9) {
+            0..=3 => house.node.say(bound(&format!("{i:03}"), "default")),
+            4 => drop(house.node.set(&one, Phase::Ended)),
+            5 => drop(house.node.set(&one, Phase::Frozen)),
+            6 => drop(pods.delete(&format!("me-{one}"), &DeleteParams::default()).await),
+            7 => drop(pods.delete(&format!("me-{one}"), &DeleteParams::default().grace_period(0)).await),
+            _ => {
+                house.node.go_away(true);
+                tokio::task::yield_now().await;
+                house.node.go_away(false);
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+    let agree = async {
+        let mut changes = std::pin::pin!(watcher(pods.clone(), Config::default()));
+        while let Some(change) = changes.next().await {
+            change.unwrap();
+            let shown = pods.list(&ListParams::default()).await.unwrap();
+            let told = shown.iter().map(|it| {
+                let is = if is_ready(&json!(it)) { Phase::Running } else { Phase::Frozen };
+                (it.annotations()[labels::SANDBOX].clone(), is, it.metadata.deletion_timestamp.is_some())
+            });
+            let told: Vec<_> = told.collect();
+            if told == house.node.state().values().map(|it| (it.id.clone(), it.phase, false)).collect::<Vec<_>>() {
+                return told.len();
+            }
+        }
+        0
+    };
+    let left = tokio::time::timeout(10 * PATIENCE, agree).await.unwrap();
+    assert!(left > 20, "{left}");
+    house.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_node_is_ready_while_it_answers() {
     let house = House::open().await;
     let nodes = Api::<Node>::all(house.client.clone());
@@ -427,11 +481,12 @@ async fn a_node_of_somebody_else_is_not_touched() {
     let house = House::furnish().await;
     let nodes = Api::<Node>::all(house.client.clone());
     let theirs = serde_json::from_value(json!({"metadata": {"name": NODE}})).unwrap();
-    let before = nodes.create(&PostParams::default(), &theirs).await.unwrap();
+    nodes.create(&PostParams::default(), &theirs).await.unwrap();
     house.project();
     // Rounds go by, of which each would write.
     tokio::time::sleep(Duration::from_secs(600)).await;
-    assert_eq!(nodes.get(NODE).await.unwrap().resource_version(), before.resource_version());
+    let managers = nodes.get(NODE).await.unwrap().managed_fields().to_vec();
+    assert!(managers.iter().all(|it| it.manager.as_deref() != Some("insula-node")), "{managers:#?}");
     house.end().await;
 }
 
