@@ -1,8 +1,6 @@
-//! Between a client's WebSocket of Kubernetes and execd's of a terminal.
+//! Between a client of Kubernetes, over WebSocket or SPDY, and execd's WebSocket of a terminal.
 //!
-//! Kubernetes' messages are binary; their first byte is a channel: 0 stdin, 1 stdout, 2 stderr, 3 the outcome (a
-//! `metav1.Status`), 4 the terminal's size. In `v5` channel 255 says that the channel in its second byte is closed. As the
-//! kubelet, we pass over channels that we do not know, and say at once that we are there by an empty message.
+//! Kubernetes' channels are 0 stdin, 1 stdout, 2 stderr, 3 the outcome (a `metav1.Status`) and 4 the terminal's size.
 
 use std::io;
 use std::pin::pin;
@@ -10,17 +8,18 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use wire::execd::{FromTerminal, ToTerminal, channel};
-use wire::websocket::{Broken, Decoder, Message, Opcode, Side, close, frame};
+use wire::websocket::{Broken, Message, Opcode, Side, close, frame};
 
 use super::exec::Asked;
+use super::spdy::{self, Streams};
+use super::websocket::{self, Messages};
 
-const ERROR: u8 = 3;
-const RESIZE: u8 = 4;
-const CLOSE: u8 = 255;
+pub(super) const ERROR: u8 = 3;
+pub(super) const RESIZE: u8 = 4;
 
 /// Frames that wait to be written, in each direction. Then the other side waits.
 const WAITING: usize = 16;
@@ -32,9 +31,10 @@ const SILENCE: Duration = Duration::from_secs(75);
 const SLOWEST: Duration = Duration::from_secs(60);
 /// How long a client may take to close its side when all was said.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// Read at once.
-const ROOM: usize = 16 << 10;
+/// How long a client may take to make its streams, as the kubelet has it.
+const STREAMS: Duration = Duration::from_secs(30);
 
+/// The protocol of the channels. Over SPDY the two are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     V5,
@@ -48,6 +48,83 @@ impl Protocol {
         match self {
             Self::V5 => "v5.channel.k8s.io",
             Self::V4 => "v4.channel.k8s.io",
+        }
+    }
+}
+
+/// What carries the channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Carrier {
+    WebSocket,
+    Spdy,
+}
+
+/// What a client says.
+pub(super) enum Said {
+    Input(Vec<u8>),
+    InputEnds,
+    /// JSON.
+    Size(Vec<u8>),
+    /// It wants to see this frame.
+    Echo(Vec<u8>),
+    Nothing,
+}
+
+enum Client<R> {
+    WebSocket(websocket::Client<R>),
+    Spdy(spdy::Client<R>),
+}
+
+impl<R: AsyncRead + Unpin> Client<R> {
+    /// What it says next; `None` when it has gone.
+    async fn next(&mut self) -> Result<Option<Said>, Broken> {
+        match self {
+            Self::WebSocket(client) => client.next().await,
+            Self::Spdy(client) => client.next().await,
+        }
+    }
+
+    /// Waits until output can be sent: how. `None` when it comes to nothing.
+    async fn open(&mut self, asked: &Asked, to_client: &mpsc::Sender<Out>) -> Option<Way> {
+        let send = async |frame: Vec<u8>| drop(to_client.send(frame.into()).await);
+        match self {
+            Self::WebSocket(_) => {
+                send(websocket::greeting(asked)).await;
+                Some(Way::WebSocket)
+            }
+            Self::Spdy(client) => {
+                let streams = timeout(STREAMS, client.open(asked, send)).await;
+                Some(Way::Spdy(streams.ok()?.ok()??))
+            }
+        }
+    }
+}
+
+/// How a client is told something.
+#[derive(Clone, Copy)]
+enum Way {
+    WebSocket,
+    Spdy(Streams),
+}
+
+impl Way {
+    fn output(self, channel: u8, data: &[u8]) -> Vec<u8> {
+        match self {
+            Self::WebSocket => websocket::output(channel, data),
+            Self::Spdy(streams) => streams.output(channel, data),
+        }
+    }
+
+    /// The end of it all.
+    fn end(self, outcome: Option<&Value>, broken: Option<Broken>) -> Vec<u8> {
+        let outcome = outcome.map(Value::to_string);
+        match self {
+            Self::WebSocket => {
+                let Broken { close: code, why } = broken.unwrap_or(Broken { close: 1000, why: "" });
+                let told = outcome.map(|it| websocket::output(ERROR, it.as_bytes())).unwrap_or_default();
+                [told, close(Side::Server, code, why)].concat()
+            }
+            Self::Spdy(streams) => streams.end(outcome.unwrap_or_default().as_bytes()),
         }
     }
 }
@@ -78,32 +155,37 @@ impl From<Vec<u8>> for Out {
 
 /// Carries everything both ways until the command ends or the client goes. Dropping the connection to execd ends the
 /// command.
-pub(super) async fn carry<C, E>(client: C, execd: E, asked: &Asked, protocol: Protocol)
+pub(super) async fn carry<C, E>(client: C, execd: E, asked: &Asked, carrier: Carrier, protocol: Protocol)
 where
     C: AsyncRead + AsyncWrite + Send,
     E: AsyncRead + AsyncWrite + Send,
 {
     let ((from_client, client), (from_execd, execd)) = (tokio::io::split(client), tokio::io::split(execd));
     let ((to_client, frames), (to_execd, input)) = (mpsc::channel(WAITING), mpsc::channel(WAITING));
-    let first = match asked {
-        Asked { stdout: true, .. } => channel::STDOUT,
-        Asked { stderr: true, .. } => channel::STDERR,
-        _ => ERROR,
+    let (mut from_client, ping) = match carrier {
+        Carrier::WebSocket => {
+            let client = websocket::Client::new(from_client, protocol == Protocol::V5);
+            (Client::WebSocket(client), frame(Side::Server, Opcode::Ping, &[]))
+        }
+        Carrier::Spdy => (Client::Spdy(spdy::Client::new(from_client)), spdy::ping()),
     };
-    let _ = to_client.try_send(binary(first, b""));
     if !asked.stdin && !asked.tty {
         let _ = to_execd.try_send(text(&ToTerminal::Eof));
     }
 
-    let mut up = pin!(up(Messages::new(from_client, Side::Client), asked, protocol, &to_execd, &to_client));
-    let mut down = pin!(down(Messages::new(from_execd, Side::Server), asked, &to_execd, &to_client));
-    let mut out = pin!(write(client, frames, Some(PING)));
+    let mut out = pin!(write(client, frames, Some(ping)));
     let mut into = pin!(async {
-        let ended = write(execd, input, None).await;
         // What the process does not take any more is not missed; how it ended is still to be read.
-        drop(ended);
+        let _ = write(execd, input, None).await;
         std::future::pending::<()>().await;
     });
+    let way = tokio::select! {
+        way = from_client.open(asked, &to_client) => way,
+        _ = &mut out => None,
+    };
+    let Some(way) = way else { return };
+    let mut up = pin!(up(from_client, asked, &to_execd, &to_client));
+    let mut down = pin!(down(Messages::new(from_execd, Side::Server), asked, way, &to_execd, &to_client));
     let end = tokio::select! {
         end = &mut up => end,
         end = &mut down => end,
@@ -116,60 +198,44 @@ where
         End::Exit(code) => (Some(exited(&asked.command, code)), None),
         End::Failed(why) => (Some(failed(&why)), None),
     };
-    let listens = broken.is_none();
-    let Broken { close: code, why } = broken.unwrap_or(Broken { close: 1000, why: "" });
-    let finish = async {
-        if let Some(outcome) = outcome {
-            let _ = to_client.send(binary(ERROR, outcome.to_string().as_bytes())).await;
-        }
-        let _ = to_client.send(Out { frame: close(Side::Server, code, why), last: true }).await;
-    };
+    let last = Out { frame: way.end(outcome.as_ref(), broken), last: true };
     // Each frame has its own deadline.
-    let (_, written) = tokio::join!(finish, out);
-    if written.is_ok() && listens {
-        // Closed with something unread, a connection may lose what it was just sent.
+    let (_, written) = tokio::join!(to_client.send(last), out);
+    if written.is_ok() && broken.is_none() {
+        // It closes when it has read all. Closed by us before, a connection may lose what was just sent.
         let _ = timeout(FAREWELL, up).await;
     }
 }
 
 /// Takes what the client says. Ends when it closes, goes, or breaks the rules.
 async fn up<R: AsyncRead + Unpin>(
-    mut messages: Messages<R>,
+    mut client: Client<R>,
     asked: &Asked,
-    protocol: Protocol,
     to_execd: &mpsc::Sender<Out>,
     to_client: &mpsc::Sender<Out>,
 ) -> End {
     let mut open = asked.stdin;
     loop {
-        let message = match messages.next().await {
-            Ok(Some(message)) => message,
+        let tell = match client.next().await {
             Ok(None) => return End::Left,
             Err(broken) => return End::Closed(broken),
-        };
-        let tell = match message {
-            Message::Close => return End::Closed(Broken { close: 1000, why: "" }),
-            Message::Text(_) => return End::Closed(Broken { close: 1003, why: "messages are binary" }),
-            Message::Ping(data) => {
+            Ok(Some(Said::Input(input))) if open && !input.is_empty() => {
+                frame(Side::Client, Opcode::Binary, &[&[channel::STDIN], &input]).into()
+            }
+            Ok(Some(Said::InputEnds)) if open => {
+                open = false;
+                text(&ToTerminal::Eof)
+            }
+            Ok(Some(Said::Size(size))) if asked.tty => match serde_json::from_slice(&size) {
+                Ok(Size { width: cols, height: rows }) => text(&ToTerminal::Resize { cols, rows }),
+                Err(_) => continue,
+            },
+            Ok(Some(Said::Echo(frame))) => {
                 // One who has not taken what waits for him knows that we are there.
-                let _ = to_client.try_send(frame(Side::Server, Opcode::Pong, &[&data]).into());
+                let _ = to_client.try_send(frame.into());
                 continue;
             }
-            Message::Pong => continue,
-            Message::Binary(data) => match data.split_first() {
-                Some((&channel::STDIN, input)) if open && !input.is_empty() => {
-                    frame(Side::Client, Opcode::Binary, &[&[channel::STDIN], input]).into()
-                }
-                Some((&CLOSE, &[channel::STDIN])) if open && protocol == Protocol::V5 => {
-                    open = false;
-                    text(&ToTerminal::Eof)
-                }
-                Some((&RESIZE, size)) if asked.tty => match serde_json::from_slice(size) {
-                    Ok(Size { width: cols, height: rows }) => text(&ToTerminal::Resize { cols, rows }),
-                    Err(_) => continue,
-                },
-                _ => continue,
-            },
+            Ok(Some(_)) => continue,
         };
         // When execd takes no more, how the command ended is on its way.
         let _ = to_execd.send(tell).await;
@@ -180,6 +246,7 @@ async fn up<R: AsyncRead + Unpin>(
 async fn down<R: AsyncRead + Unpin>(
     mut messages: Messages<R>,
     asked: &Asked,
+    way: Way,
     to_execd: &mpsc::Sender<Out>,
     to_client: &mpsc::Sender<Out>,
 ) -> End {
@@ -194,15 +261,13 @@ async fn down<R: AsyncRead + Unpin>(
             Message::Ping(data) => drop(to_execd.try_send(frame(Side::Client, Opcode::Pong, &[&data]).into())),
             Message::Pong => {}
             Message::Binary(data) => {
-                let wanted = match data.first() {
-                    Some(&channel::STDOUT) => asked.stdout,
-                    Some(&channel::STDERR) => asked.stderr,
-                    _ => false,
+                let (channel, data) = match data.split_first() {
+                    Some((&channel::STDOUT, data)) if asked.stdout => (channel::STDOUT, data),
+                    Some((&channel::STDERR, data)) if asked.stderr => (channel::STDERR, data),
+                    _ => continue,
                 };
                 // A client that has gone shows elsewhere.
-                if wanted {
-                    let _ = to_client.send(frame(Side::Server, Opcode::Binary, &[&data]).into()).await;
-                }
+                let _ = to_client.send(way.output(channel, data).into()).await;
             }
             Message::Text(said) => match serde_json::from_slice(&said) {
                 Ok(FromTerminal::Exit { exit_code }) => return End::Exit(exit_code),
@@ -216,53 +281,27 @@ async fn down<R: AsyncRead + Unpin>(
     }
 }
 
-/// Writes frames as they come.
-async fn write<W>(mut to: W, mut frames: mpsc::Receiver<Out>, ping: Option<Duration>) -> io::Result<()>
+/// Writes frames as they come, and `ping` when none do for a while.
+async fn write<W>(mut to: W, mut frames: mpsc::Receiver<Out>, ping: Option<Vec<u8>>) -> io::Result<()>
 where
     W: AsyncWrite + Unpin,
 {
     loop {
-        let next = match ping {
+        let next = match &ping {
             None => frames.recv().await,
-            Some(ping) => match timeout(ping, frames.recv()).await {
+            Some(ping) => match timeout(PING, frames.recv()).await {
                 Ok(next) => next,
-                Err(_) => Some(frame(Side::Server, Opcode::Ping, &[]).into()),
+                Err(_) => Some(ping.clone().into()),
             },
         };
         let Some(Out { frame, last }) = next else { return Ok(()) };
         let written = timeout(SLOWEST, async {
             to.write_all(&frame).await?;
-            if last { to.shutdown().await } else { to.flush().await }
+            to.flush().await
         });
         written.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         if last {
             return Ok(());
-        }
-    }
-}
-
-/// What a peer says, message by message.
-struct Messages<R> {
-    from: R,
-    decoder: Decoder,
-}
-
-impl<R: AsyncRead + Unpin> Messages<R> {
-    fn new(from: R, peer: Side) -> Self {
-        Self { from, decoder: Decoder::new(peer) }
-    }
-
-    /// The next one; `None` when the peer has gone.
-    async fn next(&mut self) -> Result<Option<Message>, Broken> {
-        loop {
-            if let Some(message) = self.decoder.message()? {
-                return Ok(Some(message));
-            }
-            let received = self.decoder.received();
-            received.reserve(ROOM);
-            if !self.from.read_buf(received).await.is_ok_and(|length| length > 0) {
-                return Ok(None);
-            }
         }
     }
 }
@@ -273,10 +312,6 @@ impl<R: AsyncRead + Unpin> Messages<R> {
 struct Size {
     width: u16,
     height: u16,
-}
-
-fn binary(channel: u8, data: &[u8]) -> Out {
-    frame(Side::Server, Opcode::Binary, &[&[channel], data]).into()
 }
 
 fn text(message: &ToTerminal) -> Out {

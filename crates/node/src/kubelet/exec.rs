@@ -1,4 +1,4 @@
-//! `exec`: a command in a sandbox, over a WebSocket of Kubernetes.
+//! `exec`: a command in a sandbox, over Kubernetes' channels.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,11 +11,13 @@ use wire::{query, websocket};
 use crate::engine::Engine;
 use crate::proxy::{Body, full};
 
-use super::channels::{Protocol, carry};
-use super::{CONTAINER, Refused, ask, find, is_running};
+use super::channels::{Carrier, Protocol, carry};
+use super::{CONTAINER, Refused, ask, find, is_running, spdy};
 
 /// How long the connections may take to become WebSockets.
 const UPGRADE: Duration = Duration::from_secs(10);
+/// Where a client of SPDY names the protocols of channels that it speaks.
+const VERSION: &str = "x-stream-protocol-version";
 /// Our own handshake with execd. Its answer proves nothing to us: nobody else listens there.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
@@ -78,7 +80,7 @@ pub(super) async fn answer(
         return Err(missing(format!("container not found ({container:?})")));
     }
     is_running(&sandbox)?;
-    let (protocol, accept) = handshake(request.headers())?;
+    let (carrier, protocol, switched) = handshake(request.headers())?;
     let headers = [
         (header::UPGRADE, "websocket"),
         (header::CONNECTION, "Upgrade"),
@@ -92,7 +94,7 @@ pub(super) async fn answer(
         let both = tokio::time::timeout(UPGRADE, async { tokio::try_join!(theirs, ours) }).await;
         // When the client has gone meanwhile, its command goes with the connection to execd.
         if let Ok(Ok((theirs, ours))) = both {
-            let talk = carry(TokioIo::new(theirs), TokioIo::new(ours), &asked, protocol);
+            let talk = carry(TokioIo::new(theirs), TokioIo::new(ours), &asked, carrier, protocol);
             tokio::select! {
                 () = Box::pin(talk) => {}
                 () = shutdown.begun() => {}
@@ -101,36 +103,42 @@ pub(super) async fn answer(
     });
     let mut response = Response::new(full(""));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol.name()));
-    if let Ok(accept) = HeaderValue::try_from(accept) {
-        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-    }
+    *response.headers_mut() = switched;
     Ok(response)
 }
 
-/// Which protocol is spoken, and the value of Sec-WebSocket-Accept.
-fn handshake(headers: &HeaderMap) -> Result<(Protocol, String), Refused> {
+/// What is spoken, and the headers of the answer that says so.
+fn handshake(headers: &HeaderMap) -> Result<(Carrier, Protocol, HeaderMap), Refused> {
     let values = |name| headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
-    if values("upgrade").any(|it| it.to_ascii_lowercase().starts_with(b"spdy")) {
-        let why = "unable to upgrade: this node speaks WebSocket and not SPDY: use kubectl 1.31 or newer";
-        return Err(Refused(StatusCode::BAD_REQUEST, why.to_owned()));
+    let mut answer = HeaderMap::new();
+    answer.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    if values("upgrade").any(|it| it.eq_ignore_ascii_case(spdy::NAME.as_bytes())) {
+        let protocol = choose(values(VERSION))?;
+        answer.insert(header::UPGRADE, HeaderValue::from_static(spdy::NAME));
+        answer.insert(VERSION, HeaderValue::from_static(protocol.name()));
+        return Ok((Carrier::Spdy, protocol, answer));
     }
-    let accept = websocket::accept(values)
-        .map_err(|why| Refused(StatusCode::BAD_REQUEST, format!("unable to upgrade: {why}")))?;
-    let theirs: Vec<String> = values("sec-websocket-protocol")
+    let unable = |why: &dyn std::fmt::Display| Refused(StatusCode::BAD_REQUEST, format!("unable to upgrade: {why}"));
+    let accept = websocket::accept(values).map_err(|why| unable(&why))?;
+    let protocol = choose(values("sec-websocket-protocol"))?;
+    answer.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    answer.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol.name()));
+    answer.insert(header::SEC_WEBSOCKET_ACCEPT, HeaderValue::try_from(accept).map_err(|why| unable(&why))?);
+    Ok((Carrier::WebSocket, protocol, answer))
+}
+
+/// The first protocol of the client's that we speak.
+fn choose<'a>(theirs: impl Iterator<Item = &'a [u8]>) -> Result<Protocol, Refused> {
+    let theirs: Vec<String> = theirs
         .flat_map(|value| value.split(|byte| *byte == b','))
         .map(|it| String::from_utf8_lossy(it.trim_ascii()).into_owned())
         .collect();
-    let protocol = theirs.iter().find_map(|it| Protocol::ALL.into_iter().find(|ours| ours.name() == it));
-    let protocol = protocol.ok_or_else(|| {
+    let chosen = theirs.iter().find_map(|it| Protocol::ALL.into_iter().find(|ours| ours.name() == it));
+    chosen.ok_or_else(|| {
         let (theirs, ours) = (theirs.join(" "), Protocol::ALL.map(Protocol::name).join(" "));
         let why = format!("unable to negotiate protocol: client supports [{theirs}], server accepts [{ours}]");
         Refused(StatusCode::FORBIDDEN, format!("unable to upgrade: {why}"))
-    })?;
-    Ok((protocol, accept))
+    })
 }
 
 #[cfg(test)]

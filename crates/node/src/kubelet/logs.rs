@@ -228,6 +228,6 @@ mod tests {
         assert_eq!(shown("timestamps=1").0.lines().next(), Some("2026-11-21T09:00:00.000000001Z one"));
         assert_eq!(shown("limitBytes=7"), ("one\n\n t".into(), Some(0)));
         assert_eq!(shown("limitBytes=12&timestamps=1").0, "2026-11-21T0");
-        assert_eq!(shown("limitBytes=100"), ("one\n\n three  \n".into(), Some(85)));
+        assert_eq!(shown("limitBytes=100"), ("one\n\n three  \n".into(), Some(86)));
     }
 }

@@ -7,6 +7,8 @@
 mod channels;
 mod exec;
 mod logs;
+mod spdy;
+mod websocket;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -176,7 +176,10 @@ impl Exec {
                 (2, Some((2, data))) => self.err.extend(data),
                 (2, Some((3, []))) => {}
                 (2, Some((3, data))) => status = Some(serde_json::from_slice(data).unwrap()),
-                (8, Some(_)) => code = Some(u16::from_be_bytes([data[0], data[1]])),
+                (8, Some(_)) => {
+                    code = Some(u16::from_be_bytes([data[0], data[1]]));
+                    let _ = self.stream.write_all(&frame(Side::Client, Opcode::Close, &[])).await;
+                }
                 other => panic!("{other:?}"),
             }
         }
@@ -258,6 +261,63 @@ async fn a_terminal_has_one_output_and_the_size_of_the_clients() {
     shown.end().await;
 }
 
+/// The frames of a client of SPDY, as Go's spdystream packs them: streams 1 `error`, 3 `stdin` and 5 `stdout`.
+const STREAMS: [&str; 3] = [
+    "80030001000000290000000100000000000078f9e3c6a7c26260606004a7b392a2d4c45c6851c29a0a0a6800000000ffff",
+    "800300010000001700000003000000000000c22e555c92929907000000ffff",
+    "800300010000001900000005000000000000c22ac5565c92925f5a02000000ffff",
+];
+
+/// The next frame of SPDY: its first four bytes, its flags, what is in it.
+async fn spdy_frame(stream: &mut DuplexStream) -> Option<(u32, u8, Vec<u8>)> {
+    let read = async {
+        let (head, flags) = (stream.read_u32().await.ok()?, stream.read_u32().await.ok()?);
+        let mut data = vec![0; (flags & 0xff_ffff) as usize];
+        stream.read_exact(&mut data).await.ok()?;
+        Some((head, (flags >> 24) as u8, data))
+    };
+    tokio::time::timeout(PATIENCE, read).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_kubectl_speaks_spdy() {
+    let shown = Shown::open().await;
+    let head = "Upgrade: SPDY/3.1\r\nConnection: Upgrade\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n\
+                X-Stream-Protocol-Version: channel.k8s.io\r\n";
+    let query = format!("command=sh&command=-c&command={}&input=1&output=1", encode(b"cat; exit 7"));
+    for broken in [false, true] {
+        let mut stream = shown.cell.node.connect();
+        let (status, said) = ask(&mut stream, "exec/agents/hand/sandbox", &query, head).await;
+        assert!(status == 101 && said.contains("x-stream-protocol-version: v4.channel.k8s.io\r\n"), "{said}");
+        for (at, made) in STREAMS.iter().enumerate() {
+            let made: Vec<u8> =
+                (0..made.len()).step_by(2).map(|at| u8::from_str_radix(&made[at..at + 2], 16).unwrap()).collect();
+            stream.write_all(&made).await.unwrap();
+            let (kind, flags, reply) = spdy_frame(&mut stream).await.unwrap();
+            assert_eq!((kind, flags, &reply[..4]), (0x8003_0002, 0, &[0, 0, 0, 2 * at as u8 + 1][..]));
+        }
+        // A ping is answered; ours, which we see again, is not.
+        stream.write_all(&[0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, 2]).await.unwrap();
+        stream.write_all(&[0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, 9]).await.unwrap();
+        assert_eq!(spdy_frame(&mut stream).await, Some((0x8003_0006, 0, vec![0, 0, 0, 9])));
+        stream.write_all(&[0, 0, 0, 3, 0, 0, 0, 4]).await.unwrap();
+        stream.write_all(b"some").await.unwrap();
+        assert_eq!(spdy_frame(&mut stream).await, Some((5, 0, b"some".to_vec())));
+        if broken {
+            stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        } else {
+            stream.write_all(&[0, 0, 0, 3, 1, 0, 0, 5]).await.unwrap();
+            stream.write_all(b" more").await.unwrap();
+            assert_eq!(spdy_frame(&mut stream).await, Some((5, 0, b" more".to_vec())));
+        }
+        let (id, flags, outcome) = spdy_frame(&mut stream).await.unwrap();
+        assert_eq!((id, flags, outcome.is_empty()), (1, 1, broken));
+        assert!(broken || serde_json::from_slice::<Value>(&outcome).unwrap()["reason"] == "NonZeroExitCode");
+        assert_eq!(spdy_frame(&mut stream).await, Some((5, 1, vec![])));
+    }
+    shown.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_ends_with_its_client_and_with_its_sandbox() {
     let shown = Shown::open().await;
@@ -325,7 +385,7 @@ async fn what_cannot_be_done_is_refused_in_the_kubelets_words() {
         ("exec/agents/hand/other", run, v5, 404, "container not found (\"other\")"),
         ("exec/agents/hand/sandbox", "command=true", v5, 400, "you must specify at least 1 of stdin, stdout, stderr"),
         ("exec/agents/hand/sandbox", run, "", 400, "unable to upgrade: this is a WebSocket"),
-        ("exec/agents/hand/sandbox", run, spdy, 400, "unable to upgrade: this node speaks WebSocket and not SPDY"),
+        ("exec/agents/hand/sandbox", run, spdy, 403, "unable to upgrade: unable to negotiate protocol"),
         ("exec/agents/hand/sandbox", run, websocket, 403, "unable to upgrade: unable to negotiate protocol"),
         ("attach/agents/hand/sandbox", "output=1", v5, 501, "a sandbox cannot attach"),
         ("portForward/agents/hand", "port=80", v5, 501, "a sandbox cannot port-forward"),
