@@ -1,16 +1,16 @@
-//! Who has which rules: every role and binding, indexed by whom it is for. Taken over from the store as it changes, so
-//! that a write is in force for whoever learns that it was done; no question costs more than the bindings of who asks.
+//! Who has which rules: every role and binding, indexed by whom it is for. Follows the store change by change whenever
+//! somebody asks, so that a write is in force for whoever learns that it was done; no question costs more than the changes
+//! since the last one and the bindings of who asks.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::rules::{Rule, nullable};
 use super::{Attributes, User};
-use crate::store::{Entry, Store};
+use crate::store::{Entry, Store, Watch};
 
 pub(crate) const GROUP: &str = "rbac.authorization.k8s.io";
 /// Roles before bindings: the latter refer to the former.
@@ -21,26 +21,22 @@ type Place = (Arc<str>, Arc<str>);
 
 pub(crate) struct Roles {
     held: RwLock<Held>,
-    bells: Mutex<[Bell; 4]>,
+    followed: Mutex<[Followed; 4]>,
 }
 
-struct Bell {
-    changed: watch::Receiver<u64>,
-    /// Not looked at since the start.
-    fresh: bool,
+/// One of the resources.
+struct Followed {
+    resource: &'static str,
+    bell: watch::Receiver<u64>,
+    /// None before it has been looked at for the first time.
+    changes: Option<Watch>,
 }
 
 #[derive(Default)]
 pub(crate) struct Held {
-    roles: BTreeMap<Place, Kept<Vec<Rule>>>,
-    bindings: BTreeMap<Place, Kept<Binding>>,
+    roles: BTreeMap<Place, Vec<Rule>>,
+    bindings: BTreeMap<Place, Binding>,
     by_subject: HashMap<Who, BTreeSet<Place>>,
-}
-
-/// What was made of an object, and the revision that it had then.
-struct Kept<T> {
-    rev: u64,
-    it: T,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -114,54 +110,91 @@ pub(crate) struct Decision {
 
 impl Roles {
     pub(crate) fn new(store: &Store) -> Self {
-        let bell = |resource| Bell { changed: store.bell(GROUP, resource), fresh: true };
-        Self { held: RwLock::default(), bells: Mutex::new(RESOURCES.map(bell)) }
+        let follow = |resource| Followed { resource, bell: store.bell(GROUP, resource), changes: None };
+        Self { held: RwLock::default(), followed: Mutex::new(RESOURCES.map(follow)) }
     }
 
     /// As they are in the store now.
     pub(crate) fn now(&self, store: &Store) -> RwLockReadGuard<'_, Held> {
-        let mut bells = self.bells.lock().unwrap_or_else(PoisonError::into_inner);
-        for (resource, bell) in RESOURCES.iter().zip(bells.iter_mut()) {
-            if bell.fresh || bell.changed.has_changed().unwrap_or(true) {
-                // Marked before it is looked at: what rings meanwhile is looked at again.
-                bell.changed.borrow_and_update();
-                bell.fresh = false;
-                let entries = store.list(GROUP, resource, None, None, None).entries;
+        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        for one in followed.iter_mut() {
+            if one.changes.is_none() || one.bell.has_changed().unwrap_or(true) {
                 let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
-                held.take(resource, &entries);
+                one.catch_up(store, &mut held);
             }
         }
-        drop(bells);
+        drop(followed);
         self.held.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+impl Followed {
+    fn catch_up(&mut self, store: &Store, held: &mut Held) {
+        // Marked before it is looked at: what rings meanwhile is looked at again.
+        let rang = *self.bell.borrow_and_update();
+        if let Some(changes) = &mut self.changes {
+            while let Some(change) = changes.ready() {
+                held.put(self.resource, &change.entry, change.deleted);
+            }
+            if changes.progress() >= rang {
+                return;
+            }
+        }
+        // The first time, or so much has happened since the last that the store has dropped some of it.
+        let listed = store.list(GROUP, self.resource, None, None, None);
+        held.clear(self.resource);
+        for entry in &listed.entries {
+            held.put(self.resource, entry, false);
+        }
+        self.changes = store.watch(GROUP, self.resource, None, listed.rev).ok();
+    }
+}
+
 impl Held {
-    fn take(&mut self, resource: &str, entries: &[Arc<Entry>]) {
-        // A ClusterRole has no namespace and a Role has one, so the two share a map, each in its part of it.
-        let cluster = resource.starts_with("cluster");
-        let mine = move |place: &Place| place.0.is_empty() == cluster;
+    /// Forgets the objects of a resource. A ClusterRole has no namespace and a Role has one, so the two share a map.
+    fn clear(&mut self, resource: &str) {
+        let mine = |place: &Place| place.0.is_empty() == resource.starts_with("cluster");
         if resource.ends_with("roles") {
-            for_each_change(&mut self.roles, mine, entries, |_, _: Option<&Vec<Rule>>, role: Option<Role>| {
-                role.map(|it| it.rules)
-            });
+            self.roles.retain(|place, _| !mine(place));
             return;
         }
-        let by_subject = &mut self.by_subject;
-        for_each_change(&mut self.bindings, mine, entries, |place, old: Option<&Binding>, new: Option<Binding>| {
-            for who in old.iter().flat_map(|it| &it.subjects).filter_map(|it| it.who(&place.0)) {
-                if let Some(places) = by_subject.get_mut(&who) {
-                    places.remove(place);
-                    if places.is_empty() {
-                        by_subject.remove(&who);
-                    }
+        self.bindings.retain(|place, _| !mine(place));
+        self.by_subject.retain(|_, places| {
+            places.retain(|place| !mine(place));
+            !places.is_empty()
+        });
+    }
+
+    /// Takes an object over, or forgets it.
+    fn put(&mut self, resource: &str, entry: &Entry, gone: bool) {
+        let place = (entry.key.namespace.clone(), entry.key.name.clone());
+        // What does not parse grants nothing.
+        if resource.ends_with("roles") {
+            if gone {
+                self.roles.remove(&place);
+            } else {
+                let role: Role = serde_json::from_slice(&entry.json).unwrap_or_default();
+                self.roles.insert(place, role.rules);
+            }
+            return;
+        }
+        let old = self.bindings.remove(&place);
+        for who in old.iter().flat_map(|it| &it.subjects).filter_map(|it| it.who(&place.0)) {
+            if let Some(places) = self.by_subject.get_mut(&who) {
+                places.remove(&place);
+                if places.is_empty() {
+                    self.by_subject.remove(&who);
                 }
             }
-            for who in new.iter().flat_map(|it| &it.subjects).filter_map(|it| it.who(&place.0)) {
-                by_subject.entry(who).or_default().insert(place.clone());
-            }
-            new
-        });
+        }
+        if gone {
+            return;
+        }
+        let new: Binding = serde_json::from_slice(&entry.json).unwrap_or_default();
+        for who in new.subjects.iter().filter_map(|it| it.who(&place.0)) {
+            self.by_subject.entry(who).or_default().insert(place.clone());
+        }
+        self.bindings.insert(place, new);
     }
 
     /// The bindings that are for this user: those of the cluster, then those of the namespace, each by name.
@@ -190,7 +223,7 @@ impl Held {
             other => return Err(format!("unsupported role reference kind: {other:?}")),
         };
         let found = self.roles.get(&(namespace.into(), to.name.as_str().into()));
-        found.map(|it| it.it.as_slice()).ok_or_else(|| format!("{kind}.{GROUP} {:?} not found", to.name))
+        found.map(Vec::as_slice).ok_or_else(|| format!("{kind}.{GROUP} {:?} not found", to.name))
     }
 
     /// Shows each rule that is for this user until `seen` has seen enough. What of the roles could not be found is
@@ -203,7 +236,7 @@ impl Held {
     ) -> Vec<String> {
         let mut missing = Vec::new();
         for place in self.bindings(user, namespace) {
-            let Some((place, Kept { it: binding, .. })) = self.bindings.get_key_value(place) else { continue };
+            let Some((place, binding)) = self.bindings.get_key_value(place) else { continue };
             match self.role(&binding.role_ref, &place.0) {
                 Ok(rules) => {
                     if rules.iter().any(|rule| seen(place, binding, rule)) {
@@ -282,34 +315,5 @@ fn aggregate(all: &[String]) -> Option<String> {
         [] => None,
         [one] => Some(one.clone()),
         many => Some(format!("[{}]", many.join(", "))),
-    }
-}
-
-/// Brings the part of a map that is `mine` to what the entries are. `change` is shown what there was and what there is,
-/// and says what is to be kept.
-fn for_each_change<T, O: DeserializeOwned + Default>(
-    map: &mut BTreeMap<Place, Kept<T>>,
-    mine: impl Fn(&Place) -> bool,
-    entries: &[Arc<Entry>],
-    mut change: impl FnMut(&Place, Option<&T>, Option<O>) -> Option<T>,
-) {
-    let mut gone: BTreeSet<Place> = map.keys().filter(|it| mine(it)).cloned().collect();
-    for entry in entries {
-        let place = (entry.key.namespace.clone(), entry.key.name.clone());
-        gone.remove(&place);
-        let known = map.get(&place);
-        if known.is_some_and(|it| it.rev == entry.rev) {
-            continue;
-        }
-        // What does not parse grants nothing.
-        let new: O = serde_json::from_slice(&entry.json).unwrap_or_default();
-        if let Some(it) = change(&place, known.map(|it| &it.it), Some(new)) {
-            map.insert(place, Kept { rev: entry.rev, it });
-        }
-    }
-    for place in gone {
-        if let Some(old) = map.remove(&place) {
-            change(&place, Some(&old.it), None);
-        }
     }
 }

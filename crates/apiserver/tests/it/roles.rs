@@ -121,6 +121,25 @@ async fn nobody_grants_more_than_they_have() {
 }
 
 #[tokio::test]
+async fn a_change_is_in_force_that_the_window_of_events_has_lost() {
+    let house = House::open().await;
+    let see = rule(&[""], &["configmaps"], &["list"]);
+    house.give(&[see]).await;
+    assert_eq!(house.jane(Method::GET, crate::CONFIG_MAPS, &Value::Null).await.code, 200);
+    house.delete(&format!("{DEFAULT}/rolebindings/janes")).await.is(200);
+    let large = json!({"k": "x".repeat(1_000_000)});
+    for at in 0..18 {
+        house.post(crate::CONFIG_MAPS, &crate::config_map(&format!("c{at}"), large.clone())).await.is(201);
+    }
+    assert_eq!(house.jane(Method::GET, crate::CONFIG_MAPS, &Value::Null).await.code, 403);
+    house
+        .post(&format!("{DEFAULT}/rolebindings"), &binding("RoleBinding", "b", ("Role", "janes"), "jane"))
+        .await
+        .is(201);
+    assert_eq!(house.jane(Method::GET, &format!("{}?limit=1", crate::CONFIG_MAPS), &Value::Null).await.code, 200);
+}
+
+#[tokio::test]
 async fn a_role_that_gathers_others_takes_a_master_and_follows_them() {
     let house = House::open().await;
     let path = format!("{CLUSTER}/clusterroles");
