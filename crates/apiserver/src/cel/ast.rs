@@ -139,7 +139,7 @@ impl Expr {
 
 impl Kind {
     /// The expressions directly within it.
-    fn parts(&self) -> Box<dyn Iterator<Item = &Expr> + '_> {
+    pub(super) fn parts(&self) -> Box<dyn Iterator<Item = &Expr> + '_> {
         match self {
             Self::Literal(_) | Self::Ident(_) | Self::Struct(_) => Box::new(std::iter::empty()),
             Self::Select { operand, .. } => Box::new(std::iter::once(&**operand)),

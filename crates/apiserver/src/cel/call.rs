@@ -8,6 +8,7 @@ use regex::Regex;
 
 use super::Failed;
 use super::eval::Run;
+use super::types::Type;
 use super::value::{Key, List, Map, Result, Text, Value, error, no_overload};
 use super::{formats, lists, net, semver, text, time};
 use crate::object::quantity::Quantity;
@@ -20,10 +21,17 @@ pub(super) fn call<'a>(
     regex: Option<&Regex>,
     args: Vec<Value<'a>>,
 ) -> Result<Value<'a>> {
+    let shown: Vec<Type> = args.iter().map(Value::type_of).collect();
     match dispatch(run, function, member, regex, args) {
-        Err(Failed::Error(said)) if said == "no such overload" && function.starts_with(char::is_alphabetic) => {
-            error(format!("no such overload: {function}"))
-        }
+        Err(Failed::Error(said)) if said == "no such overload" => error(match function {
+            "contains" | "containsIP" | "endsWith" | "find" | "findAll" | "matches" | "startsWith" => said,
+            "size" => format!("{said}: size"),
+            name if name.starts_with(char::is_alphabetic) => {
+                let shown: Vec<String> = shown.iter().map(text::type_name).collect();
+                format!("{said}: {name}({})", shown.join(", "))
+            }
+            _ => said,
+        }),
         other => other,
     }
 }
@@ -52,6 +60,7 @@ fn dispatch<'a>(
             }
             (Value::Timestamp(_) | Value::Duration(_), true) => return time::method(first, function, args.get(1)),
             (Value::Optional(inner), true) => return optional(inner.clone(), function, args.get(1)),
+            (_, true) if function == "orValue" => return Ok(first.clone()),
             (Value::Quantity(it), _) => {
                 if let Some(value) = quantity(*it, function, args.get(1))? {
                     return Ok(value);

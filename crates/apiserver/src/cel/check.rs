@@ -364,8 +364,8 @@ impl Checker {
         let Some(Kind::List(items)) = call.args.first().map(|it| &it.kind) else { return };
         let mut asked = 0;
         for clause in text::clauses(clause) {
-            let (verb, _) = match clause {
-                Ok(text::Clause::Verb(verb, precision)) => (verb, precision),
+            let verb = match clause {
+                Ok(text::Clause::Verb(verb, _)) => verb,
                 Ok(text::Clause::Text(_)) => continue,
                 Err(why) => return self.note(at, why),
             };
@@ -373,23 +373,19 @@ impl Checker {
                 return self.note(at, format!("index {asked} out of range"));
             };
             asked += 1;
-            use Type::{Bool, Bytes, Double, Dyn, Int, Library, Object, Optional, Text, Uint};
-            let (fits, said) = match (verb, &item.value.of) {
-                (_, Dyn) => continue,
-                ('d', of) => (matches!(of, Int | Uint), "decimal clause can only be used on integers"),
-                ('f', of) => (matches!(of, Double | Text), "fixed-point clause can only be used on doubles"),
-                ('e', of) => (matches!(of, Double | Text), "scientific clause can only be used on doubles"),
-                ('b', of) => (matches!(of, Int | Uint | Bool), "only integers and bools can be formatted as binary"),
-                ('o', of) => (matches!(of, Int | Uint), "octal clause can only be used on integers"),
-                ('x' | 'X', of) => (
-                    matches!(of, Int | Uint | Text | Bytes),
-                    "only integers, byte buffers, and strings can be formatted as hex",
-                ),
-                (_, of) => (!matches!(of, Object(_) | Optional(_) | Library(_)), text::PRINTABLE),
+            use Type::{Bool, Bytes, Double, Int, Library, Object, Optional, Text, Uint};
+            let of = &item.value.of;
+            let fits = match verb {
+                _ if of.is_dyn() => true,
+                'd' | 'o' => matches!(of, Int | Uint),
+                'f' | 'e' => matches!(of, Double | Text),
+                'b' => matches!(of, Int | Uint | Bool),
+                'x' | 'X' => matches!(of, Int | Uint | Text | Bytes),
+                _ => !matches!(of, Object(_) | Optional(_) | Library(_)),
             };
             if !fits {
-                let of = &item.value.of;
-                return self.note(item.value.at, format!("error during formatting: {said}, was given {of}"));
+                let said = format!("error during formatting: {}, was given {of}", text::usage(verb));
+                return self.note(item.value.at, said);
             }
         }
     }

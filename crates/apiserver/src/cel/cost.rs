@@ -292,7 +292,7 @@ impl Coster<'_> {
                 });
                 match item {
                     Some(Type::Text | Type::Bytes) => {
-                        let of = target.and_then(|it| self.sized(child(it.path.as_ref(), "@items").as_ref()));
+                        let of = target.and_then(|it| self.sized(child(Some(it.path.as_ref()?), "@items").as_ref()));
                         plain(on.times(ONE.plus(of.unwrap_or(UNKNOWN).by(TRAVERSAL))))
                     }
                     Some(_) => plain(on),
@@ -312,8 +312,9 @@ impl Coster<'_> {
                 sized(on.by(2.0 * TRAVERSAL), Range { min: 0, max })
             }
             ("join", _) => {
-                let of = target.and_then(|it| self.sized(child(it.path.as_ref(), "@items").as_ref()));
-                let mut all = on.times(of.unwrap_or(UNKNOWN));
+                let of = target.and_then(|it| self.sized(child(Some(it.path.as_ref()?), "@items").as_ref()));
+                let list = call.target.as_ref().is_some_and(|it| matches!(it.of, Type::List(_)));
+                let mut all = if list { on.times(of.unwrap_or(UNKNOWN)) } else { NONE };
                 if !args.is_empty() {
                     let between = Range { min: on.min.saturating_sub(1), max: on.max.saturating_sub(1) };
                     all = all.plus(first.times(between));

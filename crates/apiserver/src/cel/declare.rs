@@ -44,12 +44,6 @@ pub(super) fn named_type(name: &str) -> Option<Type> {
         "string" => Type::Text,
         "type" => Type::Kind(None),
         "uint" => Type::Uint,
-        "kubernetes.URL" => URL,
-        "kubernetes.Quantity" => QUANTITY,
-        "kubernetes.Semver" => SEMVER,
-        "kubernetes.NamedFormat" => FORMAT,
-        "net.IP" => IP,
-        "net.CIDR" => CIDR,
         _ => return None,
     })
 }
@@ -215,7 +209,7 @@ const TABLE: &[(&str, Signatures)] = &[
         ("string_to_double", "(string) -> double"), ("uint_to_double", "(uint) -> double"),
     ]),
     ("duration", &[
-        ("duration_to_duration", "(duration) -> duration"), ("int_to_duration", "(int) -> duration"),
+        ("duration_to_duration", "(duration) -> duration"), ("int_to_duration", "(int) -> duration"), 
         ("string_to_duration", "(string) -> duration"),
     ]),
     ("int", &[

@@ -29,6 +29,27 @@ pub(super) fn evaluate<'a>(
     (value, run.spent.max(over))
 }
 
+/// Evaluates what is the same each time: conversions of literals, and patterns to find.
+pub(super) fn constants(expr: &Expr) -> std::result::Result<(), String> {
+    expr.kind.parts().try_for_each(constants)?;
+    let Kind::Call(it) = &expr.kind else { return Ok(()) };
+    let bare = it.args.first().map(|arg| match &arg.kind {
+        Kind::Call(dynamic) if &*dynamic.function == "dyn" => dynamic.args.first().unwrap_or(arg),
+        _ => arg,
+    });
+    let Some(Kind::Literal(literal)) = bare.map(|it| &it.kind) else { return Ok(()) };
+    let outcome = match (&*it.function, literal) {
+        ("bool" | "bytes" | "double" | "duration" | "int" | "string" | "timestamp" | "uint", literal) => {
+            text::convert(&it.function, constant(literal)).map(drop)
+        }
+        ("find" | "findAll", Literal::Text(pattern)) if it.regex.is_none() => {
+            text::regex(pattern).map(drop).map_err(Failed::Error)
+        }
+        _ => Ok(()),
+    };
+    outcome.map_err(|why| why.to_string())
+}
+
 pub(super) struct Run<'a> {
     /// Variables, the innermost last. An error is what a step of a macro came to, which a later one may make good.
     slots: Vec<(&'a str, Result<Value<'a>>)>,
@@ -107,9 +128,7 @@ impl<'a> Run<'a> {
                         },
                         value => value,
                     };
-                    if made.insert(known, (key.clone(), value)).is_some() {
-                        return error("Failed with repeated key");
-                    }
+                    made.insert(known, (key, value));
                 }
                 self.spend(MAP)?;
                 Ok(Value::Map(Map::Made(Arc::new(made))))
@@ -124,10 +143,12 @@ impl<'a> Run<'a> {
             let found = inner.as_ref().map(|it| it.field(field)).transpose()?.flatten();
             return Ok(if test { Value::Bool(found.is_some()) } else { Value::optional(found) });
         }
-        if !matches!(operand, Value::Map(_) | Value::Object(..)) {
-            return no_overload();
-        }
-        match operand.field(field)? {
+        let found = match operand {
+            Value::Map(_) | Value::Object(..) => operand.field(field)?,
+            // Of what is dynamic and holds nothing.
+            _ => None,
+        };
+        match found {
             found if test => Ok(Value::Bool(found.is_some())),
             Some(value) => self.viewed(value),
             None => error(format!("no such key: {field}")),
@@ -155,7 +176,8 @@ impl<'a> Run<'a> {
                 None if optional => return Ok(Value::Optional(None)),
                 None => return error(format!("no such key: {}", text::plain(index))),
             },
-            _ => return no_overload(),
+            _ if optional => return no_overload(),
+            _ => return error(format!("no such key: {}", text::plain(index))),
         };
         let found = self.viewed(found)?;
         Ok(if optional { Value::some(found) } else { found })
@@ -329,7 +351,7 @@ impl<'a> Rounds<'a> {
             Value::Map(Map::View(map, decl)) => Ok(Self::View(map.iter(), decl)),
             Value::Map(Map::Made(map)) => Ok(Self::Made(map, 0)),
             object @ Value::Object(..) => Ok(Self::Fields(object.entries()?.into_iter())),
-            _ => error("got type that cannot be the range of a comprehension"),
+            other => error(format!("got '{}', expected iterable type", text::go_type(&other))),
         }
     }
 

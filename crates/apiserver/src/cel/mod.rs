@@ -46,11 +46,16 @@ pub(crate) struct Program {
     variables: Vec<Arc<str>>,
 }
 
-/// Why an expression was refused: `ERROR: <input>:1:5: undefined field 'x'` with the line and a caret under it, one
-/// after the other.
+/// Why an expression was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Refused(pub(crate) String);
+pub(crate) enum Refused {
+    /// `ERROR: <input>:1:5: undefined field 'x'` with the line and a caret under it, one after the other.
+    #[error("compilation failed: {0}")]
+    Wrong(String),
+    /// A part that is the same each time fails each time.
+    #[error("program instantiation failed: {0}")]
+    Fails(String),
+}
 
 /// Why an evaluation ended without a value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,13 +76,15 @@ impl Program {
                 "ERROR: <input>:-1:0: expression code point size exceeds limit: size: {}, limit {LENGTH_MAX}",
                 chars.len()
             );
-            return Err(Refused(said));
+            return Err(Refused::Wrong(said));
         }
         let parsed = parse::parse(&chars).and_then(|mut root| {
             let variables = check::check(&mut root, variables)?;
             Ok(Self { root, variables })
         });
-        parsed.map_err(|errors| Refused(ast::display(errors, source)))
+        let program = parsed.map_err(|errors| Refused::Wrong(ast::display(errors, source)))?;
+        eval::constants(&program.root).map_err(Refused::Fails)?;
+        Ok(program)
     }
 
     /// The type of its value.

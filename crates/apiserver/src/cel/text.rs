@@ -206,8 +206,54 @@ pub(super) fn plain(value: &Value<'_>) -> String {
     }
 }
 
+/// A type as errors of an evaluation name it.
+pub(super) fn type_name(of: &Type) -> String {
+    match of {
+        Type::List(_) => "list".to_owned(),
+        Type::Map(_) | Type::Object(_) => "map".to_owned(),
+        Type::Optional(_) => "optional_type".to_owned(),
+        Type::Kind(_) => "type".to_owned(),
+        Type::Null => "null_type".to_owned(),
+        Type::Duration => "google.protobuf.Duration".to_owned(),
+        Type::Timestamp => "google.protobuf.Timestamp".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// What a value is in Go.
+pub(super) fn go_type(value: &Value<'_>) -> &'static str {
+    match value {
+        Value::Null => "types.Null",
+        Value::Bool(_) => "types.Bool",
+        Value::Int(_) => "types.Int",
+        Value::Uint(_) => "types.Uint",
+        Value::Double(_) => "types.Double",
+        Value::Text(_) => "types.String",
+        Value::Bytes(_) => "types.Bytes",
+        Value::Duration(_) => "types.Duration",
+        Value::Timestamp(_) => "types.Timestamp",
+        Value::Optional(_) => "*types.Optional",
+        _ => "ref.Val",
+    }
+}
+
 /// `int(x)`, `string(x)` and so on.
 pub(super) fn convert<'a>(to: &str, value: Value<'a>) -> Result<Value<'a>> {
+    let declared = match to {
+        "bool" => matches!(value, Value::Bool(_) | Value::Text(_)),
+        "bytes" => matches!(value, Value::Bytes(_) | Value::Text(_)),
+        "double" => matches!(value, Value::Double(_) | Value::Int(_) | Value::Text(_) | Value::Uint(_)),
+        "duration" => matches!(value, Value::Duration(_) | Value::Int(_) | Value::Text(_)),
+        "timestamp" => matches!(value, Value::Timestamp(_) | Value::Int(_) | Value::Text(_)),
+        "uint" => matches!(value, Value::Double(_) | Value::Int(_) | Value::Text(_) | Value::Uint(_)),
+        _ => !matches!(
+            value,
+            Value::Null | Value::List(_) | Value::Map(_) | Value::Object(..) | Value::Optional(_) | Value::Kind(_)
+        ),
+    };
+    if !declared {
+        return no_overload();
+    }
     let wrong = |value: &Value<'a>| {
         let (from, to) = (
             value.type_of(),
@@ -258,7 +304,6 @@ pub(super) fn convert<'a>(to: &str, value: Value<'a>) -> Result<Value<'a>> {
         ("uint", Value::Double(_)) => return range("unsigned integer"),
         ("double", Value::Int(it)) => Value::Double(*it as f64),
         ("double", Value::Uint(it)) => Value::Double(*it as f64),
-        ("duration", Value::Int(nanos)) => Value::Duration(*nanos),
         ("timestamp", Value::Int(seconds)) => match jiff::Timestamp::from_second(*seconds) {
             Ok(at) => Value::Timestamp(at),
             Err(_) => return range("timestamp"),
@@ -276,8 +321,20 @@ pub(super) fn convert<'a>(to: &str, value: Value<'a>) -> Result<Value<'a>> {
     })
 }
 
-/// What `%s` can show.
-pub(super) const PRINTABLE: &str = "string clause can only be used on strings, bools, bytes, ints, doubles, maps, lists, types, durations, and timestamps";
+/// What a verb is for.
+pub(super) fn usage(verb: char) -> &'static str {
+    match verb {
+        'd' => "decimal clause can only be used on integers",
+        'f' => "fixed-point clause can only be used on doubles",
+        'e' => "scientific clause can only be used on doubles",
+        'b' => "only integers and bools can be formatted as binary",
+        'o' => "octal clause can only be used on integers",
+        'x' | 'X' => "only integers, byte buffers, and strings can be formatted as hex",
+        _ => PRINTABLE,
+    }
+}
+
+const PRINTABLE: &str = "string clause can only be used on strings, bools, bytes, ints, doubles, maps, lists, types, durations, and timestamps";
 
 /// A part of a text for `format`.
 pub(super) enum Clause<'a> {
@@ -351,7 +408,7 @@ fn format(text: &str, args: &[Value<'_>]) -> Result<String> {
 }
 
 fn verb_of(verb: char, precision: Option<usize>, arg: &Value<'_>, out: &mut String) -> Result<()> {
-    let wrong = || error(format!("error during formatting: {verb:?} clause cannot be used on {}", arg.type_of()));
+    let wrong = || error(format!("error during formatting: {}, was given {}", usage(verb), type_name(&arg.type_of())));
     let places = precision.unwrap_or(6);
     let _ = match (verb, arg) {
         ('s', Value::Text(text)) => return push(out, text.as_str()),
@@ -362,7 +419,8 @@ fn verb_of(verb: char, precision: Option<usize>, arg: &Value<'_>, out: &mut Stri
             None => return wrong(),
         },
         ('e', arg) => match decimal(arg) {
-            Some(it) => write!(out, "{}", scientific(it, places)),
+            // Upstream counts no other places.
+            Some(it) => write!(out, "{}", scientific(it, 6)),
             None => return wrong(),
         },
         ('b', Value::Bool(it)) => write!(out, "{}", u8::from(*it)),
@@ -385,8 +443,6 @@ fn verb_of(verb: char, precision: Option<usize>, arg: &Value<'_>, out: &mut Stri
 fn decimal(value: &Value<'_>) -> Option<f64> {
     match value {
         Value::Double(it) => Some(*it),
-        Value::Int(it) => Some(*it as f64),
-        Value::Uint(it) => Some(*it as f64),
         Value::Text(text) => match text.as_str() {
             "NaN" => Some(f64::NAN),
             "Infinity" => Some(f64::INFINITY),

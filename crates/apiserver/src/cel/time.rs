@@ -59,8 +59,12 @@ pub(super) fn duration(text: &str) -> std::result::Result<i64, String> {
 
 /// RFC 3339.
 pub(super) fn timestamp(text: &str) -> std::result::Result<Timestamp, String> {
-    let parsed = if text.len() <= LENGTH_MAX && text.contains(['T', 't']) { text.parse().ok() } else { None };
-    parsed.ok_or_else(|| "failed to parse date-time".to_owned())
+    if text.len() > LENGTH_MAX || !text.contains(['T', 't']) {
+        return Err("failed to parse date-time".to_owned());
+    }
+    // The last day that there is, which means never, is a little later than we can count.
+    let last = text.starts_with("9999-12-3").then_some(Timestamp::MAX);
+    text.parse().ok().or(last).ok_or_else(|| "failed to parse date-time".to_owned())
 }
 
 /// A day, at its beginning.

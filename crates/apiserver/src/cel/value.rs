@@ -74,6 +74,8 @@ pub(crate) enum Map<'a> {
 pub(crate) enum Key {
     Bool(bool),
     Int(i128),
+    /// A fraction, by its bits.
+    Double(u64),
     Text(Arc<str>),
 }
 
@@ -234,6 +236,7 @@ impl<'a> Value<'a> {
             Self::Int(value) => Key::Int(i128::from(*value)),
             Self::Uint(value) => Key::Int(i128::from(*value)),
             Self::Double(value) if value.fract() == 0.0 => Key::Int(*value as i128),
+            Self::Double(value) => Key::Double(value.to_bits()),
             Self::Text(text) => Key::Text(text.as_str().into()),
             _ => return None,
         })
@@ -288,7 +291,7 @@ impl<'a> Value<'a> {
                 if a.len() != b.len() {
                     return Ok(false);
                 }
-                match a.order().or_else(|| b.order()) {
+                match a.order() {
                     Some(Order::Set) => a.within(b, meter)?,
                     Some(Order::Map(keys)) => a.same_by(b, keys, meter)?,
                     _ => {

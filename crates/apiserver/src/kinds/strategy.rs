@@ -448,16 +448,22 @@ fn wishes_differ(resource: &Resource, new: &Value, old: &Value) -> bool {
 
 pub(crate) fn validate_create(resource: &Resource, object: &Value) -> Vec<FieldError> {
     match &resource.model {
-        Model::Custom(custom) => custom.schema().validate(object, None),
+        Model::Custom(custom) => custom.schema().validate(object, None).0,
         Model::Builtin(_) => validate::create(resource, object),
     }
 }
 
-pub(crate) fn validate_update(resource: &Resource, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
+/// What is wrong with an update, and what was wrong before and is let through.
+pub(crate) fn validate_update(
+    resource: &Resource,
+    subresource: &str,
+    new: &Value,
+    old: &Value,
+) -> (Vec<FieldError>, Vec<String>) {
     match &resource.model {
         Model::Custom(custom) => custom.schema().validate(new, Some(old)),
-        Model::Builtin(_) if subresource == "status" => Vec::new(),
-        Model::Builtin(_) => validate::update(resource, new, old),
+        Model::Builtin(_) if subresource == "status" => Default::default(),
+        Model::Builtin(_) => (validate::update(resource, new, old), Vec::new()),
     }
 }
 
@@ -470,9 +476,11 @@ pub(crate) fn warnings(resource: &Resource, object: &Value, old: Option<&Value>)
     if of(resource) == ("", "endpoints") {
         return vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_owned()];
     }
+    if of(resource) == (custom::GROUP, custom::PLURAL) {
+        return custom::warnings(object, old);
+    }
     bare.filter(|it| !standard.contains(&it.as_str()) && resource.is_custom())
         .map(|it| format!("metadata.finalizers: {it:?}: prefer a domain-qualified finalizer name including a path (/) to avoid accidental conflicts with other finalizer writers"))
-        .chain(old.filter(|_| resource.is_custom()).map(|old| resource.schema().warnings(object, old)).into_iter().flatten())
         .collect()
 }
 

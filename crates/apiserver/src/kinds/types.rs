@@ -5,14 +5,16 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, ObjectMeta};
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use super::Kind;
+use super::{KINDS, Kind};
 use crate::object::builtin;
 use crate::object::schema::{List, Node, Patch};
 
 /// The definitions of these kinds and of all they refer to.
 pub(crate) fn published<'a>(kinds: impl Iterator<Item = &'a Kind>) -> Map<String, Value> {
     let mut generator = SchemaSettings::openapi3().into_generator();
-    let roots: Vec<(String, &Kind)> = kinds.map(|kind| ((kind.describe)(&mut generator), kind)).collect();
+    for kind in kinds {
+        (kind.describe)(&mut generator);
+    }
     // Every list and every custom resource refers to these.
     let _ = generator.subschema_for::<ObjectMeta>();
     let _ = generator.subschema_for::<ListMeta>();
@@ -20,9 +22,9 @@ pub(crate) fn published<'a>(kinds: impl Iterator<Item = &'a Kind>) -> Map<String
     for (name, schema) in &mut definitions {
         publish(name, schema);
     }
-    for (root, kind) in roots {
-        let gvk = json!([{"group": kind.group, "kind": kind.kind, "version": kind.version}]);
-        if let Some(it) = definitions.get_mut(&root).and_then(Value::as_object_mut) {
+    for kind in KINDS {
+        if let Some(it) = definitions.get_mut(&kind.definition()).and_then(Value::as_object_mut) {
+            let gvk = json!([{"group": kind.group, "kind": kind.kind, "version": kind.version}]);
             it.insert("x-kubernetes-group-version-kind".into(), gvk);
         }
     }
@@ -41,36 +43,54 @@ fn publish(name: &str, schema: &mut Value) {
             it.remove("x-kubernetes-int-or-string");
             it.insert("oneOf".into(), json!([{"type": "string"}, {"type": "number"}]));
         }
+        // Whatever JSON there is.
+        _ if name.rsplit('.').next().is_some_and(|it| it == "JSON" || it.starts_with("JSONSchemaPropsOr")) => {
+            it.remove("type");
+            it.remove("oneOf");
+        }
         _ => {}
     }
     let known = builtin::schema(name);
     let node = known.as_ref().map(|schema| schema.root());
-    let mut has_object_meta = false;
     if let Some(properties) = it.get_mut("properties").and_then(Value::as_object_mut) {
         for (field, schema) in properties.iter_mut() {
-            let refers_to_meta =
-                schema.get("$ref").and_then(Value::as_str).is_some_and(|it| it.ends_with(builtin::OBJECT_META));
-            has_object_meta |= field == "metadata" && refers_to_meta;
             wrap_ref(schema);
             if let (Some(known), Some(schema)) =
                 (node.and_then(|node| node.fields.get(field.as_str())), schema.as_object_mut())
             {
-                lists(schema, known.link.node());
+                let below = known.link.node();
+                lists(schema, below);
+                choices(schema, below);
+                for (key, below) in [("items", below.items()), ("additionalProperties", below.child(""))] {
+                    if let (Some(below), Some(schema)) = (below, schema.get_mut(key).and_then(Value::as_object_mut)) {
+                        choices(schema, below);
+                    }
+                }
                 if let Some(patch) = &known.patch {
                     strategy(schema, patch);
                 }
             }
         }
     }
-    // k8s-openapi makes the metadata of a kind mandatory for Rust's sake; Kubernetes does not.
-    if has_object_meta && let Some(required) = it.get_mut("required").and_then(Value::as_array_mut) {
-        required.retain(|field| field != "metadata");
-        if required.is_empty() {
-            it.remove("required");
-        }
+    // k8s-openapi makes mandatory what Rust always has; Kubernetes does not.
+    if let Some(node) = node {
+        match node.checks.as_ref().map(|checks| checks.required.as_slice()) {
+            Some(required @ [_, ..]) => it.insert("required".into(), json!(required)),
+            _ => it.remove("required"),
+        };
     }
     if node.is_some_and(|node| node.atomic) {
         it.insert("x-kubernetes-map-type".into(), json!("atomic"));
+    }
+}
+
+/// The values that a field may have, which `kubectl explain` lists.
+fn choices(schema: &mut Map<String, Value>, node: &Node) {
+    if let Some(checks) = &node.checks
+        && node.name.is_none()
+        && !checks.choices.is_empty()
+    {
+        schema.insert("enum".into(), json!(checks.choices));
     }
 }
 

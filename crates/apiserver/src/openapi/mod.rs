@@ -124,6 +124,8 @@ fn schemas<'a>(resources: impl Iterator<Item = &'a Arc<Resource>>) -> Map<String
                 let version = it.version();
                 let schema =
                     version.pointer("/schema/openAPIV3Schema").cloned().unwrap_or_else(|| json!({"type": "object"}));
+                let mut schema = schema;
+                embedded(&mut schema);
                 custom.insert(type_name(resource), custom_schema(resource, schema));
             }
         }
@@ -144,31 +146,69 @@ fn gvk(resource: &Resource, kind: &str) -> Value {
 /// A definition's schema with what every object has.
 fn custom_schema(resource: &Resource, mut schema: Value) -> Value {
     if let Some(it) = schema.as_object_mut() {
-        let properties = it.entry("properties").or_insert_with(|| json!({}));
-        if let Some(properties) = properties.as_object_mut() {
-            properties.insert("apiVersion".into(), json!({"type": "string", "description": API_VERSION}));
-            properties.insert("kind".into(), json!({"type": "string", "description": KIND}));
-            properties.insert(
-                "metadata".into(),
-                json!({
-                    "description": "Standard object's metadata. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata",
-                    "allOf": [{"$ref": format!("{SCHEMAS}{}", crate::object::builtin::OBJECT_META)}],
-                }),
-            );
-        }
+        common(it, API_VERSION, KIND);
         it.insert("x-kubernetes-group-version-kind".into(), gvk(resource, &resource.kind));
     }
     schema
 }
 
+/// Within a definition's schema: what every object has in those that are objects, and what int-or-string means.
+fn embedded(schema: &mut Value) {
+    let Some(it) = schema.as_object_mut() else { return };
+    if it.get("x-kubernetes-int-or-string") == Some(&json!(true)) && !it.contains_key("anyOf") {
+        let both = json!([{"type": "integer"}, {"type": "string"}]);
+        match it.get_mut("allOf").and_then(Value::as_array_mut) {
+            Some(all) => all.insert(0, json!({"anyOf": both})),
+            None => drop(it.insert("anyOf".into(), both)),
+        }
+    }
+    for key in ["properties", "items", "additionalProperties"] {
+        match (key, it.get_mut(key)) {
+            ("properties", Some(Value::Object(all))) => all.values_mut().for_each(embedded),
+            (_, Some(below)) => embedded(below),
+            (_, None) => {}
+        }
+    }
+    if it.get("x-kubernetes-embedded-resource") == Some(&json!(true)) {
+        common(it, EMBEDDED_API_VERSION, EMBEDDED_KIND);
+        let required = it.entry("required").or_insert_with(|| json!([]));
+        for field in ["kind", "apiVersion"] {
+            if let Some(required) = required.as_array_mut()
+                && !required.iter().any(|it| it == field)
+            {
+                required.push(json!(field));
+            }
+        }
+    }
+}
+
+/// The fields of every object.
+fn common(schema: &mut Map<String, Value>, api_version: &str, kind: &str) {
+    let properties = schema.entry("properties").or_insert_with(|| json!({}));
+    let Some(properties) = properties.as_object_mut() else { return };
+    properties.insert("apiVersion".into(), json!({"type": "string", "description": api_version}));
+    properties.insert("kind".into(), json!({"type": "string", "description": kind}));
+    properties.insert(
+        "metadata".into(),
+        json!({
+            "description": "Standard object's metadata. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata",
+            "allOf": [{"$ref": format!("{SCHEMAS}{}", crate::object::builtin::OBJECT_META)}],
+        }),
+    );
+}
+
 fn list_schema(resource: &Resource) -> Value {
+    let more = match resource.is_custom() {
+        true => " More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md",
+        false => "",
+    };
     json!({
         "description": format!("{} is a list of {}", resource.list_kind, resource.kind),
         "type": "object",
         "required": ["items"],
         "properties": {
             "apiVersion": {"type": "string", "description": API_VERSION},
-            "items": {"description": format!("List of {}.", resource.plural), "type": "array",
+            "items": {"description": format!("List of {}.{more}", resource.plural), "type": "array",
                 "items": {"$ref": format!("{SCHEMAS}{}", type_name(resource))}},
             "kind": {"type": "string", "description": KIND},
             "metadata": {
@@ -180,6 +220,8 @@ fn list_schema(resource: &Resource) -> Value {
     })
 }
 
+const EMBEDDED_API_VERSION: &str = "apiVersion defines the versioned schema of this representation of an object. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources";
+const EMBEDDED_KIND: &str = "kind is a string value representing the type of this object. In CamelCase. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds";
 const API_VERSION: &str = "APIVersion defines the versioned schema of this representation of an object. Servers should convert recognized schemas to the latest internal value, and may reject unrecognized values. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources";
 const KIND: &str = "Kind is a string value representing the REST resource this object represents. Servers may infer this from the endpoint the client submits requests to. Cannot be updated. In CamelCase. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds";
 
@@ -219,31 +261,49 @@ pub(crate) fn v2(core: &Arc<Core>, request: &Parts) -> Result<Reply, Problem> {
 
 /// From OpenAPI 3.0 to 2.0, for what stands in our schemas.
 fn to_v2(schema: &mut Value) {
-    match schema {
-        Value::Object(it) => {
-            if let Some(Value::Array(all)) = it.get("allOf")
-                && let [one] = all.as_slice()
-                && let Some(target) = one.get("$ref").cloned()
-            {
-                it.remove("allOf");
-                it.insert("$ref".into(), target);
+    let Some(it) = schema.as_object_mut() else { return };
+    if let Some(Value::Array(all)) = it.get("allOf")
+        && let [one] = all.as_slice()
+        && let Some(target) = one.get("$ref").cloned()
+    {
+        it.remove("allOf");
+        it.insert("$ref".into(), target);
+    }
+    if let Some(target) = it.get_mut("$ref")
+        && let Some(name) = target.as_str().and_then(|it| it.strip_prefix(SCHEMAS))
+    {
+        *target = json!(format!("#/definitions/{name}"));
+    }
+    // A choice cannot be said; what the type prints as is text.
+    let choice = it.remove("oneOf").is_some() && !it.contains_key("x-kubernetes-int-or-string");
+    ["anyOf", "not", "default"].into_iter().for_each(|key| drop(it.remove(key)));
+    if choice && !it.contains_key("type") {
+        it.insert("type".into(), json!("string"));
+    }
+    for key in ["properties", "items", "additionalProperties", "allOf"] {
+        match (key, it.get_mut(key)) {
+            ("properties", Some(Value::Object(all))) => {
+                for below in all.values_mut() {
+                    untyped(below);
+                    to_v2(below);
+                }
             }
-            if let Some(target) = it.get_mut("$ref")
-                && let Some(name) = target.as_str().and_then(|it| it.strip_prefix(SCHEMAS))
-            {
-                *target = json!(format!("#/definitions/{name}"));
+            ("allOf", Some(Value::Array(all))) => all.iter_mut().for_each(to_v2),
+            (_, Some(below)) => {
+                untyped(below);
+                to_v2(below);
             }
-            // A choice cannot be said; what the type prints as is text.
-            let choice = it.remove("oneOf").is_some();
-            it.remove("anyOf");
-            it.remove("not");
-            it.remove("nullable");
-            if choice && !it.contains_key("type") {
-                it.insert("type".into(), json!("string"));
-            }
-            it.values_mut().for_each(to_v2);
+            (_, None) => {}
         }
-        Value::Array(items) => items.iter_mut().for_each(to_v2),
-        _ => {}
+    }
+}
+
+/// What may be null or hold anything has no type that OpenAPI 2.0 could say.
+fn untyped(schema: &mut Value) {
+    let Some(it) = schema.as_object_mut() else { return };
+    let null = it.remove("nullable") == Some(json!(true));
+    if null || it.get("x-kubernetes-preserve-unknown-fields") == Some(&json!(true)) {
+        let keys = ["type", "properties", "items", "additionalProperties", "required"];
+        keys.into_iter().for_each(|key| drop(it.remove(key)));
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{Custom, Model, Resource, Scale, api_version};
 use crate::store::Entry;
 
-pub(crate) use validate::validate;
+pub(crate) use validate::{validate, warnings};
 
 pub(crate) const GROUP: &str = "apiextensions.k8s.io";
 pub(crate) const PLURAL: &str = "customresourcedefinitions";

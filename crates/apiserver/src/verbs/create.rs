@@ -62,9 +62,10 @@ pub(crate) async fn finish(call: &mut Call, object: Value, dry_run: bool) -> Res
         }
         let mut ready = object.clone();
         strategy::prepare_create(call, &mut ready)?;
-        let mut errors = strategy::validate_create(&resource, &ready);
         let metadata = ready.get("metadata").unwrap_or(&Value::Null);
-        errors.extend(validate_object_meta(metadata, resource.namespaced, strategy::name_rule(&resource), "metadata"));
+        let rule = strategy::name_rule(&resource);
+        let mut errors = validate_object_meta(metadata, resource.namespaced, rule, "metadata");
+        errors.extend(strategy::validate_create(&resource, &ready));
         if !errors.is_empty() {
             return Err(Problem::invalid(resource.what_kind(), meta::name(&ready), &errors));
         }

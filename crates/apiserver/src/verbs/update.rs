@@ -178,7 +178,9 @@ fn before_update(call: &mut Call, object: &mut Value, old: &Value) -> Result<(),
     // Names are older than the rules for them: only what changes is held to them.
     errors.retain(|error| error.path != "metadata.name");
     errors.extend(validate_object_meta_update(new_meta, old_meta, "metadata"));
-    errors.extend(strategy::validate_update(&resource, &call.subresource, object, old));
+    let (wrong, let_through) = strategy::validate_update(&resource, &call.subresource, object, old);
+    errors.extend(wrong);
+    let_through.into_iter().for_each(|text| call.warn(text));
     if !errors.is_empty() {
         return Err(Problem::invalid(resource.what_kind(), &call.name, &errors));
     }

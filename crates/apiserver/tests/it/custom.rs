@@ -156,6 +156,63 @@ async fn definitions_that_are_wrong_are_refused_by_their_fields() {
     }
 }
 
+/// What a real API server (1.34.2) said to each of these, recorded.
+#[tokio::test]
+async fn definitions_that_are_wrong_are_refused_in_the_words_of_a_real_api_server() {
+    let house = House::open().await;
+    for line in include_str!("../../testdata/definitions.jsonl").lines() {
+        let record: Value = serde_json::from_str(line).unwrap();
+        let answer = house.post(&format!("{DEFINITIONS}?dryRun=All"), &record["definition"]).await;
+        assert_eq!(json!(answer.code), record["code"], "{}: {}", record["name"], answer.text);
+        assert_eq!(json!(answer.warnings()), record["warnings"], "{}", record["name"]);
+        if answer.code == 400 {
+            assert_eq!(answer.message(), record["message"], "{}", record["name"]);
+        }
+        let causes = answer.json().pointer("/details/causes").cloned().unwrap_or_else(|| json!([]));
+        let text = |cause: &Value, key: &str| cause.get(key).cloned().unwrap_or_else(|| json!(""));
+        let mut said: Vec<Value> = causes
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|it| json!([text(it, "field"), text(it, "reason"), text(it, "message")]))
+            .collect();
+        let mut wanted = record["causes"].as_array().unwrap().clone();
+        for list in [&mut said, &mut wanted] {
+            list.sort_by_key(ToString::to_string);
+        }
+        assert_eq!(said, wanted, "{}", record["name"]);
+    }
+}
+
+#[tokio::test]
+async fn rules_that_cost_too_much_are_stopped_and_others_go_on() {
+    let house = House::open().await;
+    let mut definition = definition();
+    definition["metadata"]["name"] = json!("heavies.example.com");
+    definition["spec"]["names"] = json!({"plural": "heavies", "kind": "Heavy"});
+    // Cheap by the estimate, whose worst case is ten parts; what they hold is looked at as a whole.
+    let part = json!({"type": "array", "maxItems": 3000, "items": {"type": "string", "maxLength": 20}});
+    definition["spec"]["versions"] = json!([{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema":
+        {"type": "object", "properties": {"spec": {"type": "object",
+            "x-kubernetes-validations": [{"rule": "self.l.all(a, self.k.all(b, a != b))", "message": "apart"}],
+            "properties": {"l": part, "k": part}}}}}}]);
+    let refused = house.post(DEFINITIONS, &definition).await;
+    assert!(refused.message().contains("estimated rule cost exceeds budget by factor of"), "{}", refused.text);
+    for list in ["l", "k"] {
+        let path = format!("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/{list}/maxItems");
+        *definition.pointer_mut(&path).unwrap() = json!(600);
+    }
+    house.post(DEFINITIONS, &definition).await.is(201);
+    let items = |name: &str| (0..600).map(|it| format!("{name}{it}")).collect::<Vec<_>>();
+    let object = json!({"apiVersion": "example.com/v1", "kind": "Heavy", "metadata": {"name": "h"},
+        "spec": {"l": items("l"), "k": items("k")}});
+    let url = "/apis/example.com/v1/namespaces/default/heavies";
+    let (stopped, ready) = tokio::join!(house.post(url, &object), house.get("/readyz"));
+    assert_eq!(ready.code, 200);
+    let said = "spec: Invalid value: \"object\": 'operation cancelled: actual cost limit exceeded': no further validation rules will be run due to call cost exceeds limit for rule: apart";
+    assert!(stopped.code == 422 && stopped.message().ends_with(said), "{}", stopped.text);
+}
+
 #[tokio::test]
 async fn names_are_given_once_and_again_when_they_are_free() {
     let house = installed().await;

@@ -52,6 +52,14 @@ async fn openapi_documents_describe_their_kinds_and_are_tagged() {
         (&json!("name"), &json!("map"))
     );
     assert!(spec["description"].as_str().unwrap().contains("containers belonging to the pod"));
+    let container = &schemas["io.k8s.api.core.v1.Container"];
+    let pull_policy = &container["properties"]["imagePullPolicy"];
+    assert_eq!(
+        (&pull_policy["enum"], &container["required"]),
+        (&json!(["Always", "IfNotPresent", "Never"]), &json!(["name"])),
+        "enums and what is required, as Kubernetes has them"
+    );
+    assert_eq!(schemas["io.k8s.api.core.v1.ConfigMapEnvSource"].get("required"), None);
     let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
     assert_eq!(patch["x-kubernetes-group-version-kind"]["kind"], "Deployment");
     assert!(patch["parameters"].as_array().unwrap().iter().any(|it| it["name"] == "fieldValidation"));

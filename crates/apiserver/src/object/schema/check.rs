@@ -331,7 +331,7 @@ fn defaults(schema: &Map<String, Value>, node: &Node, path: &str, place: Place, 
         if pruned != *default {
             errors.push(FieldError::invalid(&at, default, "must not have unknown fields"));
         }
-        errors.extend(own.validate(default, None).into_iter().map(|mut e| {
+        errors.extend(own.validate(default, None).0.into_iter().map(|mut e| {
             let inside = if e.path == "<nil>" { String::new() } else { format!(".{}", e.path) };
             e.path = format!("{at}{inside}");
             e

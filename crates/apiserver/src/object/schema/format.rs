@@ -6,7 +6,7 @@ use std::str::FromStr;
 use jiff::civil::Date;
 
 /// Whether Kubernetes checks it; dashes in names do not count (`date-time`).
-pub(super) fn is_known(format: &str) -> bool {
+pub(crate) fn is_known(format: &str) -> bool {
     check(format).is_some()
 }
 

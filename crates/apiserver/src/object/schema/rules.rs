@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::decl::decl;
 use super::{Additional, Link, List, Node, Schema};
-use crate::cel::{self, CALL_LIMIT, Decl, Failed, Program, Type};
+use crate::cel::{self, CALL_LIMIT, Decl, Failed, Program, Refused, Type};
 use crate::object::field::{ERRORS_MAX, FieldError};
 
 /// What all rules together may cost for one object.
@@ -98,14 +98,17 @@ fn compile(rule: &Rule, node: &Node, decl: &Arc<Decl>) -> Option<Result<Compilat
     let variables = [("self", of), ("oldSelf", old)];
     let program = match Program::compile(&rule.rule, &variables) {
         Ok(program) => program,
-        Err(why) => return Some(Err(format!("compilation failed: {why}"))),
+        Err(why) => return Some(Err(why.to_string())),
     };
     if !matches!(program.output(), Type::Bool) {
         return Some(Err("cel expression must evaluate to a bool".to_owned()));
     }
     let message = (!rule.message_expression.is_empty()).then(|| {
         let message = Program::compile(&rule.message_expression, &variables);
-        let message = message.map_err(|why| format!("messageExpression compilation failed: {why}"))?;
+        let message = message.map_err(|why| match why {
+            Refused::Wrong(why) => format!("messageExpression compilation failed: {why}"),
+            Refused::Fails(why) => format!("messageExpression instantiation failed: {why}"),
+        })?;
         match message.output() {
             Type::Text => Ok(message),
             _ => Err("messageExpression must evaluate to a string".to_owned()),

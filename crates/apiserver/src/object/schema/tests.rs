@@ -27,7 +27,7 @@ fn custom_resources_are_decoded_defaulted_and_refused_as_a_real_api_server_does(
         assert_eq!(strict.join(", "), want.rsplit("decoding error: ").next().unwrap(), "{}", said());
         schema.default(&mut object);
         let mut causes: Vec<Value> =
-            schema.validate(&object, None).iter().map(|e| json!([e.path, e.reason.reason(), e.body])).collect();
+            schema.validate(&object, None).0.iter().map(|e| json!([e.path, e.reason.reason(), e.body])).collect();
         let mut expected = record.get("causes").and_then(Value::as_array).cloned().unwrap_or_default();
         for list in [&mut causes, &mut expected] {
             list.sort_by_key(ToString::to_string);
@@ -67,10 +67,10 @@ fn what_was_wrong_before_and_is_unchanged_is_let_through_on_update() {
     let schema = Schema::trusted(&openapi);
     let old = json!({"spec": {"a": 9, "b": 1, "l": [{"k": "x", "v": "long"}, {"k": "y"}]}});
     let new = json!({"spec": {"a": 9, "b": 2, "l": [{"k": "y"}, {"k": "x", "v": "long"}]}});
-    assert_eq!(schema.validate(&new, Some(&old)), vec![]);
-    assert_eq!(schema.validate(&new, None).len(), 2);
+    assert_eq!(schema.validate(&new, Some(&old)).0, vec![]);
+    assert_eq!(schema.validate(&new, None).0.len(), 2);
     let worse = json!({"spec": {"a": 8, "l": [{"k": "x", "v": "longer"}]}});
-    assert_eq!(schema.validate(&worse, Some(&old)).len(), 2);
+    assert_eq!(schema.validate(&worse, Some(&old)).0.len(), 2);
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn an_object_full_of_mistakes_is_answered_with_some_of_them() {
     let openapi = json!({"type": "object", "properties": {"spec": {"type": "array", "items": {"type": "string"}}}});
     let schema = Schema::trusted(&openapi);
     let wrong = json!({"spec": (0..100_000).collect::<Vec<_>>()});
-    assert_eq!(schema.validate(&wrong, None).len(), crate::object::field::ERRORS_MAX);
+    assert_eq!(schema.validate(&wrong, None).0.len(), crate::object::field::ERRORS_MAX);
     let mut unknown = json!({"spec": []});
     unknown.as_object_mut().unwrap().extend((0..100_000).map(|i| (format!("x{i}"), json!(1))));
     assert_eq!(schema.prune(&mut unknown).len(), crate::object::field::ERRORS_MAX);

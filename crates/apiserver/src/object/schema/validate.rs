@@ -14,8 +14,8 @@ const UNCHECKED: &str = "some validation rules were not checked because the obje
 impl Schema {
     /// Checks an object against types, value validations, embedded resources, list keys and, when it is good enough for
     /// them, the rules in CEL. With `old`, what was wrong before and is unchanged is let through (Kubernetes'
-    /// ratcheting).
-    pub(crate) fn validate(&self, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    /// ratcheting); of rules that is told, in the second list.
+    pub(crate) fn validate(&self, object: &Value, old: Option<&Value>) -> (Vec<FieldError>, Vec<String>) {
         let mut errors = self.check(object, old);
         let blocking = |e: &FieldError| {
             use Cause::{NotSupported, Required, TooLong, TooMany, TypeInvalid};
@@ -23,16 +23,12 @@ impl Schema {
         };
         if errors.iter().any(blocking) && self.root().ruled {
             errors.push(FieldError::invalid("", &Value::Null, UNCHECKED));
-        } else {
-            errors.extend(self.verdict(object, old).errors);
-            errors.truncate(ERRORS_MAX);
+            return (errors, Vec::new());
         }
-        errors
-    }
-
-    /// The rules that an object breaks as it did before, for a client to know of.
-    pub(crate) fn warnings(&self, object: &Value, old: &Value) -> Vec<String> {
-        self.verdict(object, Some(old)).warnings
+        let verdict = self.verdict(object, old);
+        errors.extend(verdict.errors);
+        errors.truncate(ERRORS_MAX);
+        (errors, verdict.warnings)
     }
 
     /// All but the rules.
