@@ -11,7 +11,7 @@ pub(crate) mod tokens;
 use std::collections::BTreeMap;
 
 use http::HeaderMap;
-use http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
+use http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 
 use crate::core::Core;
 use crate::http::{Query, Target};
@@ -79,7 +79,11 @@ pub(crate) fn authenticate(core: &Core, headers: &HeaderMap) -> Result<User, Pro
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
     });
     let protocols = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|it| it.to_str().ok());
+    let upgrade = headers.get(UPGRADE).and_then(|it| it.to_str().ok()).unwrap_or_default();
     let hidden = || {
+        if !upgrade.eq_ignore_ascii_case("websocket") {
+            return None;
+        }
         let encoded = protocols.flat_map(|it| it.split(',')).find_map(|it| it.trim().strip_prefix(WEBSOCKET_TOKEN))?;
         String::from_utf8(tokens::decode(encoded)?).ok()
     };

@@ -3,6 +3,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use apiserver::{Data, Kubelets};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{Method, Request, Response};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
@@ -11,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 
-use crate::House;
+use crate::{House, tokens};
 
 const POD: &str = "/api/v1/namespaces/default/pods/p";
 const SWITCH: [(&str, &str); 4] = [
@@ -180,6 +182,36 @@ async fn a_session_is_passed_through_in_process_and_over_tls() {
     let client = crate::serving::client(&house.server.kubeconfig(at)).await;
     converse(&client, &mut nodes, Method::GET).await;
     converse(&client, &mut nodes, Method::POST).await;
+}
+
+#[tokio::test]
+async fn a_browser_shows_its_token_as_a_protocol_and_the_node_does_not_see_it() {
+    let (house, mut nodes) = house().await;
+    let at = house.server.listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.unwrap();
+    tokens::account(&house, "page").await;
+    let token = tokens::token(&house, "page", &json!({})).await;
+    let rbac = "/apis/rbac.authorization.k8s.io/v1/namespaces/default";
+    let role = json!({"metadata": {"name": "r"}, "rules": [{"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["get"]}]});
+    house.post(&format!("{rbac}/roles"), &role).await.is(201);
+    let binding = json!({"metadata": {"name": "b"}, "subjects": [{"kind": "ServiceAccount", "name": "page"}],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "r"}});
+    house.post(&format!("{rbac}/rolebindings"), &binding).await.is(201);
+    let browser = tokens::stranger(&house, at, None).await;
+    let hidden = format!("base64url.bearer.authorization.k8s.io.{}", URL_SAFE_NO_PAD.encode(&token));
+    let offered = format!("{hidden}, v5.channel.k8s.io");
+    let headers = [SWITCH[0], SWITCH[1], ("sec-websocket-protocol", offered.as_str())];
+    let path = format!("{POD}/exec?command=sh");
+    let kubelet = async {
+        let (_, head, mut stream) = nodes.next().await;
+        let protocols: Vec<&str> = head.lines().filter(|line| line.starts_with("sec-websocket-protocol")).collect();
+        assert_eq!(protocols, ["sec-websocket-protocol: v5.channel.k8s.io"]);
+        stream.write_all(b"HTTP/1.1 400 No\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        stream
+    };
+    let (response, _) = tokio::join!(browser.send(request(Method::GET, &path, &headers)), kubelet);
+    assert_eq!(response.unwrap().status().as_u16(), 400, "the kubelet was not asked");
+    let plain = browser.send(request(Method::GET, POD, &headers[2..])).await.unwrap();
+    assert_eq!(plain.status().as_u16(), 403, "nobody's, where there is no WebSocket");
 }
 
 #[tokio::test]

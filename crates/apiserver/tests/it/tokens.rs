@@ -19,14 +19,19 @@ const REVIEWS: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 /// Somebody who has nothing but a token.
 struct Bearer(Client);
 
+/// Somebody whom nothing but a token tells, if that.
+pub(crate) async fn stranger(house: &House, at: SocketAddr, token: Option<&str>) -> Client {
+    let mut kubeconfig = Kubeconfig::from_yaml(&house.server.kubeconfig(at)).unwrap();
+    let user = kubeconfig.auth_infos[0].auth_info.as_mut().unwrap();
+    (user.client_certificate_data, user.client_key_data) = (None, None);
+    user.token = token.map(|token| token.to_owned().into());
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    Client::try_from(config).unwrap()
+}
+
 impl Bearer {
     async fn new(house: &House, at: SocketAddr, token: &str) -> Self {
-        let mut kubeconfig = Kubeconfig::from_yaml(&house.server.kubeconfig(at)).unwrap();
-        let user = kubeconfig.auth_infos[0].auth_info.as_mut().unwrap();
-        (user.client_certificate_data, user.client_key_data) = (None, None);
-        user.token = Some(token.to_owned().into());
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
-        Self(Client::try_from(config).unwrap())
+        Self(stranger(house, at, Some(token)).await)
     }
 
     async fn get(&self, path: &str) -> Answer {
@@ -46,12 +51,12 @@ fn review(token: &str) -> Value {
     json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}})
 }
 
-async fn account(house: &House, name: &str) {
+pub(crate) async fn account(house: &House, name: &str) {
     let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}});
     house.post(&format!("{NAMESPACE}/serviceaccounts"), &account).await.is(201);
 }
 
-async fn token(house: &House, name: &str, spec: &Value) -> String {
+pub(crate) async fn token(house: &House, name: &str, spec: &Value) -> String {
     let path = format!("{NAMESPACE}/serviceaccounts/{name}/token");
     house.post(&path, &request(spec)).await.is(201)["status"]["token"].as_str().unwrap().to_owned()
 }
