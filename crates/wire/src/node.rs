@@ -13,7 +13,7 @@
 //! | `ANY /v1/sandboxes/{id}/execd/{path}` | the sandbox's execd at `/{path}`, streamed both ways, upgrades too; the node adds the token |
 //! | `GET /v1/watch` | → lines of JSON, each an [`Event`]: first all that is there, then every change |
 //! | `GET /kubelet/containerLogs/{namespace}/{pod}/{container}` | as the kubelet of Kubernetes 1.34 serves it, errors too |
-//! | `GET`, `POST /kubelet/exec/{namespace}/{pod}/{container}` | the same, over WebSocket (`v5.channel.k8s.io`, `v4.channel.k8s.io`) |
+//! | `GET`, `POST /kubelet/exec/{namespace}/{pod}/{container}` | the same, over WebSocket or SPDY (`v5.channel.k8s.io`, `v4.channel.k8s.io`) |
 //!
 //! Below `/kubelet` a Pod is the bound sandbox with the labels `insula.dev/namespace` and `insula.dev/pod`; its one
 //! container is called `sandbox`.

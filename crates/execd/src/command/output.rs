@@ -151,6 +151,15 @@ impl Output {
     }
 }
 
+impl Drop for Output {
+    /// A client that leaves takes the command with it, but not what it had begun to say.
+    fn drop(&mut self) {
+        for source in self.sources.iter_mut().flatten() {
+            source.journal.finish(&self.daemon.journal);
+        }
+    }
+}
+
 /// Reads what is there. With `now`, does not wait for readiness to be told: the data is known to be in the pipe.
 fn read(fd: &Receiver, into: &mut [u8], now: bool, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
     if now {

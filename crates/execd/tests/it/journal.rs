@@ -73,6 +73,11 @@ fn what_commands_print_is_kept_with_its_time_and_stream() {
     assert_eq!(log(&execd, "?tail=0"), []);
     assert_eq!(log(&execd, "?tail=99"), all);
     assert_eq!(execd.get("/insula/v1/log?tail=-1").problem(400), "INVALID_PARAMETER");
+    // Also what was begun when the client left, which ends the command.
+    let (_, mut stream) = execd.begin(&json!({"command": "printf 'whole\\nbegun'; exec sleep 3141"}));
+    assert_eq!(stream.event().unwrap()["text"], "whole");
+    stream.leave();
+    assert_eq!((follower.next().unwrap().1, follower.next().unwrap().1), ("whole".into(), "begun".into()));
 }
 
 #[test]
