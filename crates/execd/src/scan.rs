@@ -12,6 +12,19 @@ pub(crate) fn byte(data: &[u8], byte: u8) -> Option<usize> {
     first(data, |word| zero(word ^ all), |one| one == byte)
 }
 
+/// The last `byte`.
+pub(crate) fn last(data: &[u8], byte: u8) -> Option<usize> {
+    let all = ONES * u64::from(byte);
+    let (rest, words) = data.as_rchunks::<8>();
+    let within = |piece: &[u8], before: usize| piece.iter().rposition(|&one| one == byte).map(|at| before + at);
+    for (at, word) in words.iter().enumerate().rev() {
+        if zero(u64::from_le_bytes(*word) ^ all) != 0 {
+            return within(word, rest.len() + at * 8);
+        }
+    }
+    within(rest, 0)
+}
+
 /// The first LF or CR.
 pub(crate) fn line_end(data: &[u8]) -> Option<usize> {
     const LF: u64 = ONES * b'\n' as u64;
@@ -56,6 +69,7 @@ mod tests {
         fn bytes_are_found_where_they_are(data in prop::collection::vec(prop_oneof![Just(b'a'), Just(b'\n'), Just(0x1f), Just(0x20), Just(0x80), any::<u8>()], 0..40)) {
             prop_assert_eq!(byte(&data, b'\n'), data.iter().position(|&one| one == b'\n'));
             prop_assert_eq!(byte(&data, 0), data.iter().position(|&one| one == 0));
+            prop_assert_eq!(last(&data, b'\n'), data.iter().rposition(|&one| one == b'\n'));
             prop_assert_eq!(line_end(&data), data.iter().position(|&one| one == b'\n' || one == b'\r'));
             prop_assert_eq!(unsafe_in_json(&data), data.iter().position(|&one| one < 0x20 || one == b'"' || one == b'\\'));
         }

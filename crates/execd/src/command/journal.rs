@@ -15,6 +15,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use crate::daemon::Daemon;
 use crate::os;
 use crate::reply::{Body, Problem, Reply, Result};
+use crate::scan;
 
 use super::encode::{Stream, whole_characters};
 
@@ -116,7 +117,7 @@ impl Writer {
     pub(crate) fn write(&mut self, journal: &Journal, mut data: &[u8]) {
         while !data.is_empty() {
             let (window, rest) = data.split_at(data.len().min(LONGEST - self.pending.len().min(LONGEST)));
-            if let Some(end) = window.iter().rposition(|byte| *byte == b'\n') {
+            if let Some(end) = scan::last(window, b'\n') {
                 let (whole, _) = window.split_at(end + 1);
                 journal.push(self.stream, &[&self.pending, whole]);
                 self.pending = Vec::new();
