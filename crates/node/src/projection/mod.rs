@@ -51,8 +51,8 @@ impl Options {
 /// Projects the node that `connect` reaches until the shutdown of the tasks. Returns at once.
 ///
 /// - The Node is Ready, and its Lease renewed every ten seconds, while the node answers.
-/// - A sandbox with the labels [`api::labels::POD_NAMESPACE`] and [`api::labels::POD`] is a Pod from its bind until nothing of
-///   it is left. A Pod of this Node that bears the mark [`api::labels::PROJECTED`] and has no sandbox is deleted.
+/// - A sandbox with the labels [`api::labels::POD_NAMESPACE`] and [`api::labels::POD`] is a Pod from a moment after its bind
+///   until nothing of it is left. A Pod of this Node that bears the mark [`api::labels::PROJECTED`] and has no sandbox is deleted.
 /// - A Pod that is deleted takes its sandbox with it, and is gone when the sandbox is.
 /// - What is not marked as ours, a Node or a Pod, is never touched; that it is in the way is logged, for a Pod told by an
 ///   event too.

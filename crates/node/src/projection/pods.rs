@@ -26,6 +26,9 @@ use super::{Error, MANAGER, object, objects};
 const AT_ONCE: usize = 16;
 /// The longest that the API server may take for a call.
 const CALL: Duration = Duration::from_secs(30);
+/// A sandbox is shown when it is somebody's for so long: that of a short run costs no write, and the first calls in one do
+/// not share the machine with the writing of its Pod.
+const SETTLE: Duration = Duration::from_millis(250);
 /// When a Pod that was made is looked for again, should the watch not show it: it may have been deleted unseen.
 const UNSEEN: Duration = Duration::from_secs(30);
 /// The longest pause after a failure.
@@ -43,6 +46,8 @@ pub(super) struct Office<'a> {
 #[derive(Default)]
 struct Entry {
     sandbox: Option<Sandbox>,
+    /// When the sandbox was first heard of.
+    heard: Option<Instant>,
     pod: Option<Seen>,
     /// The sandbox's Pod was seen.
     shown: bool,
@@ -65,7 +70,7 @@ struct World {
 }
 
 impl World {
-    fn hear(&mut self, heard: Heard) {
+    fn hear(&mut self, heard: Heard, now: Instant) {
         match heard {
             Heard::Lost => self.knows_sandboxes = false,
             Heard::Said(Event::All { sandboxes }) => {
@@ -75,13 +80,13 @@ impl World {
                     entry.sandbox.take_if(|it| !there.contains(it.id.as_str()));
                 }
                 self.due.extend(self.entries.keys().cloned());
-                sandboxes.into_iter().for_each(|it| self.place(it));
+                sandboxes.into_iter().for_each(|it| self.place(it, now));
             }
-            Heard::Said(Event::Changed { sandbox }) => self.place(sandbox),
+            Heard::Said(Event::Changed { sandbox }) => self.place(sandbox, now),
         }
     }
 
-    fn place(&mut self, sandbox: Sandbox) {
+    fn place(&mut self, sandbox: Sandbox, now: Instant) {
         let Some(key) = Key::of_sandbox(&sandbox) else { return };
         self.due.insert(key.clone());
         if sandbox.phase == Phase::Ended {
@@ -94,6 +99,7 @@ impl World {
         let entry = self.entries.entry(key).or_default();
         if entry.sandbox.as_ref().is_none_or(|it| it.id != sandbox.id) {
             entry.shown = entry.pod.as_ref().is_some_and(|pod| pod.sandbox.as_ref() == Some(&sandbox.id));
+            entry.heard = Some(now);
         }
         entry.sandbox = Some(sandbox);
     }
@@ -167,6 +173,11 @@ impl World {
                 return None;
             }
             let action = plan(entry.sandbox.as_ref(), entry.pod.as_ref(), entry.shown)?;
+            let settled = entry.heard.map_or(now, |heard| heard + SETTLE);
+            if action == Action::Create && settled > now {
+                self.later.insert(key, settled);
+                return None;
+            }
             entry.busy = true;
             Some((key, action))
         });
@@ -225,7 +236,7 @@ impl Office<'_> {
             let again = world.later.values().min().copied();
             tokio::select! {
                 heard = hear.recv() => match heard {
-                    Some(heard) => world.hear(heard),
+                    Some(heard) => world.hear(heard, Instant::now()),
                     None => return,
                 },
                 event = pods.next() => match event {

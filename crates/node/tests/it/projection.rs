@@ -227,6 +227,11 @@ impl House {
         tokio::time::timeout(PATIENCE, gone).await.unwrap();
     }
 
+    /// Of the given time, which jumps.
+    async fn pass(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+    }
+
     async fn end(self) {
         self.projection.end().await;
         self.tasks.end().await;
@@ -266,6 +271,12 @@ async fn a_sandbox_is_a_pod_while_it_is_somebodys() {
     let house = House::open().await;
     let warm = Sandbox { bound: false, labels: BTreeMap::new(), ..bound("w", "default") };
     house.node.say(warm);
+    let pods = Api::<Pod>::default_namespaced(house.client.clone());
+    let mut of_a_short_run = std::pin::pin!(watch_object(pods, "me-s"));
+    assert!(of_a_short_run.next().await.unwrap().unwrap().is_none());
+    house.node.say(bound("s", "default"));
+    house.pass(Duration::from_millis(100)).await;
+    house.node.set("s", Phase::Ended);
     house.node.say(bound("a", "default"));
     let pod = house.pod("me-a", is_ready).await;
     assert_eq!(
@@ -291,6 +302,9 @@ async fn a_sandbox_is_a_pod_while_it_is_somebodys() {
     let told = &status["containerStatuses"][0];
     assert_eq!(told["containerID"], "insula://a");
     assert_eq!(told["state"]["running"]["startedAt"], "2026-03-26T11:59:58Z");
+
+    let shown = tokio::time::timeout(PATIENCE, of_a_short_run.next()).await;
+    assert!(shown.is_err(), "it was gone before anybody could look: {shown:?}");
 
     house.node.set("a", Phase::Frozen);
     let frozen = house.pod("me-a", |it| !is_ready(it)).await;
@@ -417,7 +431,7 @@ async fn whatever_happens_pods_and_sandboxes_agree_in_the_end() {
                 house.node.go_away(false);
             }
         }
-        tokio::task::yield_now().await;
+        house.pass(Duration::from_millis(50 * dice(4) as u64)).await;
     }
     let agree = async {
         let mut changes = std::pin::pin!(watcher(pods.clone(), Config::default()));
@@ -484,7 +498,7 @@ async fn a_node_of_somebody_else_is_not_touched() {
     nodes.create(&PostParams::default(), &theirs).await.unwrap();
     house.project();
     // Rounds go by, of which each would write.
-    tokio::time::sleep(Duration::from_secs(600)).await;
+    house.pass(Duration::from_secs(600)).await;
     let managers = nodes.get(NODE).await.unwrap().managed_fields().to_vec();
     assert!(managers.iter().all(|it| it.manager.as_deref() != Some("insula-node")), "{managers:#?}");
     house.end().await;
