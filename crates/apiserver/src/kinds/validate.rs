@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::schedule;
+use super::{roles, schedule};
 use crate::object::FieldError;
 use crate::object::field::quote;
 use crate::object::meta::{dns1123_label, validate_kube_finalizers};
@@ -13,15 +13,15 @@ use crate::verbs::meta;
 /// All of a Secret's or ConfigMap's values together.
 const MAX_DATA: usize = 1 << 20;
 
-fn text<'a>(object: &'a Value, path: &str) -> &'a str {
+pub(super) fn text<'a>(object: &'a Value, path: &str) -> &'a str {
     object.pointer(path).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn list<'a>(object: &'a Value, path: &str) -> &'a [Value] {
+pub(super) fn list<'a>(object: &'a Value, path: &str) -> &'a [Value] {
     object.pointer(path).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
 }
 
-fn is_blank(object: &Value, path: &str) -> bool {
+pub(super) fn is_blank(object: &Value, path: &str) -> bool {
     match object.pointer(path) {
         None | Some(Value::Null) => true,
         Some(Value::String(text)) => text.is_empty(),
@@ -83,23 +83,10 @@ pub(super) fn create(resource: &Resource, object: &Value) -> Vec<FieldError> {
             }
         }
         ("rbac.authorization.k8s.io", "roles" | "clusterroles") => {
-            for (at, rule) in list(object, "/rules").iter().enumerate() {
-                if is_blank(rule, "/verbs") {
-                    errors.push(FieldError::required(
-                        format!("rules[{at}].verbs"),
-                        "verbs must contain at least one value",
-                    ));
-                }
-                if is_blank(rule, "/nonResourceURLs") && is_blank(rule, "/resources") {
-                    errors.push(FieldError::required(
-                        format!("rules[{at}].resources"),
-                        "resource rules must supply at least one resource",
-                    ));
-                }
-            }
+            roles::role(object, resource.namespaced, &mut errors)
         }
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => {
-            binding(object, resource.namespaced, &mut errors)
+            roles::binding(object, resource.namespaced, &mut errors)
         }
         ("coordination.k8s.io", "leases") => {
             for field in ["leaseDurationSeconds", "leaseTransitions"] {
@@ -351,46 +338,6 @@ fn claim(object: &Value, errors: &mut Vec<FieldError>) {
     }
     if object.pointer("/spec/resources/requests/storage").is_none() {
         errors.push(FieldError::required("spec.resources[storage]", ""));
-    }
-}
-
-fn binding(object: &Value, namespaced: bool, errors: &mut Vec<FieldError>) {
-    let kinds: &[&str] = if namespaced { &["Role", "ClusterRole"] } else { &["ClusterRole"] };
-    let group = "rbac.authorization.k8s.io";
-    one_of(object, "/roleRef/apiGroup", "roleRef.apiGroup", &[group], errors);
-    let kind = object.pointer("/roleRef/kind").cloned().unwrap_or_else(|| json!(""));
-    if !kinds.iter().any(|it| kind == *it) {
-        errors.push(FieldError::not_supported("roleRef.kind", &kind, kinds));
-    }
-    if is_blank(object, "/roleRef/name") {
-        errors.push(FieldError::required("roleRef.name", ""));
-    }
-    for (at, subject) in list(object, "/subjects").iter().enumerate() {
-        let path = format!("subjects[{at}]");
-        if is_blank(subject, "/name") {
-            errors.push(FieldError::required(format!("{path}.name"), ""));
-        }
-        let (kind, wanted) = (text(subject, "/kind"), text(subject, "/apiGroup"));
-        match kind {
-            "ServiceAccount" => {
-                if !namespaced && is_blank(subject, "/namespace") {
-                    errors.push(FieldError::required(format!("{path}.namespace"), ""));
-                }
-                if !wanted.is_empty() {
-                    errors.push(FieldError::not_supported(format!("{path}.apiGroup"), &json!(wanted), &[""]));
-                }
-            }
-            "User" | "Group" => {
-                if wanted != group {
-                    errors.push(FieldError::not_supported(format!("{path}.apiGroup"), &json!(wanted), &[group]));
-                }
-            }
-            other => errors.push(FieldError::not_supported(
-                format!("{path}.kind"),
-                &json!(other),
-                &["ServiceAccount", "User", "Group"],
-            )),
-        }
     }
 }
 

@@ -473,7 +473,7 @@ fn parent_ref(o: Of<'_>) -> String {
 fn binding(o: Of<'_>, now: Timestamp) -> Vec<Value> {
     let subjects = |kind: &str| {
         let each = o.items("subjects").filter(|s| s.text("kind") == kind).map(|s| match s.text("namespace") {
-            namespace if kind == "ServiceAccount" && !namespace.is_empty() => format!("{namespace}/{}", s.text("name")),
+            namespace if kind == "ServiceAccount" => format!("{namespace}/{}", s.text("name")),
             _ => s.text("name").to_owned(),
         });
         Value::from(each.collect::<Vec<_>>().join(", "))
