@@ -106,6 +106,8 @@ fn expressions_that_are_too_deep_or_too_long_are_refused() {
     }
     let wide = format!("true{}", " && self.i > 0 || true".repeat(2000));
     assert!(compiled(&wide, &decl).is_ok(), "a long chain of alternatives is not deep");
+    let wide = format!("true{}", " || [[]] == [] && {}.size() == 0".repeat(3000));
+    assert!(compiled(&wide, &decl).is_ok(), "what is learnt of a type is not copied for each that is tried");
     let deep = format!("{}self.i > 0{}", "!!(".repeat(90), ")".repeat(90));
     assert_eq!(run(&deep, &json!({"i": 3}), CALL_LIMIT).0, Ok("Bool(true)".to_owned()));
 }

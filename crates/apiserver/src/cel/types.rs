@@ -113,19 +113,24 @@ impl fmt::Display for Type {
 }
 
 /// What is known of the type parameters.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Mapping(HashMap<u32, Type>);
+#[derive(Debug, Default)]
+pub(super) struct Mapping {
+    known: HashMap<u32, Type>,
+    /// What was known before each change of an attempt that is under way.
+    before: Vec<(u32, Option<Type>)>,
+}
 
 impl Mapping {
     fn find(&self, of: &Type) -> Option<&Type> {
         match of {
-            Type::Param(id) => self.0.get(id),
+            Type::Param(id) => self.known.get(id),
             _ => None,
         }
     }
 
     pub(super) fn add(&mut self, id: u32, to: Type) {
-        self.0.insert(id, to);
+        let before = self.known.insert(id, to);
+        self.before.push((id, before));
     }
 
     /// The type with all that is known put in; `dynamic`: what is not known is `dyn`.
@@ -145,10 +150,13 @@ impl Mapping {
 
     /// Whether all of these can stand for all of those; what that says of parameters is kept when they can.
     pub(super) fn assignable(&mut self, from: &[Type], to: &[Type]) -> bool {
-        let mut tried = self.clone();
-        let fits = from.len() == to.len() && from.iter().zip(to).all(|(a, b)| tried.fits(a, b));
-        if fits {
-            *self = tried;
+        self.before.clear();
+        let fits = from.len() == to.len() && from.iter().zip(to).all(|(a, b)| self.fits(a, b));
+        while let Some((id, before)) = self.before.pop().filter(|_| !fits) {
+            match before {
+                Some(before) => self.known.insert(id, before),
+                None => self.known.remove(&id),
+            };
         }
         fits
     }
@@ -186,7 +194,7 @@ impl Mapping {
         if of.is_exactly(&Type::Param(id)) {
             return (true, true);
         }
-        if let Some(known) = self.0.get(&id).cloned() {
+        if let Some(known) = self.known.get(&id).cloned() {
             if of.is_exactly(&known) {
                 return (true, true);
             }

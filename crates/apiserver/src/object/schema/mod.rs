@@ -23,7 +23,7 @@ use super::builtin;
 use super::field::FieldError;
 
 pub(crate) use pattern::Pattern;
-pub(crate) use rules::field_path;
+pub(crate) use rules::{aside, field_path};
 
 /// A compiled schema. Cheap to clone.
 #[derive(Clone, Debug)]

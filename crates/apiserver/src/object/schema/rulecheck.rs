@@ -5,20 +5,25 @@ use serde_json::{Map, Value};
 use super::Node;
 use super::rules::Rules;
 use crate::cel::Decl;
-use crate::object::field::{self, FieldError};
+use crate::object::field::{self, ERRORS_MAX, FieldError};
 
 /// What one rule may be estimated to cost, for all places where it may apply.
 const RULE_MAX: u64 = 10_000_000;
 /// What all of a schema's rules may.
 const SCHEMA_MAX: u64 = 100_000_000;
+/// So many rules are looked at; a schema with more is refused.
+const RULES_MAX: usize = 5000;
 /// The largest request.
 const REQUEST_MAX: u64 = 3 * 1024 * 1024;
 
 /// All that is wrong with the rules of a schema that is right otherwise.
 pub(super) fn rules(openapi: &Map<String, Value>, node: &Node, path: &str) -> Vec<FieldError> {
-    let mut checker = Checker { errors: Vec::new(), total: 0, expensive: Vec::new() };
+    let mut checker = Checker { errors: Vec::new(), total: 0, expensive: Vec::new(), count: 0 };
     if node.ruled {
         checker.node(openapi, node, path, Place { times: Some(1), uncorrelated: None, resource: true });
+    }
+    if checker.count > RULES_MAX {
+        checker.errors.push(FieldError::too_many(path, checker.count, RULES_MAX as u64));
     }
     if checker.total > SCHEMA_MAX {
         checker.expensive.sort_by_key(|it| std::cmp::Reverse(it.0));
@@ -37,6 +42,8 @@ struct Checker {
     errors: Vec<FieldError>,
     total: u64,
     expensive: Vec<(u64, String)>,
+    /// Of the rules.
+    count: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -85,6 +92,10 @@ impl Checker {
     }
 
     fn here(&mut self, openapi: &Map<String, Value>, rules: &Rules, node: &Node, path: &str, place: Place<'_>) {
+        self.count += rules.rules.len();
+        if self.count > RULES_MAX || self.errors.len() >= ERRORS_MAX {
+            return;
+        }
         let given = openapi.get("x-kubernetes-validations").and_then(Value::as_array);
         let given = given.map(Vec::as_slice).unwrap_or_default();
         let compiled = rules.compiled(node, place.resource);

@@ -209,11 +209,15 @@ impl Schema {
         if let Some(verdict) = judge(self.root(), object, old, INLINE) {
             return verdict;
         }
-        let whole = || judge(self.root(), object, old, BUDGET).unwrap_or_default();
-        match tokio::runtime::Handle::try_current().map(|it| it.runtime_flavor()) {
-            Ok(tokio::runtime::RuntimeFlavor::MultiThread) => tokio::task::block_in_place(whole),
-            _ => whole(),
-        }
+        aside(|| judge(self.root(), object, old, BUDGET).unwrap_or_default())
+    }
+}
+
+/// Does what may take long without holding up what else this thread has to do.
+pub(crate) fn aside<T>(work: impl FnOnce() -> T) -> T {
+    match tokio::runtime::Handle::try_current().map(|it| it.runtime_flavor()) {
+        Ok(tokio::runtime::RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 

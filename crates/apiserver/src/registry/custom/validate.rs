@@ -9,7 +9,7 @@ use super::{condition_is, flag};
 use crate::object::field::json as print;
 use crate::object::meta::{dns1035_label, dns1123_subdomain};
 use crate::object::schema::format::is_known;
-use crate::object::schema::{Kind, field_path};
+use crate::object::schema::{Kind, aside, field_path};
 use crate::object::{FieldError, Schema};
 
 const SELECTABLE_MAX: usize = 8;
@@ -312,7 +312,7 @@ fn schema(version: &Value, path: &str, errors: &mut Vec<FieldError>) {
             errors.push(FieldError::invalid(path.clone(), openapi, SAID));
         }
     }
-    if let Err(wrong) = Schema::compile(openapi, &path) {
+    if let Err(wrong) = aside(|| Schema::compile(openapi, &path)) {
         errors.extend(wrong);
     }
 }
