@@ -103,7 +103,7 @@ impl Engine {
         fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o700))
             .map_err(Error::disk(format!("close {} to others", data.display())))?;
         let data = data.canonicalize().map_err(Error::disk(format!("find {}", data.display())))?;
-        let lock = take_lock(&data.join("lock"))?;
+        let lock = take_lock(&data.join("lock")).await?;
         sweep(&data).map_err(Error::disk(format!("clear {}", data.display())))?;
         let execd = execd.canonicalize().map_err(Error::disk(format!("find {}", execd.display())))?;
 
@@ -285,13 +285,20 @@ fn sweep(data: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-fn take_lock(path: &Path) -> Result<fs::File, Error> {
+/// A node that was killed may have left a child that was about to begin its program: it has the lock until it does.
+const STRAGGLER: Duration = Duration::from_secs(1);
+
+async fn take_lock(path: &Path) -> Result<fs::File, Error> {
     let file = fs::OpenOptions::new().create(true).truncate(false).write(true).read(true).open(path);
     let file = file.map_err(Error::disk(format!("open {}", path.display())))?;
-    match sys::lock(file.as_fd()) {
-        Ok(true) => Ok(file),
-        Ok(false) => Err(Error::InUse(path.parent().unwrap_or(path).display().to_string())),
-        Err(source) => Err(Error::disk(format!("lock {}", path.display()))(source)),
+    let patience = tokio::time::Instant::now() + STRAGGLER;
+    loop {
+        match sys::lock(file.as_fd()) {
+            Ok(true) => return Ok(file),
+            Ok(false) if tokio::time::Instant::now() < patience => tokio::time::sleep(STRAGGLER / 50).await,
+            Ok(false) => return Err(Error::InUse(path.parent().unwrap_or(path).display().to_string())),
+            Err(source) => return Err(Error::disk(format!("lock {}", path.display()))(source)),
+        }
     }
 }
 
