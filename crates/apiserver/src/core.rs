@@ -6,6 +6,7 @@ use kit::{Clock, Tasks};
 
 use crate::access::roles::Roles;
 use crate::access::tokens::Tokens;
+use crate::admission::Admission;
 use crate::kubelets::Kubelets;
 use crate::object::status::Problem;
 use crate::registry::{Registry, Resources, custom};
@@ -20,6 +21,7 @@ pub(crate) struct Core {
     /// None where no node can be reached.
     pub(crate) kubelets: Option<Kubelets>,
     pub(crate) roles: Roles,
+    pub(crate) admission: Admission,
     /// There before anybody is served.
     tokens: OnceLock<Tokens>,
 }
@@ -28,7 +30,8 @@ impl Core {
     pub(crate) fn new(store: Store, clock: Clock, tasks: Tasks, kubelets: Option<Kubelets>) -> Arc<Self> {
         let roles = Roles::new(&store);
         let registry = Registry::new();
-        let core = Self { store, registry, clock, tasks, kubelets, roles, tokens: OnceLock::new() };
+        let admission = Admission::new();
+        let core = Self { store, registry, clock, tasks, kubelets, roles, admission, tokens: OnceLock::new() };
         core.reload();
         Arc::new(core)
     }

@@ -4,6 +4,7 @@
 //! In process it is the transport of a `kube::Client`; on a TLS listener it is what kubectl talks to.
 
 mod access;
+mod admission;
 mod cel;
 mod core;
 mod discovery;

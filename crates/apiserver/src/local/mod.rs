@@ -9,6 +9,7 @@ mod defaults;
 mod expiry;
 mod garbage;
 mod namespaces;
+mod quotas;
 
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,7 @@ pub(crate) fn start(core: &Arc<Core>, authority: &str) {
     core.tasks.platform("namespace defaults", defaults::run(core.clone(), authority.to_owned()));
     core.tasks.platform("expiry of events", expiry::run(core.clone()));
     core.tasks.platform("aggregation of roles", aggregation::run(core.clone()));
+    core.tasks.platform("use of quotas", quotas::run(core.clone()));
 }
 
 /// A call about one object. None when its kind is not served (any more).

@@ -112,9 +112,10 @@ impl Quantity {
         self.nanos.signum().try_into().unwrap_or_default()
     }
 
-    /// The sum, capped as what is parsed is.
+    /// The sum, capped as what is parsed is. Nothing is written as what is added to it is.
     pub(crate) fn plus(self, other: Self) -> Self {
-        Self { nanos: self.nanos.saturating_add(other.nanos).clamp(-CAP, CAP), format: self.format }
+        let format = if self.nanos == 0 { other.format } else { self.format };
+        Self { nanos: self.nanos.saturating_add(other.nanos).clamp(-CAP, CAP), format }
     }
 
     pub(crate) fn negated(self) -> Self {

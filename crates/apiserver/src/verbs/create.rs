@@ -3,6 +3,7 @@ use serde_json::Value;
 
 use super::{Call, Object, WriteOptions, Written, admit, in_order, meta, refused};
 use crate::access::escalation;
+use crate::admission;
 use crate::kinds::strategy;
 use crate::object::apply::{self, Updater};
 use crate::object::meta::validate_object_meta;
@@ -48,8 +49,8 @@ pub(crate) async fn finish(call: &mut Call, object: Value, dry_run: bool) -> Res
         return Err(Problem { message, ..Problem::method_not_supported(resource.what(), "create") });
     }
     admit::namespace_takes(call, &object)?;
+    admission::mutate_new(call, &mut object)?;
     escalation::check(call, &object, None)?;
-    strategy::admit_create(call, &mut object)?;
     meta::set(&mut object, "uid", uuid::Uuid::now_v7().to_string());
     meta::set(&mut object, "creationTimestamp", call.core.now());
     let generate = meta::text(&object, "generateName").to_owned();
@@ -72,6 +73,8 @@ pub(crate) async fn finish(call: &mut Call, object: Value, dry_run: bool) -> Res
         for text in strategy::warnings(&resource, &ready, None) {
             call.warn(text);
         }
+        admission::validate(call, &ready, None)?;
+        let reserved = admission::quota::reserve(call, &ready, None, dry_run).await?;
         let stored = store_form(call, ready);
         let name = meta::name(&stored).to_owned();
         let key = resource.key(meta::namespace(&stored), &name);
@@ -83,6 +86,7 @@ pub(crate) async fn finish(call: &mut Call, object: Value, dry_run: bool) -> Res
         }
         match call.core.store.write(key, Expect::Absent, Change::Put(stored)).await {
             Ok(entry) => {
+                admission::quota::used(reserved);
                 strategy::after_write(call, &entry);
                 return Ok(Written { object: Object::Stored(entry), created: true });
             }

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::{Call, Object, WriteOptions, Written, admit, create, meta, refused};
 use crate::access::escalation;
+use crate::admission;
 use crate::kinds::{convert, strategy};
 use crate::object::FieldError;
 use crate::object::apply::{self, Updater};
@@ -127,6 +128,8 @@ async fn commit(
     let resource = call.resource.clone();
     let mut object = object;
     before_update(call, &mut object, old)?;
+    admission::validate(call, &object, Some(old))?;
+    let reserved = admission::quota::reserve(call, &object, Some(old), dry_run).await?;
     let mut stored = create::store_form(call, object);
     let before = current.value();
     apply::keep_times(&before, &mut stored);
@@ -144,6 +147,7 @@ async fn commit(
     let change = if goes { Change::Delete(before) } else { Change::Put(stored) };
     match call.core.store.write(current.key.clone(), Expect::Rev(current.rev), change).await {
         Ok(entry) => {
+            admission::quota::used(reserved);
             strategy::after_write(call, &entry);
             let object = answer.map_or_else(|| Object::Stored(entry), Object::Made);
             Ok(Some(Written { object, created: false }))

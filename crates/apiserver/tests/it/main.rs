@@ -15,6 +15,7 @@ mod kubectl;
 mod kubelets;
 mod lists;
 mod objects;
+mod quotas;
 mod roles;
 mod serving;
 mod tokens;

@@ -23,7 +23,7 @@ impl Mask {
             seen: HashMap::new(),
             uid: Regex::new("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").unwrap(),
             time: Regex::new(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z").unwrap(),
-            generated: Regex::new("-[bcdfghjklmnpqrstvwxz2456789]{5}$").unwrap(),
+            generated: Regex::new("-[bcdfghjklmnpqrstvwxz2456789]{5}(\"|$)").unwrap(),
         }
     }
 
@@ -118,7 +118,7 @@ impl Mask {
             let number = self.numbered("uid", &uid);
             text = text.replace(&uid, &number);
         }
-        self.generated.replace(&text, "-<generated>").into_owned()
+        self.generated.replace(&text, "-<generated>$1").into_owned()
     }
 
     fn numbered(&mut self, kind: &'static str, text: &str) -> String {
