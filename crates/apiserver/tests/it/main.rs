@@ -9,14 +9,17 @@
 )]
 
 mod access;
+mod appliers;
 mod custom;
 mod documents;
 mod kubectl;
 mod kubelets;
 mod lists;
+mod model;
 mod objects;
 mod quotas;
 mod roles;
+mod rubbish;
 mod serving;
 mod tokens;
 mod watches;

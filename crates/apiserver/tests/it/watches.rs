@@ -14,21 +14,25 @@ use serde_json::{Value, json};
 use crate::{CONFIG_MAPS, House, config_map};
 
 /// The events of a watch, as they come.
-struct Events {
+pub(crate) struct Events {
     body: Body,
     rest: Vec<u8>,
 }
 
 impl Events {
     async fn of(house: &House, query: &str) -> Self {
-        let request = Request::get(format!("{CONFIG_MAPS}?watch=1&{query}")).body(Body::empty()).unwrap();
+        Self::at(house, CONFIG_MAPS, query).await
+    }
+
+    pub(crate) async fn at(house: &House, collection: &str, query: &str) -> Self {
+        let request = Request::get(format!("{collection}?watch=1&{query}")).body(Body::empty()).unwrap();
         let response = house.client.send(request).await.unwrap();
         assert_eq!(response.status(), 200);
         Self { body: response.into_body(), rest: Vec::new() }
     }
 
     /// The next event; `None` when the watch ended.
-    async fn next(&mut self) -> Option<Value> {
+    pub(crate) async fn next(&mut self) -> Option<Value> {
         loop {
             if let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.rest.drain(..=end).collect();

@@ -1,5 +1,6 @@
 mod contract;
 mod crash;
+mod faults;
 mod replay;
 
 use std::sync::Arc;
