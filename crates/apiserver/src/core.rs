@@ -30,7 +30,7 @@ impl Core {
     pub(crate) fn new(store: Store, clock: Clock, tasks: Tasks, kubelets: Option<Kubelets>) -> Arc<Self> {
         let roles = Roles::new(&store);
         let registry = Registry::new();
-        let admission = Admission::new();
+        let admission = Admission::new(&store);
         let core = Self { store, registry, clock, tasks, kubelets, roles, admission, tokens: OnceLock::new() };
         core.reload();
         Arc::new(core)

@@ -180,6 +180,7 @@ impl ApiServer {
                 manager: "installer".into(),
                 validation: FieldValidation::Strict,
                 force: true,
+                said: Default::default(),
             };
             let written = patch(&mut call, Language::Apply, &Bytes::from(value.to_string()), &options).await;
             let written = written.map_err(|problem| refused(problem.message))?;
@@ -229,8 +230,13 @@ async fn ensure_namespace(core: &Arc<Core>, name: &'static str) -> Result<(), Er
         return Ok(());
     }
     let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-    let options =
-        WriteOptions { dry_run: false, manager: "apiserver".into(), validation: FieldValidation::Ignore, force: false };
+    let options = WriteOptions {
+        dry_run: false,
+        manager: "apiserver".into(),
+        validation: FieldValidation::Ignore,
+        force: false,
+        said: Default::default(),
+    };
     create::create(&mut call, object, &options).await.map_err(|problem| failed(problem.message))?;
     Ok(())
 }

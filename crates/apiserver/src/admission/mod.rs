@@ -1,39 +1,104 @@
-//! What may still be said about a write once its user may do it: the defaults and limits of namespaces, and their
+//! What may still be said about a write once its user may do it: the defaults and limits of namespaces, webhooks, and
 //! quotas. The order is upstream's: what changes the object, then what only judges it, quotas last.
 //!
-//! Everything is decided from memory: where there is no limit and no quota, a write costs a look into an empty list.
+//! Everything but the webhooks' own answers is decided from memory: where there is no limit, no quota and no webhook, a
+//! write costs a look at two counters and into an empty list.
 
+mod celled;
+mod endpoint;
+mod held;
+mod hook;
 mod limits;
+mod post;
 pub(crate) mod quota;
+mod review;
+mod rules;
 mod usage;
+mod webhooks;
 
 use serde_json::Value;
 
 use crate::kinds::strategy;
 use crate::object::status::Problem;
-use crate::verbs::{Call, meta};
-use quota::Quotas;
+use crate::verbs::{Call, DeleteOptions, WriteOptions, meta};
+pub(crate) use celled::compile;
+pub(crate) use held::Admission;
+use review::{Operation, Request};
+use webhooks::Round;
 
-/// What admission keeps between requests. One per server.
-pub(crate) struct Admission {
-    pub(crate) quotas: Quotas,
-}
-
-impl Admission {
-    pub(crate) fn new() -> Self {
-        Self { quotas: Quotas::new() }
+/// What a new object is given, and by webhooks changed to.
+pub(crate) async fn mutate_new(call: &mut Call, object: &mut Value, options: &WriteOptions) -> Result<(), Problem> {
+    builtin(call, object)?;
+    let held = call.core.admission.now(&call.core.store);
+    if held.mutating.is_empty() || is_unasked(call) {
+        return Ok(());
     }
+    let request = Request::write(Operation::Create, options);
+    let mut round = Round::default();
+    if Box::pin(webhooks::mutate(call, &held.mutating, &request, Some(object), None, &mut round)).await? {
+        builtin(call, object)?;
+        Box::pin(webhooks::mutate(call, &held.mutating, &request, Some(object), None, &mut round)).await?;
+    }
+    Ok(())
 }
 
-/// What a new object is given.
-pub(crate) fn mutate_new(call: &Call, object: &mut Value) -> Result<(), Problem> {
+/// Upstream's plugins that are always on.
+fn builtin(call: &Call, object: &mut Value) -> Result<(), Problem> {
     limits::fill(call, object);
     strategy::admit_create(call, object)
 }
 
+/// What webhooks change an update to.
+pub(crate) async fn mutate_update(
+    call: &mut Call,
+    object: &mut Value,
+    old: &Value,
+    options: &WriteOptions,
+) -> Result<(), Problem> {
+    let held = call.core.admission.now(&call.core.store);
+    if held.mutating.is_empty() || is_unasked(call) {
+        return Ok(());
+    }
+    let request = Request::write(Operation::Update, options);
+    let mut round = Round::default();
+    if Box::pin(webhooks::mutate(call, &held.mutating, &request, Some(object), Some(old), &mut round)).await? {
+        Box::pin(webhooks::mutate(call, &held.mutating, &request, Some(object), Some(old), &mut round)).await?;
+    }
+    Ok(())
+}
+
 /// Judges what is about to be written: `old` is none for a creation.
-pub(crate) fn validate(call: &Call, object: &Value, old: Option<&Value>) -> Result<(), Problem> {
-    limits::check(call, object, old)
+pub(crate) async fn validate(
+    call: &mut Call,
+    object: &Value,
+    old: Option<&Value>,
+    options: &WriteOptions,
+) -> Result<(), Problem> {
+    limits::check(call, object, old)?;
+    let held = call.core.admission.now(&call.core.store);
+    if held.validating.is_empty() || is_unasked(call) {
+        return Ok(());
+    }
+    let operation = if old.is_some() { Operation::Update } else { Operation::Create };
+    let request = Request::write(operation, options);
+    Box::pin(webhooks::judge(call, &held.validating, &request, Some(object), old)).await
+}
+
+/// Judges a deletion. Webhooks that change objects are asked too, and may refuse.
+pub(crate) async fn delete(call: &mut Call, old: &Value, options: &DeleteOptions) -> Result<(), Problem> {
+    let held = call.core.admission.now(&call.core.store);
+    if (held.mutating.is_empty() && held.validating.is_empty()) || is_unasked(call) {
+        return Ok(());
+    }
+    let request = Request::delete(options);
+    let mut round = Round::default();
+    Box::pin(webhooks::mutate(call, &held.mutating, &request, None, Some(old), &mut round)).await?;
+    Box::pin(webhooks::judge(call, &held.validating, &request, None, Some(old))).await
+}
+
+/// Of these subresources another kind is what the client sends, and nobody is asked.
+fn is_unasked(call: &Call) -> bool {
+    matches!(call.subresource.as_str(), "scale" | "binding" | "eviction")
 }
 
 /// `pods "x" is forbidden: why`, with the name that the object will have as far as it is known.

@@ -22,6 +22,8 @@ pub(crate) struct Decl {
 pub(crate) enum Shape {
     /// Checked when it is evaluated: int-or-string.
     Dyn,
+    /// Whatever JSON it is, down to its leaves.
+    Any,
     Bool,
     Int,
     Double,
@@ -63,7 +65,7 @@ impl Decl {
     /// What CEL's checker knows of it.
     pub(crate) fn type_of(self: &Arc<Self>) -> Type {
         match &self.shape {
-            Shape::Dyn => Type::Dyn,
+            Shape::Dyn | Shape::Any => Type::Dyn,
             Shape::Bool => Type::Bool,
             Shape::Int => Type::Int,
             Shape::Double => Type::Double,

@@ -119,15 +119,17 @@ impl<'a> Value<'a> {
             (Shape::List(item, order), Json::Array(items)) => Self::List(List::View(items, item, order)),
             (Shape::Map(value), Json::Object(map)) => Self::Map(Map::View(map, value)),
             (Shape::Object(_), Json::Object(map)) => Self::Object(map, decl),
-            (Shape::Bool | Shape::Dyn, Json::Bool(value)) => Self::Bool(*value),
-            (Shape::Int | Shape::Dyn, Json::Number(number)) => match (number.as_i64(), number.as_f64()) {
+            (Shape::Any, Json::Array(items)) => Self::List(List::View(items, decl, &Order::Atomic)),
+            (Shape::Any, Json::Object(map)) => Self::Map(Map::View(map, decl)),
+            (Shape::Bool | Shape::Dyn | Shape::Any, Json::Bool(value)) => Self::Bool(*value),
+            (Shape::Int | Shape::Dyn | Shape::Any, Json::Number(number)) => match (number.as_i64(), number.as_f64()) {
                 (Some(whole), _) => Self::Int(whole),
                 (None, Some(float)) if matches!(decl.shape, Shape::Int) && float.fract() == 0.0 => {
                     Self::Int(float as i64)
                 }
                 (None, float) => Self::Double(float.unwrap_or(f64::NAN)),
             },
-            (Shape::Dyn, Json::String(text)) => Self::Text(Text::Here(text)),
+            (Shape::Dyn | Shape::Any, Json::String(text)) => Self::Text(Text::Here(text)),
             (shape, _) => {
                 let wanted = match shape {
                     Shape::Object(_) => "object",

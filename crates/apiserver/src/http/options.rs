@@ -1,6 +1,6 @@
 //! The options of a request: `metav1.CreateOptions` and its kin, from the query (and for a delete from the body).
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::url::Query;
 use crate::object::FieldError;
@@ -24,6 +24,8 @@ pub(crate) struct Write {
     pub(crate) validation: FieldValidation,
     /// Apply takes over what others own.
     pub(crate) force: bool,
+    /// `fieldManager` and `fieldValidation` as far as the client named them: webhooks are told that, and no defaults.
+    pub(crate) said: Map<String, Value>,
 }
 
 impl Write {
@@ -59,8 +61,11 @@ impl Write {
         if !errors.is_empty() {
             return Err(Problem::invalid(What::new("meta.k8s.io", kind), "", &errors));
         }
+        let said = ["fieldManager", "fieldValidation"].into_iter();
+        let said = said.filter_map(|name| Some((name.to_owned(), json!(query.get(name).filter(|it| !it.is_empty())?))));
+        let said = said.collect();
         let manager = if manager.is_empty() { manager_of(user_agent) } else { manager };
-        Ok(Self { dry_run, manager, validation, force })
+        Ok(Self { dry_run, manager, validation, force, said })
     }
 }
 

@@ -3,6 +3,7 @@
 pub(crate) mod convert;
 pub(crate) mod defaults;
 pub(crate) mod fields;
+mod hooks;
 mod roles;
 mod schedule;
 mod service_account;

@@ -53,7 +53,7 @@ fn rule(rule: &Value, namespaced: bool, path: &str, errors: &mut Vec<FieldError>
 }
 
 /// `metav1.LabelSelector`.
-fn selector(selector: &Value, path: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn selector(selector: &Value, path: &str, errors: &mut Vec<FieldError>) {
     let invalid = |path: String, value: &str, whys: Vec<String>| -> Vec<FieldError> {
         whys.iter().map(|why| FieldError::invalid_str(path.as_str(), value, why)).collect()
     };

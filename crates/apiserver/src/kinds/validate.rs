@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{roles, schedule};
+use super::{hooks, roles, schedule};
 use crate::object::FieldError;
 use crate::object::field::quote;
 use crate::object::meta::{dns1123_label, validate_kube_finalizers};
@@ -99,6 +99,9 @@ pub(super) fn create(resource: &Resource, object: &Value) -> Vec<FieldError> {
             }
         }
         ("", "events") => event(object, &mut errors),
+        ("admissionregistration.k8s.io", "mutatingwebhookconfigurations" | "validatingwebhookconfigurations") => {
+            hooks::configuration(object, None, &mut errors);
+        }
         ("apiextensions.k8s.io", "customresourcedefinitions") => errors.extend(custom::validate(object, None)),
         _ => {}
     }
@@ -110,6 +113,11 @@ pub(super) fn update(resource: &Resource, new: &Value, old: &Value) -> Vec<Field
     // Deletion must go on with what was valid once: what finalizers leave is not checked again.
     let mut errors = match place {
         ("apiextensions.k8s.io", "customresourcedefinitions") => custom::validate(new, Some(old)),
+        ("admissionregistration.k8s.io", "mutatingwebhookconfigurations" | "validatingwebhookconfigurations") => {
+            let mut errors = validate_kube_finalizers(new.get("metadata").unwrap_or(&Value::Null), "metadata");
+            hooks::configuration(new, Some(old), &mut errors);
+            errors
+        }
         _ => create(resource, new),
     };
     let immutable = |path: &str, name: &str, errors: &mut Vec<FieldError>| {

@@ -314,7 +314,8 @@ fn refused(pod: &str, status: StatusCode, said: &str) -> Problem {
         }
     };
     let details = Details { name: pod.to_owned(), kind: "pods/log".to_owned(), ..Details::default() };
-    Problem { code, reason, message: format!("{message} ( pods/log {pod})"), details: Some(Box::new(details)) }
+    let message = format!("{message} ( pods/log {pod})");
+    Problem { code, reason: reason.into(), message, details: Some(Box::new(details)) }
 }
 
 /// The kubelet's answer to an upgrade; after a 101 the two connections are one.

@@ -58,7 +58,13 @@ fn call(core: &Arc<Core>, key: &Key) -> Option<Call> {
 }
 
 fn options(manager: &str) -> WriteOptions {
-    WriteOptions { dry_run: false, manager: manager.to_owned(), validation: FieldValidation::Ignore, force: false }
+    WriteOptions {
+        dry_run: false,
+        manager: manager.to_owned(),
+        validation: FieldValidation::Ignore,
+        force: false,
+        said: Default::default(),
+    }
 }
 
 /// Changes the object's metadata, if it still is as `entry` says.

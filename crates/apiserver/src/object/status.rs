@@ -1,5 +1,7 @@
 //! `metav1.Status` as `k8s.io/apimachinery/pkg/api/errors` words it.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value, json};
 
 use super::field::{FieldError, quote};
@@ -36,7 +38,7 @@ impl<'a> What<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Problem {
     pub(crate) code: u16,
-    pub(crate) reason: &'static str,
+    pub(crate) reason: Cow<'static, str>,
     pub(crate) message: String,
     pub(crate) details: Option<Box<Details>>,
 }
@@ -67,7 +69,7 @@ impl From<&FieldError> for StatusCause {
 
 impl Problem {
     fn new(code: u16, reason: &'static str, message: impl Into<String>, details: Option<Details>) -> Self {
-        Self { code, reason, message: message.into(), details: details.map(Box::new) }
+        Self { code, reason: reason.into(), message: message.into(), details: details.map(Box::new) }
     }
 
     pub(crate) fn not_found(what: What<'_>, name: &str) -> Self {

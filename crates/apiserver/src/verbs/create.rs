@@ -22,7 +22,7 @@ pub(crate) async fn create(call: &mut Call, mut object: Value, options: &WriteOp
     meta::wipe_system_fields(&mut object);
     if !meta::text(&object, "resourceVersion").is_empty() {
         let message = "resourceVersion should not be set on objects to be created".to_owned();
-        return Err(Problem { code: 500, reason: "", message, details: None });
+        return Err(Problem::unexplained(message));
     }
     admit::settle_namespace(call, &mut object)?;
     admit::dedup_owners(call, &mut object);
@@ -35,11 +35,11 @@ pub(crate) async fn create(call: &mut Call, mut object: Value, options: &WriteOp
         now: call.core.clock.now(),
     };
     apply::track(None, &mut object, &schema, &updater);
-    finish(call, object, options.dry_run).await
+    finish(call, object, options).await
 }
 
 /// From an object with its managed fields to a stored one. Also where an apply ends that finds nothing.
-pub(crate) async fn finish(call: &mut Call, object: Value, dry_run: bool) -> Result<Written, Problem> {
+pub(crate) async fn finish(call: &mut Call, object: Value, options: &WriteOptions) -> Result<Written, Problem> {
     let resource = call.resource.clone();
     let mut object = object;
     if let Model::Custom(custom) = &resource.model
@@ -49,7 +49,8 @@ pub(crate) async fn finish(call: &mut Call, object: Value, dry_run: bool) -> Res
         return Err(Problem { message, ..Problem::method_not_supported(resource.what(), "create") });
     }
     admit::namespace_takes(call, &object)?;
-    admission::mutate_new(call, &mut object)?;
+    admission::mutate_new(call, &mut object, options).await?;
+    admit::settle_namespace(call, &mut object)?;
     escalation::check(call, &object, None)?;
     meta::set(&mut object, "uid", uuid::Uuid::now_v7().to_string());
     meta::set(&mut object, "creationTimestamp", call.core.now());
@@ -73,12 +74,12 @@ pub(crate) async fn finish(call: &mut Call, object: Value, dry_run: bool) -> Res
         for text in strategy::warnings(&resource, &ready, None) {
             call.warn(text);
         }
-        admission::validate(call, &ready, None)?;
-        let reserved = admission::quota::reserve(call, &ready, None, dry_run).await?;
+        admission::validate(call, &ready, None, options).await?;
+        let reserved = admission::quota::reserve(call, &ready, None, options.dry_run).await?;
         let stored = store_form(call, ready);
         let name = meta::name(&stored).to_owned();
         let key = resource.key(meta::namespace(&stored), &name);
-        if dry_run {
+        if options.dry_run {
             return match call.core.store.get(&key) {
                 Some(current) => Err(exists(call, &current.value(), &name)),
                 None => Ok(Written { object: Object::Made(stored), created: true }),

@@ -4,6 +4,7 @@ use jiff::SignedDuration;
 use serde_json::{Value, json};
 
 use super::{Call, DeleteOptions, ListOptions, Object, Propagation, meta, read, refused};
+use crate::admission;
 use crate::core::time;
 use crate::http::json::put;
 use crate::kinds::strategy;
@@ -32,6 +33,9 @@ pub(crate) async fn delete(call: &mut Call, options: &DeleteOptions) -> Result<D
         preconditions(call, &before, options)?;
         strategy::admit_delete(call, &before, options)?;
         let step = decide(call, &before, options);
+        if !matches!(step, Step::Wait) {
+            admission::delete(call, &before, options).await?;
+        }
         let (object, told) = match step {
             Step::Wait => return Ok(Deleted { object: Object::Stored(current), gone: false }),
             Step::Mark(object) => (object, None),

@@ -79,7 +79,7 @@ pub(crate) async fn guaranteed(
                 return Err(Problem::conflict(resource.what(), &call.name, &why));
             }
             meta::wipe_system_fields(&mut object);
-            match create::finish(call, object, options.dry_run).await {
+            match create::finish(call, object, options).await {
                 // Somebody created it meanwhile: then it is there to be updated.
                 Err(problem) if problem.reason == "AlreadyExists" => continue,
                 done => return done,
@@ -87,11 +87,12 @@ pub(crate) async fn guaranteed(
         };
         let old = convert::serve(&resource, current.value());
         let mut object = make(call, Some(&old))?;
+        admission::mutate_update(call, &mut object, &old, options).await?;
         admit::settle_namespace(call, &mut object)?;
         admit::check_name(call, &object)?;
         check_revision(call, &mut object, &current)?;
         // Somebody else was first: the next round decides anew, and an update that names its revision is refused there.
-        if let Some(written) = commit(call, &current, &old, object, options.dry_run).await? {
+        if let Some(written) = commit(call, &current, &old, object, options).await? {
             return Ok(written);
         }
     }
@@ -123,13 +124,13 @@ async fn commit(
     current: &Arc<Entry>,
     old: &Value,
     object: Value,
-    dry_run: bool,
+    options: &WriteOptions,
 ) -> Result<Option<Written>, Problem> {
     let resource = call.resource.clone();
     let mut object = object;
     before_update(call, &mut object, old)?;
-    admission::validate(call, &object, Some(old))?;
-    let reserved = admission::quota::reserve(call, &object, Some(old), dry_run).await?;
+    admission::validate(call, &object, Some(old), options).await?;
+    let reserved = admission::quota::reserve(call, &object, Some(old), options.dry_run).await?;
     let mut stored = create::store_form(call, object);
     let before = current.value();
     apply::keep_times(&before, &mut stored);
@@ -138,7 +139,7 @@ async fn commit(
         return Ok(Some(Written { object: Object::Stored(current.clone()), created: false }));
     }
     let goes = goes_with_update(&resource, &stored, &before);
-    if dry_run {
+    if options.dry_run {
         meta::set(&mut stored, "resourceVersion", current.rev.to_string());
         return Ok(Some(Written { object: Object::Made(stored), created: false }));
     }

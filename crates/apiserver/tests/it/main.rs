@@ -12,6 +12,7 @@ mod access;
 mod appliers;
 mod custom;
 mod documents;
+mod hook;
 mod kubectl;
 mod kubelets;
 mod lists;
@@ -23,6 +24,7 @@ mod rubbish;
 mod serving;
 mod tokens;
 mod watches;
+mod webhooks;
 
 use apiserver::{ApiServer, Data, Error, Kubelets, OpenError, Options};
 use http::{Method, Request};

@@ -78,10 +78,16 @@ impl Case {
         cases.collect()
     }
 
-    pub(crate) async fn run(self, ours: &kube::Client, theirs: &kube::Client) -> Vec<(String, Found)> {
+    /// `fill`: what else is put into requests.
+    pub(crate) async fn run(
+        self,
+        ours: &kube::Client,
+        theirs: &kube::Client,
+        fill: &[(&'static str, String)],
+    ) -> Vec<(String, Found)> {
         let namespace = format!("t{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
         let (mut our, mut their) =
-            (Actor::new(ours.clone(), &namespace).await, Actor::new(theirs.clone(), &namespace).await);
+            (Actor::new(ours.clone(), &namespace, fill).await, Actor::new(theirs.clone(), &namespace, fill).await);
         let mut found = Vec::new();
         for step in self.steps {
             let (mine, yours) = tokio::join!(our.act(&step), their.act(&step));
@@ -103,13 +109,15 @@ impl Case {
 /// One side of a case.
 struct Actor {
     side: Side,
-    namespace: String,
+    fill: Vec<(&'static str, String)>,
     mask: Mask,
 }
 
 impl Actor {
-    async fn new(client: kube::Client, namespace: &str) -> Self {
-        let actor = Self { side: Side(client), namespace: namespace.to_owned(), mask: Mask::new(namespace) };
+    async fn new(client: kube::Client, namespace: &str, fill: &[(&'static str, String)]) -> Self {
+        let mut fill = fill.to_vec();
+        fill.push(("$ns", namespace.to_owned()));
+        let actor = Self { side: Side(client), fill, mask: Mask::new(namespace) };
         let text = r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "$ns"}}"#;
         let body = serde_json::from_str(text).ok();
         let made = actor.ask(&Step::new("POST /api/v1/namespaces", body)).await;
@@ -128,7 +136,7 @@ impl Actor {
     }
 
     async fn ask(&self, step: &Step) -> Answer {
-        let fill = |text: &str| text.replace("$ns", &self.namespace);
+        let fill = |text: &str| self.fill.iter().fold(text.to_owned(), |text, (name, value)| text.replace(name, value));
         let (method, path) = step.request.split_once(' ').expect("method and path");
         let body = match &step.body {
             None => String::new(),
@@ -217,7 +225,7 @@ fn difference(theirs: &str, ours: &str) -> String {
     };
     let shown: Vec<_> = lines.iter().enumerate().filter(|(at, _)| near(*at)).collect();
     let lines = shown.iter().take(60).map(|(_, (sign, line))| {
-        let line: String = line.chars().take(400).collect();
+        let line: String = line.chars().take(1600).collect();
         format!("  {sign} {line}")
     });
     lines.collect::<Vec<_>>().join("\n")

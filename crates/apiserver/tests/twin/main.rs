@@ -5,6 +5,8 @@
 //! (uids, revisions, the ends of generated names), which are numbered in the order in which they appear. So an answer that
 //! repeats a revision on one side must repeat it on the other.
 //!
+//! `$hook` is the address of a webhook that both may ask, `$ca` what vouches for it.
+//!
 //! `INSULA_TWIN` names the kubeconfig of the real one; `tests/twin/run` makes one. Without it nothing is compared.
 //! Arguments: parts of the names of the cases to run.
 
@@ -19,6 +21,8 @@
 )]
 
 mod case;
+#[path = "../it/hook.rs"]
+mod hook;
 mod mask;
 mod side;
 
@@ -32,6 +36,7 @@ use kit::{Clock, Shutdown, Tasks};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
 use case::{Case, Found};
+use hook::Hook;
 
 /// Cases at once: most of the time is the real server's.
 const AT_ONCE: usize = 4;
@@ -58,11 +63,14 @@ async fn compare(kubeconfig: &str) -> ExitCode {
     let tasks = Tasks::new(Shutdown::new());
     let options = Options { data: Data::Memory, clock: Clock::system(), tasks: tasks.clone(), kubelets: None };
     let ours = ApiServer::open(options).await.unwrap().client();
+    // Both ask the same one.
+    let hook = Hook::serve(&tasks).await;
+    let fill = [("$hook", format!("https://{}", hook.at)), ("$ca", hook.authority)];
 
     let documented = std::fs::read_to_string(here.join("../../docs/kubernetes-api.md")).unwrap();
     let run = |case: Case| {
-        let (ours, theirs) = (ours.clone(), theirs.clone());
-        async move { (case.name.clone(), case.run(&ours, &theirs).await) }
+        let (ours, theirs, fill) = (ours.clone(), theirs.clone(), &fill);
+        async move { (case.name.clone(), case.run(&ours, &theirs, fill).await) }
     };
     let chosen = cases.into_iter().filter(|case| wanted.is_empty() || wanted.iter().any(|it| case.name.contains(it)));
     let mut results = futures::stream::iter(chosen.map(run)).buffered(AT_ONCE);

@@ -118,7 +118,7 @@ impl Mask {
             let number = self.numbered("uid", &uid);
             text = text.replace(&uid, &number);
         }
-        self.generated.replace(&text, "-<generated>$1").into_owned()
+        self.generated.replace_all(&text, "-<generated>$1").into_owned()
     }
 
     fn numbered(&mut self, kind: &'static str, text: &str) -> String {
