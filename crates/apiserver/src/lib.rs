@@ -24,7 +24,7 @@ mod verbs;
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -40,7 +40,7 @@ use crate::pki::Pki;
 pub use crate::pki::PkiError;
 use crate::registry::{cleanup, custom};
 use crate::store::Store;
-pub use crate::store::{BackupError, OpenError};
+pub use crate::store::{BackupError, OpenError, Snapshot, restored};
 use crate::verbs::patch::{Language, patch};
 use crate::verbs::{Call, WriteOptions, create};
 
@@ -78,8 +78,6 @@ pub enum Error {
     /// It was taken, but another definition in its group has its names.
     #[error("the CustomResourceDefinition {name} is not established: {why}")]
     NotEstablished { name: String, why: String },
-    #[error("cannot back up the Kubernetes API to {}", to.display())]
-    Backup { to: PathBuf, source: BackupError },
     #[error("the roles that are always there cannot be made")]
     Roles(#[source] io::Error),
     #[error("the namespace {name} cannot be created: {why}")]
@@ -92,7 +90,7 @@ impl Error {
         match self {
             Self::Store(_) | Self::Pki(_) | Self::Listen { .. } | Self::Refused { .. } => Class::Rejected,
             Self::NotEstablished { .. } => Class::Conflict,
-            Self::Namespace { .. } | Self::Roles(_) | Self::Backup { .. } => Class::Retry(None),
+            Self::Namespace { .. } | Self::Roles(_) => Class::Retry(None),
         }
     }
 }
@@ -196,16 +194,6 @@ impl ApiServer {
             }
         }
         Ok(())
-    }
-
-    /// Writes a consistent copy of all objects into a new file, while everything goes on. A data directory with that file
-    /// as its `kubernetes.db` is the server as it was at this moment.
-    ///
-    /// # Errors
-    /// When the file is there already or cannot be written, or the server's data is in memory alone.
-    pub async fn backup(&self, to: &Path) -> Result<(), Error> {
-        let copied = self.core.store.backup(to.to_owned()).await;
-        copied.map_err(|source| Error::Backup { to: to.to_owned(), source })
     }
 }
 

@@ -10,7 +10,12 @@ use kit::{ExposeSecret, SecretString};
 use rustix::fs::FlockOperation;
 
 /// The layout that this program writes. A directory with a higher number is refused and not touched.
-const LAYOUT: u32 = 1;
+pub(crate) const LAYOUT: u32 = 1;
+/// Where a restore unpacks, within the directory that it fills.
+const RESTORING: &str = ".restoring";
+
+/// Says which layout a directory has; without it, it is no data directory.
+const LAYOUT_FILE: &str = "layout";
 
 /// A data directory, held by this process until it is dropped. An ephemeral one is then removed.
 pub(crate) struct Home {
@@ -29,6 +34,10 @@ pub(crate) enum Error {
          use that version, or another directory", .dir.display()
     )]
     Newer { dir: PathBuf, found: u32 },
+    #[error("there is no data directory {}", .dir.display())]
+    Absent { dir: PathBuf },
+    #[error("{} is not empty: what is there is not overwritten, name another directory with --data-dir", .dir.display())]
+    NotEmpty { dir: PathBuf },
     #[error("{} is no data directory of Insula: it is not empty and has no `layout` file", .dir.display())]
     Foreign { dir: PathBuf },
     #[error(
@@ -48,7 +57,7 @@ impl Home {
     pub(crate) fn open(dir: &Path) -> Result<Self, Error> {
         let io = |doing| move |source| Error::Io { dir: dir.to_owned(), doing, source };
         let dir = &std::path::absolute(dir).map_err(io("find it"))?;
-        let layout = dir.join("layout");
+        let layout = dir.join(LAYOUT_FILE);
         match fs::read_dir(dir) {
             Ok(mut entries) => {
                 if !layout.exists() && entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != "lock")) {
@@ -60,13 +69,7 @@ impl Home {
             }
             Err(error) => return Err(io("read it")(error)),
         }
-        if let Ok(found) = fs::read_to_string(&layout) {
-            match found.trim().parse::<u32>() {
-                Ok(found) if found <= LAYOUT => {}
-                Ok(found) => return Err(Error::Newer { dir: dir.to_owned(), found }),
-                Err(_) => return Err(Error::Foreign { dir: dir.to_owned() }),
-            }
-        }
+        look(dir)?;
         let lock = lock(&dir.join("lock")).map_err(io("write its lock file"))?;
         let lock = lock.map_err(|holder| Error::InUse { dir: dir.to_owned(), holder })?;
         if !layout.exists() {
@@ -157,6 +160,125 @@ impl Drop for Home {
             && let Err(error) = fs::remove_dir_all(&self.dir)
         {
             tracing::warn!(%error, dir = %self.dir.display(), "the ephemeral data directory could not be removed");
+        }
+    }
+}
+
+/// Whether this program knows the layout of the directory; `false` where it has none.
+fn look(dir: &Path) -> Result<bool, Error> {
+    let Ok(found) = fs::read_to_string(dir.join(LAYOUT_FILE)) else { return Ok(false) };
+    match found.trim().parse::<u32>() {
+        Ok(found) if found <= LAYOUT => Ok(true),
+        Ok(found) => Err(Error::Newer { dir: dir.to_owned(), found }),
+        Err(_) => Err(Error::Foreign { dir: dir.to_owned() }),
+    }
+}
+
+/// A data directory that is only read, whoever holds it.
+///
+/// # Errors
+/// When it is none, or a newer version's.
+pub(crate) fn existing(dir: &Path) -> Result<PathBuf, Error> {
+    let dir = std::path::absolute(dir).map_err(|source| Error::Io { dir: dir.to_owned(), doing: "find it", source })?;
+    match (look(&dir)?, dir.exists()) {
+        (true, _) => Ok(dir),
+        (false, true) => Err(Error::Foreign { dir }),
+        (false, false) => Err(Error::Absent { dir }),
+    }
+}
+
+/// A directory that becomes a data directory all at once, or stays empty. Nobody else can open it meanwhile.
+pub(crate) struct Vacant {
+    dir: PathBuf,
+    _lock: File,
+    /// It was not there before, and goes again unless it is filled.
+    made: bool,
+}
+
+impl Vacant {
+    /// Takes an empty directory, making it when it is not there.
+    ///
+    /// # Errors
+    /// When it is in use, or has anything in it.
+    pub(crate) fn take(dir: &Path) -> Result<Self, Error> {
+        let io = |doing| move |source| Error::Io { dir: dir.to_owned(), doing, source };
+        let dir = &std::path::absolute(dir).map_err(io("find it"))?;
+        let vacant = || match fs::read_dir(dir) {
+            // What a restore leaves that was killed is nothing.
+            Ok(mut entries) => {
+                Ok(entries.all(|it| it.is_ok_and(|it| it.file_name() == "lock" || it.file_name() == RESTORING)))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(io("read it")(error)),
+        };
+        // Nothing is made in a directory that is somebody's.
+        if !vacant()? && !dir.join("lock").exists() {
+            return Err(Error::NotEmpty { dir: dir.to_owned() });
+        }
+        let made = !dir.exists();
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io("create it"))?;
+        let lock = lock(&dir.join("lock")).map_err(io("write its lock file"))?;
+        let lock = lock.map_err(|holder| Error::InUse { dir: dir.to_owned(), holder })?;
+        if !vacant()? {
+            return Err(Error::NotEmpty { dir: dir.to_owned() });
+        }
+        let it = Self { dir: dir.to_owned(), _lock: lock, made };
+        it.clear().map_err(io("write to it"))?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(io("close it to others"))?;
+        fs::DirBuilder::new().mode(0o700).create(it.inside()).map_err(io("write to it"))?;
+        Ok(it)
+    }
+
+    /// Where what it becomes is put together.
+    pub(crate) fn inside(&self) -> PathBuf {
+        self.dir.join(RESTORING)
+    }
+
+    /// Moves what is [inside](Self::inside), and on the disk, to its place.
+    ///
+    /// # Errors
+    /// When it cannot be moved; the directory is then no data directory.
+    pub(crate) fn fill(mut self) -> Result<PathBuf, Error> {
+        self.made = false;
+        let move_all = || {
+            let inside = self.inside();
+            for entry in fs::read_dir(&inside)? {
+                let entry = entry?;
+                fs::rename(entry.path(), self.dir.join(entry.file_name()))?;
+            }
+            fs::remove_dir(&inside)?;
+            File::open(&self.dir)?.sync_all()?;
+            // Only with this file it is a data directory.
+            let fresh = self.dir.join("layout.new");
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+            writeln!(file, "{LAYOUT}")?;
+            file.sync_all()?;
+            fs::rename(&fresh, self.dir.join(LAYOUT_FILE))?;
+            File::open(&self.dir)?.sync_all()
+        };
+        match move_all() {
+            Ok(()) => Ok(self.dir.clone()),
+            Err(source) => {
+                Err(Error::Io { dir: self.dir.clone(), doing: "move the restored files to their place", source })
+            }
+        }
+    }
+
+    fn clear(&self) -> std::io::Result<()> {
+        match fs::remove_dir_all(self.inside()) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Vacant {
+    fn drop(&mut self) {
+        if let Err(error) = self.clear() {
+            tracing::warn!(%error, dir = %self.inside().display(), "what was unpacked could not be removed");
+        }
+        if self.made {
+            let _ = fs::remove_file(self.dir.join("lock")).and_then(|()| fs::remove_dir(&self.dir));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The composition root: every role, and `main`. The only place that installs a TLS provider and reads the environment.
 
 mod apart;
+mod backup;
 mod bench;
 mod demo;
 mod doctor;
@@ -34,6 +35,8 @@ enum Command {
     Up(up::Up),
     Demo(demo::Demo),
     Run(run::Run),
+    Backup(backup::Backup),
+    Restore(backup::Restore),
     Model(model::Model),
     Node(apart::Apart),
     Doctor(doctor::Doctor),
@@ -72,6 +75,8 @@ fn start(cli: Cli) -> anyhow::Result<()> {
             Command::Up(it) => it.run().await,
             Command::Demo(it) => it.run().await,
             Command::Run(it) => it.run().await,
+            Command::Backup(it) => it.run().await,
+            Command::Restore(it) => it.run().await,
             Command::Model(it) => it.run().await,
             Command::Node(it) => it.run().await,
             Command::Doctor(it) => it.run().await,

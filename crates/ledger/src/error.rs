@@ -12,6 +12,8 @@ pub enum Error {
     /// Nothing was touched.
     #[error("the ledger {path} was written by a newer version (its schema is {found}, this program knows {known})", path = .path.display())]
     Newer { path: PathBuf, found: u32, known: u32 },
+    #[error("cannot copy the ledger to {to}", to = .to.display())]
+    Copy { to: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     /// Not a ledger, or a damaged one.
     #[error("the ledger is damaged: {what}")]
     Corrupt { what: String },
@@ -45,7 +47,7 @@ pub enum Error {
 impl Error {
     pub fn class(&self) -> Class {
         match self {
-            Self::Full | Self::Database { .. } | Self::TooSlow => Class::Retry(None),
+            Self::Full | Self::Database { .. } | Self::Copy { .. } | Self::TooSlow => Class::Retry(None),
             Self::Claimed { .. } => Class::Conflict,
             Self::Stale { .. } | Self::Unclaimed { .. } | Self::NotLeased { .. } => Class::Gone,
             Self::TooLarge { .. } | Self::LogFull { .. } | Self::Newer { .. } | Self::Open { .. } => Class::Rejected,

@@ -29,6 +29,7 @@ mod queue;
 mod read;
 mod run;
 mod schema;
+mod snapshot;
 mod writer;
 
 use std::path::PathBuf;
@@ -47,6 +48,7 @@ pub use run::{
     Action, Cause, Entry, Epoch, Gate, Job, Outcome, Run, RunId, Sandbox, Seq, State, Step, Ticket, Tokens, ToolRules,
     Turn, Usage,
 };
+pub use snapshot::{Snapshot, check};
 use writer::{Grant, Order, Receipt, Waiter, Writer, Written};
 
 /// Bytes of a step in JSON; an answer of the model may have more.

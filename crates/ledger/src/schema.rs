@@ -104,22 +104,40 @@ pub(crate) const VERSION: u32 = MIGRATIONS.len() as u32;
 /// The one connection that writes.
 pub(crate) fn open(path: Option<&Path>) -> Result<Connection, Error> {
     let shown = path.unwrap_or_else(|| Path::new(":memory:"));
-    let failed = |source: rusqlite::Error| match Error::from(source) {
-        it @ (Error::Full | Error::Corrupt { .. }) => it,
-        Error::Database { source } => Error::Open { path: shown.to_owned(), source },
-        it => it,
-    };
+    let failed = failed(shown);
     let mut connection = match path {
         Some(path) => Connection::open(path),
         None => Connection::open_in_memory(),
     }
-    .map_err(failed)?;
-    let found = version(&connection, shown).map_err(|error| match error {
-        Opened::Refused(error) => error,
-        Opened::Failed(source) => failed(source),
-    })?;
+    .map_err(&failed)?;
+    let found = checked(&connection, shown)?;
     prepare(&mut connection, found).map_err(failed)?;
     Ok(connection)
+}
+
+/// A connection that only reads, to a ledger that was looked at.
+pub(crate) fn open_checked(path: &Path) -> Result<Connection, Error> {
+    let connection = open_reader(path).map_err(|error| match error {
+        Error::Database { source } => Error::Open { path: path.to_owned(), source },
+        it => it,
+    })?;
+    checked(&connection, path)?;
+    Ok(connection)
+}
+
+fn checked(connection: &Connection, path: &Path) -> Result<u32, Error> {
+    version(connection, path).map_err(|error| match error {
+        Opened::Refused(error) => error,
+        Opened::Failed(source) => failed(path)(source),
+    })
+}
+
+fn failed(path: &Path) -> impl Fn(rusqlite::Error) -> Error {
+    move |source| match Error::from(source) {
+        it @ (Error::Full | Error::Corrupt { .. }) => it,
+        Error::Database { source } => Error::Open { path: path.to_owned(), source },
+        it => it,
+    }
 }
 
 /// A connection that only reads.

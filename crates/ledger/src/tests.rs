@@ -627,3 +627,32 @@ async fn runs_that_go_on_are_counted_for_their_instance() {
     ledger.finish(&first.run, first.epoch, succeeded("")).await.unwrap();
     assert_eq!(running(&first.ticket.instance).await, if first.ticket.instance == "me" { 1 } else { 0 });
 }
+
+#[tokio::test]
+async fn a_snapshot_is_a_ledger_of_its_own_and_a_damaged_one_is_found() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("ledger.db");
+    let ledger = file(&path).unwrap();
+    ledger.submit(ticket("before")).await.unwrap();
+    let snapshot = Snapshot::of(&path).unwrap();
+    ledger.submit(ticket("after")).await.unwrap();
+    let copy = home.path().join("copy.db");
+    snapshot.write(&copy, &|| true).unwrap();
+    assert!(matches!(snapshot.write(&copy, &|| true), Err(Error::Copy { .. })), "it overwrote a file");
+    assert!(matches!(snapshot.write(&home.path().join("x"), &|| false), Err(Error::Copy { .. })));
+    check(&copy).unwrap();
+    let known = async |ledger: &Ledger, run: &str| ledger.run(&run.into()).await.unwrap().is_some();
+    let again = file(&copy).unwrap();
+    assert!(known(&again, "before").await && !known(&again, "after").await);
+    assert!(known(&ledger, "after").await);
+    drop(again);
+
+    let mut bytes = std::fs::read(&copy).unwrap();
+    bytes[4096..8192].fill(0xa5);
+    let damaged = home.path().join("damaged.db");
+    std::fs::write(&damaged, bytes).unwrap();
+    assert!(check(&damaged).is_err());
+    std::fs::write(&damaged, "SQLite is what this is not. ".repeat(100)).unwrap();
+    assert!(matches!(check(&damaged), Err(Error::Corrupt { .. })));
+    assert!(matches!(Snapshot::of(&home.path().join("absent")), Err(Error::Open { .. })));
+}

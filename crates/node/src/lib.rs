@@ -37,6 +37,8 @@ pub use error::Error;
 #[cfg(feature = "holes")]
 pub use fault::{STEPS, die_at};
 pub use guard::Guards;
+/// The file in the directory of a workspace that is bounded, and the extended attribute that says that it is ours.
+pub use launcher::{IMAGE as WORKSPACE_IMAGE, MARK as WORKSPACE_MARK};
 
 use engine::Engine;
 

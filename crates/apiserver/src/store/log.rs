@@ -6,7 +6,7 @@
 use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
@@ -61,10 +61,12 @@ impl Log {
         prepare(&mut db).map_err(failed)?;
         let meta = |name| meta(&db, name).map_err(failed);
         let compacted = meta("compacted_rev")?.and_then(|it| it.parse().ok()).unwrap_or(0);
-        let revision = db.query_row("SELECT coalesce(max(rev), 0) FROM log", [], |row| rev(row, 0)).map_err(failed)?;
+        let newest = db.query_row("SELECT coalesce(max(rev), 0) FROM log", [], |row| rev(row, 0)).map_err(failed)?;
+        // A copy that was restored is compacted through revisions that it never had.
+        let revision = newest.max(compacted);
         let live = load(&db, &path)?;
         let db_read = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed)?;
-        let reader = Reader { db: Mutex::new(db_read), path };
+        let reader = Reader { db: Mutex::new(db_read) };
         Ok(Opened { log: Self { db, _lock: lock }, reader, revision, compacted, live })
     }
 
@@ -126,10 +128,9 @@ pub(super) fn is_full(error: &rusqlite::Error) -> bool {
         || error.sqlite_error().is_some_and(|it| it.extended_code == ffi::SQLITE_IOERR_SHMSIZE)
 }
 
-/// The readers' side: older events and backups, beside the writer and without waiting for it. Blocks.
+/// The readers' side: older events, beside the writer and without waiting for it. Blocks.
 pub(super) struct Reader {
     db: Mutex<Connection>,
-    path: PathBuf,
 }
 
 /// A stretch of the log.
@@ -160,33 +161,6 @@ impl Reader {
         let events = rows.collect::<Result<_, _>>()?;
         Ok(Page { events, through })
     }
-
-    /// Writes a consistent copy of the log as it is now into a new file.
-    pub(super) fn backup(&self, to: &Path) -> Result<(), BackupError> {
-        if to.exists() {
-            return Err(io::Error::from(io::ErrorKind::AlreadyExists).into());
-        }
-        let mut partial = to.as_os_str().to_owned();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
-        let copy = || -> Result<(), BackupError> {
-            match std::fs::remove_file(&partial) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-                _ => {}
-            }
-            // An empty file is written into as if it were not there.
-            create(&partial)?;
-            // A connection of its own: a backup of gigabytes must not hold up those who resume a watch.
-            let db = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-            db.execute("VACUUM INTO ?", params![partial.to_string_lossy()])?;
-            File::open(&partial)?.sync_all()?;
-            std::fs::rename(&partial, to)?;
-            Ok(sync_dir(to)?)
-        };
-        copy().inspect_err(|_| {
-            let _ = std::fs::remove_file(&partial);
-        })
-    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -197,19 +171,8 @@ pub(super) enum ReadError {
     Log(#[from] rusqlite::Error),
 }
 
-/// Why there is no backup.
-#[derive(Debug, thiserror::Error)]
-pub enum BackupError {
-    #[error("the objects are in memory alone")]
-    InMemory,
-    #[error("cannot copy the log")]
-    Copy(#[from] rusqlite::Error),
-    #[error("cannot write the copy")]
-    Write(#[from] io::Error),
-}
-
 /// A new file for its owner's eyes only, there for good: it will hold Secrets. The journal beside it takes over its mode.
-fn create(path: &Path) -> io::Result<()> {
+pub(super) fn create(path: &Path) -> io::Result<()> {
     File::options().create_new(true).write(true).mode(0o600).open(path)?;
     sync_dir(path)
 }
@@ -229,7 +192,7 @@ fn lock(path: &Path) -> Result<File, OpenError> {
     }
 }
 
-fn check_version(db: &Connection, path: &Path) -> Result<(), OpenError> {
+pub(super) fn check_version(db: &Connection, path: &Path) -> Result<(), OpenError> {
     let failed = |source| OpenError::of(path, source);
     let corrupt = |why: &str| OpenError::Corrupt { path: path.to_owned(), why: why.to_owned() };
     let tables = "SELECT count(*), coalesce(sum(name = 'meta'), 0) FROM sqlite_schema";
@@ -264,7 +227,7 @@ fn prepare(db: &mut Connection) -> rusqlite::Result<()> {
     tx.commit()
 }
 
-fn load(db: &Connection, path: &Path) -> Result<Vec<Entry>, OpenError> {
+pub(super) fn load(db: &Connection, path: &Path) -> Result<Vec<Entry>, OpenError> {
     let failed = |source| OpenError::of(path, source);
     let all = "SELECT live.key, live.rev, log.value FROM live LEFT JOIN log ON log.rev = live.rev ORDER BY live.key";
     let mut all = db.prepare(all).map_err(failed)?;
@@ -272,7 +235,7 @@ fn load(db: &Connection, path: &Path) -> Result<Vec<Entry>, OpenError> {
     rows.collect::<Result<_, _>>().map_err(failed)
 }
 
-fn meta(db: &Connection, name: &str) -> rusqlite::Result<Option<String>> {
+pub(super) fn meta(db: &Connection, name: &str) -> rusqlite::Result<Option<String>> {
     db.query_row("SELECT value FROM meta WHERE name = ?", [name], |row| row.get(0)).optional()
 }
 

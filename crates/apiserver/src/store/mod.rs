@@ -12,6 +12,7 @@ mod compact;
 mod key;
 mod log;
 mod memory;
+mod snapshot;
 mod watch;
 
 #[cfg(test)]
@@ -28,10 +29,10 @@ use crate::Data;
 use commit::Committer;
 use key::Draft;
 pub(crate) use key::{Entry, Key, MAX_OBJECT};
-pub use log::BackupError;
 use log::{Log, Reader};
 pub(crate) use memory::{Event, Listed};
 use memory::{Memory, Scope, Undo, Window};
+pub use snapshot::{BackupError, Snapshot, restored};
 pub(crate) use watch::Watch;
 
 const WINDOW: Window = Window { events: 100_000, bytes: 16 << 20 };
@@ -315,15 +316,6 @@ impl Store {
             if before >= through || self.0.committer.compact(through).await? == before {
                 return Ok(());
             }
-        }
-    }
-
-    /// Writes a consistent copy of the database into a new file while everything goes on.
-    pub(crate) async fn backup(&self, to: PathBuf) -> Result<(), BackupError> {
-        let reader = self.0.reader.clone().ok_or(BackupError::InMemory)?;
-        match tokio::task::spawn_blocking(move || reader.backup(&to)).await {
-            Ok(done) => done,
-            Err(stopped) => Err(io::Error::other(stopped).into()),
         }
     }
 }

@@ -31,7 +31,7 @@ rules:
 "#;
 
 /// A process that says on one of its streams where it is, killed when dropped.
-struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -56,9 +56,9 @@ fn node(scratch: &Path) -> Option<Process> {
 }
 
 /// A scripted model, and its address.
-fn model(scratch: &Path) -> (Process, String) {
+pub(crate) fn model(scratch: &Path, rules: &str) -> (Process, String) {
     let script = scratch.join("model.yaml");
-    std::fs::write(&script, MODEL).unwrap();
+    std::fs::write(&script, rules).unwrap();
     let mut process =
         Process(insula().arg("model").arg("--script").arg(script).stdout(Stdio::piped()).spawn().unwrap());
     let mut line = String::new();
@@ -66,12 +66,25 @@ fn model(scratch: &Path) -> (Process, String) {
     (process, line.trim().to_owned())
 }
 
-async fn apply(up: &Up, manifest: &str) {
+pub(crate) async fn apply(up: &Up, manifest: &str) {
     cli::apply(&up.client().await, manifest, "test").await.unwrap();
 }
 
+/// The manifests of an instance whose model is scripted.
+pub(crate) const INSTANCE: &str = "\
+apiVersion: v1\nkind: Secret\nmetadata: {name: key}\nstringData: {API_KEY: any}\n---\n\
+apiVersion: sympozium.ai/v1alpha1\nkind: SympoziumInstance\nmetadata: {name: it}\n\
+spec: {agents: {default: {model: scripted}}, authRefs: [{provider: openai, secret: key}]}\n";
+
 /// One run of the session, as it is shown, and the Pod it worked in.
 async fn run(up: &Up, name: &str, task: &str) -> (String, String) {
+    submit(up, name, task).await;
+    let (shown, pod) = follow(up, name).await;
+    (shown, pod.unwrap())
+}
+
+/// Creates a run of the session.
+pub(crate) async fn submit(up: &Up, name: &str, task: &str) {
     let made = json!({
         "metadata": {"name": name},
         "spec": {
@@ -81,6 +94,10 @@ async fn run(up: &Up, name: &str, task: &str) -> (String, String) {
     });
     let runs: Api<AgentRun> = Api::default_namespaced(up.client().await);
     runs.create(&PostParams::default(), &serde_json::from_value(made).unwrap()).await.unwrap();
+}
+
+/// Follows a run until it has succeeded: as it is shown, and the Pod it worked in.
+pub(crate) async fn follow(up: &Up, name: &str) -> (String, Option<String>) {
     let key = SecretString::from(up.key.as_str());
     let gateway = Gateway { url: up.gateway.clone(), key, http: kit::http::client().unwrap() };
     let mut shown = Vec::new();
@@ -88,7 +105,7 @@ async fn run(up: &Up, name: &str, task: &str) -> (String, String) {
     let last = gateway.follow("default", name, |event| show.event(event).unwrap()).await.unwrap();
     let shown = String::from_utf8(shown).unwrap();
     assert_eq!(last.state, "succeeded", "{shown}");
-    (shown, last.pod.unwrap())
+    (shown, last.pod)
 }
 
 /// The uid of a Pod, as soon as it runs.
@@ -104,18 +121,12 @@ async fn a_session_goes_on_when_its_node_is_killed_and_comes_back() {
     let scratch = tempfile::tempdir().unwrap();
     let (data, socket): (PathBuf, PathBuf) = (scratch.path().join("data"), scratch.path().join("socket"));
     let Some(mut first) = node(scratch.path()) else { return };
-    let (_model, url) = model(scratch.path());
+    let (_model, url) = model(scratch.path(), MODEL);
     let provider = format!("openai={url}");
     let args = ["--data-dir", data.to_str().unwrap(), "--node", socket.to_str().unwrap(), "--provider", &provider];
     let mut up = Up::start(&args, scratch.path());
     assert!(!data.join("node").exists(), "it has none of its own");
-    apply(
-        &up,
-        "apiVersion: v1\nkind: Secret\nmetadata: {name: key}\nstringData: {API_KEY: any}\n---\n\
-         apiVersion: sympozium.ai/v1alpha1\nkind: SympoziumInstance\nmetadata: {name: it}\n\
-         spec: {agents: {default: {model: scripted}}, authRefs: [{provider: openai, secret: key}]}\n",
-    )
-    .await;
+    apply(&up, INSTANCE).await;
     let (_, pod) = run(&up, "before", "write it down").await;
     let uid = pod_uid(&up, &pod).await;
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on has failed")]
 
 mod apart;
+mod backup;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

@@ -18,7 +18,7 @@ use super::{Failure, Step};
 use crate::sys;
 
 /// The file in a workspace's directory.
-pub(crate) const IMAGE: &str = "workspace.ext4";
+pub const IMAGE: &str = "workspace.ext4";
 /// The directory in it that is shown.
 pub(crate) const FILES: &str = "files";
 
@@ -29,7 +29,7 @@ const MOUNTS: &str = "disks";
 const TRIES: usize = 32;
 
 /// On an image that we made. A sandbox cannot set it, whose files a workspace without an image shows as they are.
-const MARK: &CStr = c"trusted.insula.workspace";
+pub const MARK: &CStr = c"trusted.insula.workspace";
 
 /// Marks a file as an image of ours; `false` where the file system, or a want of rights, does not let us.
 pub(crate) fn mark(image: &fs::File) -> bool {

@@ -23,7 +23,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use disk::{FILES, IMAGE, image, is_marked, mark};
+pub(crate) use disk::{FILES, image, is_marked, mark};
+pub use disk::{IMAGE, MARK};
 pub(crate) use handle::{Error, Handle, Made, Ranges};
 pub(crate) use probe::{Probe, Works};
 pub(crate) use zygote::main;

@@ -328,28 +328,97 @@ async fn nobody_else_may_read_the_files() {
     let (dir, data) = dir();
     let store = open(&data);
     put(&store, &key("a"), "secret").await;
-    store.backup(dir.path().join("copy.db")).await.unwrap();
+    Snapshot::of(dir.path()).unwrap().write(&dir.path().join("copy.db"), &|| true).unwrap();
     for file in ["kubernetes.db", "kubernetes.db-wal", "copy.db"] {
         let mode = std::fs::metadata(dir.path().join(file)).unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "{file}");
     }
 }
 
-#[tokio::test]
-async fn a_backup_is_a_store_of_its_own() {
-    let (_dir, data) = dir();
+/// Copies what is there now into a directory of its own.
+fn copied(from: &tempfile::TempDir) -> (tempfile::TempDir, Data) {
+    let (copy, data) = dir();
+    Snapshot::of(from.path()).unwrap().write(&copy.path().join("kubernetes.db"), &|| true).unwrap();
+    (copy, data)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_is_of_one_moment_however_long_its_copy_takes() {
+    let (from, data) = dir();
+    let store = open(&data);
+    // More than the copy does in one step.
+    for n in 0..24 {
+        put(&store, &key(&format!("o{n}")), &"x".repeat(1 << 20)).await;
+    }
+    let snapshot = Snapshot::of(from.path()).unwrap();
     let (copy, copied) = dir();
+    let to = copy.path().join("kubernetes.db");
+    let steps = std::cell::Cell::new(0);
+    let writes_go_on = || {
+        steps.set(steps.get() + 1);
+        let changed = key("o0");
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(put(&store, &changed, "later")));
+        true
+    };
+    snapshot.write(&to, &writes_go_on).unwrap();
+    assert!(steps.get() > 1, "the whole copy was one step");
+    assert!(snapshot.write(&to, &|| true).is_err(), "a backup overwrote a file");
+    let (other, _) = dir();
+    let stopped = snapshot.write(&other.path().join("kubernetes.db"), &|| false);
+    assert!(matches!(stopped, Err(BackupError::Stopped)));
+    let copy = open(&copied);
+    assert_eq!(copy.revision(), 24);
+    assert_eq!(copy.everything().0.len(), 24);
+    assert!(copy.get(&key("o0")).unwrap().json.len() > 1 << 20);
+}
+
+#[tokio::test]
+async fn what_is_restored_gives_out_no_revision_of_its_original_again() {
+    let (from, data) = dir();
     let store = open(&data);
     put(&store, &key("a"), "one").await;
     put(&store, &key("a"), "two").await;
-    let to = copy.path().join("kubernetes.db");
-    store.backup(to.clone()).await.unwrap();
     put(&store, &key("b"), "").await;
-    assert!(store.backup(to).await.is_err(), "a backup overwrote a file");
+    delete(&store, &key("b")).await;
+    let (copy, copied) = copied(&from);
+    put(&store, &key("c"), "after the backup").await;
+    restored(copy.path()).unwrap();
     let copy = open(&copied);
-    assert_eq!(copy.revision(), 2);
     assert_eq!(names(&copy.list("", "configmaps", None, None, None)), ["a"]);
-    assert!(open(&Data::Memory).backup("x".into()).await.is_err());
+    assert_eq!(copy.get(&key("a")).unwrap().rev, 2);
+    // Who followed the original must list anew.
+    assert!(copy.watch("", "configmaps", None, store.revision()).is_err());
+    let from = copy.revision();
+    let mut watch = copy.watch("", "configmaps", None, from).unwrap();
+    let written = put(&copy, &key("a"), "three").await;
+    assert!(written.rev > from && from > store.revision());
+    assert_eq!(watch.next().await.unwrap().rev, written.rev);
+    let copy = reopen(&copied, copy).await;
+    assert_eq!(copy.revision(), written.rev);
+    assert_eq!(put(&copy, &key("d"), "").await.rev, written.rev + 1);
+}
+
+#[tokio::test]
+async fn a_damaged_or_newer_copy_is_not_restored() {
+    let (from, data) = dir();
+    let store = open(&data);
+    for n in 0..50 {
+        put(&store, &key(&format!("o{n}")), &"x".repeat(9000)).await;
+    }
+    let (damaged, _) = copied(&from);
+    let path = damaged.path().join("kubernetes.db");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 8192].fill(0xa5);
+    std::fs::write(&path, bytes).unwrap();
+    assert!(matches!(restored(damaged.path()), Err(OpenError::Corrupt { .. })));
+
+    let (newer, _) = copied(&from);
+    let db = rusqlite::Connection::open(newer.path().join("kubernetes.db")).unwrap();
+    db.execute("UPDATE meta SET value = '7' WHERE name = 'schema_version'", []).unwrap();
+    db.close().unwrap();
+    assert!(matches!(restored(newer.path()), Err(OpenError::Newer { found: 7, .. })));
+    assert!(matches!(Snapshot::of(newer.path()), Err(OpenError::Newer { found: 7, .. })));
 }
 
 #[tokio::test]
