@@ -14,6 +14,7 @@ use super::review::{self, Request, Response};
 use super::rules::{Asked, is_exempt};
 use crate::core::Core;
 use crate::http::FieldValidation;
+use crate::http::media::Duplicates;
 use crate::kinds::convert;
 use crate::object::patch;
 use crate::object::status::{Details, Problem, StatusCause};
@@ -213,7 +214,7 @@ fn changes(call: &mut Call, hook: &Hook, shown: &Shown, response: &Response) -> 
     let mut next = applied.map_err(|it| {
         Failure::Refused(broken(format!("the patch of webhook {:?} does not apply: {}", hook.name, it.message)))
     })?;
-    admit::fit(&shown.resource, &mut next, Vec::new(), FieldValidation::Ignore, call, broken)
+    admit::fit(&shown.resource, &mut next, Duplicates::NONE, FieldValidation::Ignore, call, broken)
         .map_err(Failure::Refused)?;
     Ok((next != *object).then_some(next))
 }

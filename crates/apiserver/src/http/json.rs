@@ -5,7 +5,7 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use super::media::Decoded;
+use super::media::{Decoded, Duplicates};
 
 /// Duplicates that are told, at most.
 const TOLD: usize = 100;
@@ -16,7 +16,7 @@ pub(crate) fn parse(body: &[u8]) -> Result<Decoded, String> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let value = Seed(&mut found).deserialize(&mut deserializer).and_then(|value| deserializer.end().map(|()| value));
     match value {
-        Ok(value) => Ok(Decoded { value, duplicates: found.duplicates }),
+        Ok(value) => Ok(Decoded { value, duplicates: Duplicates::Json(found.duplicates) }),
         Err(error) => Err(go_words(&error, body)),
     }
 }
@@ -132,7 +132,7 @@ mod tests {
     fn fields_that_stand_twice_are_told_with_their_path() {
         let read = parse(br#"{"a":1,"b":[{"c":1,"c":2}],"a":3}"#).unwrap();
         assert_eq!(read.value, serde_json::json!({"a": 3, "b": [{"c": 2}]}));
-        assert_eq!(read.duplicates, ["b[0].c", "a"]);
+        assert_eq!(read.duplicates, Duplicates::Json(vec!["b[0].c".into(), "a".into()]));
     }
 
     #[test]

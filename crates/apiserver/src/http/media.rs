@@ -5,7 +5,7 @@ use http::HeaderMap;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use serde_json::Value;
 
-use super::json;
+use super::{json, yaml};
 use crate::object::protobuf;
 use crate::object::status::Problem;
 
@@ -104,11 +104,47 @@ pub(crate) fn content_type(headers: &HeaderMap) -> &str {
     said.split(';').next().unwrap_or_default().trim()
 }
 
-/// A decoded body, and the fields that it names twice.
+/// A decoded body, and the fields that it names twice, of which the last ones hold.
 #[derive(Debug)]
 pub(crate) struct Decoded {
     pub(crate) value: Value,
-    pub(crate) duplicates: Vec<String>,
+    pub(crate) duplicates: Duplicates,
+}
+
+/// Kubernetes reads JSON and YAML with different libraries, which tell of duplicates differently.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Duplicates {
+    /// Paths.
+    Json(Vec<String>),
+    /// Complaints.
+    Yaml(Vec<String>),
+}
+
+impl Duplicates {
+    pub(crate) const NONE: Self = Self::Json(Vec::new());
+
+    pub(crate) fn is_empty(&self) -> bool {
+        let (Self::Json(all) | Self::Yaml(all)) = self;
+        all.is_empty()
+    }
+
+    /// Each as a warning.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        match self {
+            Self::Json(paths) => paths.iter().map(|path| format!("duplicate field {path:?}")).collect(),
+            Self::Yaml(lines) => lines.clone(),
+        }
+    }
+
+    /// As errors of a strict decoder.
+    pub(crate) fn errors(&self) -> Vec<String> {
+        match self {
+            Self::Yaml(lines) if !lines.is_empty() => {
+                vec![format!("yaml: unmarshal errors:\n  {}", lines.join("\n  "))]
+            }
+            _ => self.warnings(),
+        }
+    }
 }
 
 /// Why a body could not be decoded: not at all, or a 415.
@@ -121,36 +157,13 @@ pub(crate) enum Undecodable {
 pub(crate) fn decode(body: &Bytes, media_type: &str) -> Result<Decoded, Undecodable> {
     match media_type {
         "" | "application/json" => json::parse(body).map_err(Undecodable::Syntax),
-        "application/yaml" => yaml(body).map_err(Undecodable::Syntax),
+        "application/yaml" => yaml::parse(body).map_err(Undecodable::Syntax),
         "application/vnd.kubernetes.protobuf" => {
             let value = protobuf::decode(body).map_err(Undecodable::Syntax)?;
-            Ok(Decoded { value, duplicates: Vec::new() })
+            Ok(Decoded { value, duplicates: Duplicates::NONE })
         }
         _ => Err(Undecodable::Unknown(Problem::unsupported_media_type(&MEDIA_TYPES))),
     }
-}
-
-/// `yaml: line 3: what is wrong`, of a report with a picture.
-fn brief(report: &str) -> String {
-    let first = report.lines().next().unwrap_or_default();
-    let first = first.strip_prefix("error: ").unwrap_or(first);
-    let placed = first.strip_prefix("line ").and_then(|rest| rest.split_once(" column ")).and_then(|(line, rest)| {
-        let (_, what) = rest.split_once(": ")?;
-        Some(format!("yaml: line {line}: {what}"))
-    });
-    placed.unwrap_or_else(|| format!("yaml: {first}"))
-}
-
-/// YAML as Kubernetes takes it: JSON is YAML too, and is read by the faster parser.
-pub(crate) fn yaml(body: &Bytes) -> Result<Decoded, String> {
-    if body.first() == Some(&b'{')
-        && let Ok(decoded) = json::parse(body)
-    {
-        return Ok(decoded);
-    }
-    let text = std::str::from_utf8(body).map_err(|error| format!("yaml: {error}"))?;
-    let value: Value = serde_saphyr::from_str(text).map_err(|error| brief(&error.to_string()))?;
-    Ok(Decoded { value, duplicates: Vec::new() })
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ pub(crate) mod reply;
 pub(crate) mod resource;
 pub(crate) mod service;
 mod url;
+pub(crate) mod yaml;
 
 pub(crate) use media::{Accept, Shape};
 pub(crate) use options::{FieldValidation, Match};

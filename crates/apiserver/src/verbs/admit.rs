@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::{Call, FieldValidation, meta};
-use crate::http::media::{self, Decoded, Undecodable};
+use crate::http::media::{self, Decoded, Duplicates, Undecodable};
 use crate::kinds::{convert, strategy};
 use crate::object::FieldError;
 use crate::object::status::{Problem, StatusCause, What};
@@ -141,7 +141,7 @@ fn another_kind(call: &Call, resource: &Resource, api_version: &str, kind: &str)
 pub(crate) fn fit(
     resource: &Resource,
     value: &mut Value,
-    duplicates: Vec<String>,
+    duplicates: Duplicates,
     validation: FieldValidation,
     call: &mut Call,
     wrong: impl Fn(String) -> Problem,
@@ -149,14 +149,16 @@ pub(crate) fn fit(
     let schema = resource.schema();
     schema.check_types(value).map_err(&wrong)?;
     let unknown = schema.prune(value);
-    let told = duplicates.iter().map(|path| format!("duplicate field {path:?}"));
-    let told: Vec<String> = told.chain(unknown.iter().map(|path| format!("unknown field {path:?}"))).collect();
+    let unknown = unknown.iter().map(|path| format!("unknown field {path:?}"));
     match validation {
-        FieldValidation::Strict if !told.is_empty() => {
-            return Err(wrong(format!("strict decoding error: {}", told.join(", "))));
+        FieldValidation::Strict => {
+            let told: Vec<String> = duplicates.errors().into_iter().chain(unknown).collect();
+            if !told.is_empty() {
+                return Err(wrong(format!("strict decoding error: {}", told.join(", "))));
+            }
         }
-        FieldValidation::Warn => told.into_iter().for_each(|text| call.warn(text)),
-        FieldValidation::Strict | FieldValidation::Ignore => {}
+        FieldValidation::Warn => duplicates.warnings().into_iter().chain(unknown).for_each(|text| call.warn(text)),
+        FieldValidation::Ignore => {}
     }
     default(resource, value);
     Ok(())

@@ -2,8 +2,8 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::{Call, WriteOptions, Written, admit, update};
-use crate::http::media::{self, Decoded};
-use crate::http::{FieldValidation, json};
+use crate::http::media::{Decoded, Duplicates};
+use crate::http::{FieldValidation, json, yaml};
 use crate::kinds::strategy;
 use crate::object::apply::{self, Applier, Updater};
 use crate::object::status::{Problem, What};
@@ -116,20 +116,13 @@ fn check_type(call: &Call, object: &Value, invalid: &impl Fn(String) -> Problem)
 }
 
 async fn apply(call: &mut Call, body: &Bytes, options: &WriteOptions) -> Result<Written, Problem> {
-    let Decoded { value: applied, duplicates } = media::yaml(body)
+    let Decoded { value: applied, duplicates } = yaml::parse(body)
         .map_err(|why| Problem::bad_request(format!("error decoding YAML: error converting YAML to JSON: {why}")))?;
     if !applied.is_object() {
         return Err(Problem::bad_request("error decoding YAML: an object is needed"));
     }
-    if !duplicates.is_empty() {
-        let told: Vec<String> = duplicates.iter().map(|path| format!("duplicate field {path:?}")).collect();
-        match options.validation {
-            FieldValidation::Strict => {
-                return Err(Problem::bad_request(format!("error strict decoding YAML: {}", told.join(", "))));
-            }
-            FieldValidation::Warn => told.into_iter().for_each(|text| call.warn(text)),
-            FieldValidation::Ignore => {}
-        }
+    if options.validation == FieldValidation::Warn {
+        duplicates.warnings().into_iter().for_each(|text| call.warn(text));
     }
     let schema = call.resource.schema();
     let resource = call.resource.clone();
@@ -145,7 +138,12 @@ async fn apply(call: &mut Call, body: &Bytes, options: &WriteOptions) -> Result<
         let mut wanted = applied.clone();
         strategy::reset_applied(&resource, &call.subresource, &mut wanted);
         let mut object = apply::apply(current, wanted, &schema, &applier)?;
-        admit::fit(&resource, &mut object, Vec::new(), FieldValidation::Ignore, call, Problem::bad_request)?;
+        if options.validation == FieldValidation::Strict && !duplicates.is_empty() {
+            let told = duplicates.errors().join(", ");
+            let why = format!("error strict decoding YAML: error converting YAML to JSON: {told}");
+            return Err(Problem::bad_request(why));
+        }
+        admit::fit(&resource, &mut object, Duplicates::NONE, FieldValidation::Ignore, call, Problem::bad_request)?;
         match current {
             Some(current) => strategy::reset_for_update(&resource, &call.subresource, &mut object, current),
             None => strategy::reset_for_create(&resource, &mut object),
