@@ -17,11 +17,10 @@ use crate::http::reply::Reply;
 use crate::http::{Accept, Query};
 use crate::object::status::{Problem, What};
 use crate::openapi;
-use crate::registry::{Resource, Resources, Version, api_version};
+use crate::registry::{Model, Resource, Resources, Version, api_version, custom};
 
 /// The Kubernetes whose API this is.
 pub(crate) const VERSION: &str = "v1.34.2";
-const VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 const PART_VERBS: [&str; 3] = ["get", "patch", "update"];
 
 /// Answers what is no resource.
@@ -176,6 +175,7 @@ fn parts(resource: &Resource) -> Vec<Part> {
         let stream = |name, kind| Part { name, group: "", version: "v1", kind: Some(kind), verbs: &["create", "get"] };
         all.push(stream("attach", "PodAttachOptions"));
         all.push(Part { name: "binding", group: "", version: "v1", kind: Some("Binding"), verbs: &["create"] });
+        all.push(own("ephemeralcontainers", &PART_VERBS));
         all.push(Part { name: "eviction", group: "policy", version: "v1", kind: Some("Eviction"), verbs: &["create"] });
         all.push(stream("exec", "PodExecOptions"));
         all.push(own("log", &["get"]));
@@ -201,14 +201,11 @@ fn parts(resource: &Resource) -> Vec<Part> {
 }
 
 fn verbs(resource: &Resource) -> Vec<&'static str> {
-    if resource.review {
-        return vec!["create"];
-    }
-    // Namespaces are deleted one by one.
-    if resource.is_custom() {
+    let Model::Builtin(kind) = &resource.model else {
         return vec!["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
-    }
-    VERBS.into_iter().filter(|verb| !(resource.is("", "namespaces") && *verb == "deletecollection")).collect()
+    };
+    // Namespaces are deleted one by one.
+    kind.verbs.iter().copied().filter(|verb| !(resource.is("", "namespaces") && *verb == "deletecollection")).collect()
 }
 
 fn discovered(resource: &Resource) -> Value {
@@ -274,7 +271,12 @@ fn group_of(resources: &Resources, name: &str, alone: bool) -> Value {
 
 /// Changes when objects are kept in another version: for tools that migrate.
 fn storage_hash(resource: &Resource) -> String {
-    let kept = format!("{}/{}", resource.stored_api_version, resource.kind);
+    // Upstream keeps definitions as v1beta1; they are the same.
+    let version = match resource.is(custom::GROUP, custom::PLURAL) && !resource.is_custom() {
+        true => "apiextensions.k8s.io/v1beta1",
+        false => &resource.stored_api_version,
+    };
+    let kept = format!("{version}/{}", resource.kind);
     let kept = if resource.stored_group.is_empty() { format!("/{kept}") } else { kept };
     let digest = Sha256::digest(kept.as_bytes());
     STANDARD.encode(digest.get(..8).unwrap_or_default())

@@ -198,7 +198,10 @@ impl List {
             Some(text) => Some(text.parse::<u64>().map_err(|_| {
                 let why = format!("strconv.ParseUint: parsing {text:?}: invalid syntax");
                 let why = FieldError::invalid_str("resourceVersion", &text, &why);
-                Problem::bad_request(format!("invalid resource version: {why}"))
+                match watch {
+                    true => Problem::unexplained(why.to_string()),
+                    false => Problem::bad_request(format!("invalid resource version: {why}")),
+                }
             })?),
         };
         let limit = match query.get("limit") {

@@ -14,7 +14,7 @@ use super::reply::{JSON, Reply};
 use super::url::{Query, Target};
 use crate::access::User;
 use crate::core::Core;
-use crate::kinds::{convert, subresources};
+use crate::kinds::{components, convert, subresources};
 use crate::object::status::Problem;
 use crate::reviews;
 use crate::store::Entry;
@@ -53,9 +53,16 @@ pub(crate) async fn answer(core: &Arc<Core>, asked: Asked<'_>, warnings: &mut Ve
     if !resources.groups.contains_key(group) {
         return Ok(Reply::nothing_here());
     }
-    let Some(resource) = resources.find(group, version, resource).cloned() else { return Err(Problem::no_such_path()) };
+    let Some(resource) = resources.find(group, version, resource).cloned() else {
+        // What serves definitions knows no versions but theirs.
+        let unknown = resources.version(group, version).is_none() && resources.is_of_definitions(group);
+        return if unknown { Ok(Reply::nothing_here()) } else { Err(Problem::no_such_path()) };
+    };
     drop(resources);
     let everywhere = resource.namespaced && asked.target.namespace.is_empty();
+    if everywhere && resource.review {
+        return Err(Problem::no_such_path());
+    }
     if everywhere && !matches!(*verb, "list" | "watch") {
         return Err(if asked.target.name.is_empty() { Problem::not_allowed() } else { Problem::no_such_path() });
     }
@@ -96,14 +103,24 @@ pub(crate) async fn answer(core: &Arc<Core>, asked: Asked<'_>, warnings: &mut Ve
 async fn dispatch(call: &mut Call, asked: &Asked<'_>) -> Result<Reply, Problem> {
     let accept = Accept::of(asked.headers)?;
     if call.resource.review {
-        return match asked.target.verb {
-            "create" if asked.target.name.is_empty() => reviews::answer(call, asked).await,
+        return match (call.resource.kind.as_str(), asked.target.verb) {
+            _ if !call.subresource.is_empty() => Err(Problem::no_such_path()),
+            ("ComponentStatus", _) => components::answer(call, asked, &accept),
+            _ if !call.name.is_empty() => Err(Problem::no_such_path()),
+            ("Binding", "create") => subresources::bind_named(call, asked, &accept).await,
+            (_, "create") => reviews::answer(call, asked).await,
             _ => Err(Problem::not_allowed()),
         };
     }
+    let whole = match call.subresource.as_str() {
+        "" => true,
+        "status" => call.resource.status,
+        "ephemeralcontainers" => call.resource.is("", "pods") && !call.resource.is_custom(),
+        _ => false,
+    };
     match (call.subresource.as_str(), asked.target.verb) {
         ("", "create") if call.name.is_empty() => post(call, asked, &accept).await,
-        ("" | "status", "get") if call.subresource.is_empty() || call.resource.status => {
+        (_, "get") if whole => {
             let revision = ListOptions::of(asked.query, false)?.revision;
             let object = read::get(call, revision).await?;
             one(call, asked, &accept, 200, &object)
@@ -125,13 +142,13 @@ async fn dispatch(call: &mut Call, asked: &Asked<'_>) -> Result<Reply, Problem> 
             let stream = watch::watch(call, &options, &accept).await?;
             Ok(Reply::new(200, JSON, Body::Stream(stream)))
         }
-        ("" | "status", "update") if call.subresource.is_empty() || call.resource.status => {
+        (_, "update") if whole => {
             let options = WriteOptions::of(asked.query, asked.user_agent(), "UpdateOptions", false)?;
             let object = admit::decode(call, &asked.body, asked.media_type(), options.validation)?;
             let written = update::update(call, object, &options).await?;
             written_reply(call, asked, &accept, &written)
         }
-        ("" | "status", "patch") if call.subresource.is_empty() || call.resource.status => {
+        (_, "patch") if whole => {
             let language = Language::of(asked.media_type(), call.resource.is_custom())?;
             let options =
                 WriteOptions::of(asked.query, asked.user_agent(), "PatchOptions", language == Language::Apply)?;

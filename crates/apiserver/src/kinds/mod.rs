@@ -1,7 +1,10 @@
 //! Kubernetes' own kinds: one table, and what is particular about each of them in the modules beside it.
 
+mod addresses;
+pub(crate) mod components;
 pub(crate) mod convert;
 pub(crate) mod defaults;
+mod ephemeral;
 pub(crate) mod fields;
 mod hooks;
 mod roles;
@@ -38,13 +41,17 @@ pub(crate) struct Kind {
     pub(crate) stored_group: &'static str,
     /// The version of `stored_group` in which objects are kept.
     pub(crate) stored_version: &'static str,
-    /// A question that is answered and not stored.
+    /// Answered and not stored: a question, or what is no more than a request.
     pub(crate) review: bool,
+    /// What can be done with it.
+    pub(crate) verbs: &'static [&'static str],
     /// The type's name in Kubernetes' OpenAPI.
     pub(crate) name: fn() -> String,
     /// Adds the type and all it refers to to a generator, and returns its name there.
     pub(crate) describe: fn(&mut SchemaGenerator) -> String,
 }
+
+const VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
 fn describe<T: JsonSchema>(to: &mut SchemaGenerator) -> String {
     let _ = to.subschema_for::<T>();
@@ -69,6 +76,7 @@ const fn row<T: k8s_openapi::Resource + JsonSchema>(namespaced: bool) -> Kind {
         stored_group: T::GROUP,
         stored_version: T::VERSION,
         review: false,
+        verbs: &VERBS,
         name: name::<T>,
         describe: describe::<T>,
     }
@@ -108,7 +116,11 @@ impl Kind {
     }
 
     const fn review(self) -> Self {
-        Self { review: true, ..self }
+        Self { review: true, verbs: &["create"], ..self }
+    }
+
+    const fn made_up(self) -> Self {
+        Self { review: true, verbs: &["get", "list"], ..self }
     }
 
     pub(crate) fn stored_api_version(&self) -> String {
@@ -121,6 +133,8 @@ pub(crate) static TOKEN_REQUEST: Kind = namespaced::<authentication::TokenReques
 
 /// Every built-in kind that is served. Within a group the first version is the preferred one.
 pub(crate) static KINDS: &[Kind] = &[
+    namespaced::<core::Binding>().review(),
+    cluster::<core::ComponentStatus>().short(&["cs"]).made_up(),
     namespaced::<core::ConfigMap>().short(&["cm"]),
     namespaced::<core::Endpoints>().short(&["ep"]),
     namespaced::<core::Event>().short(&["ev"]),
@@ -152,9 +166,11 @@ pub(crate) static KINDS: &[Kind] = &[
     namespaced::<autoscaling1::HorizontalPodAutoscaler>().short(&["hpa"]).all().status().stored_as("autoscaling", "v2"),
     namespaced::<batch::CronJob>().short(&["cj"]).all().status(),
     namespaced::<batch::Job>().all().status(),
+    cluster::<networking::IPAddress>().short(&["ip"]),
     cluster::<networking::IngressClass>(),
     namespaced::<networking::Ingress>().short(&["ing"]).status(),
     namespaced::<networking::NetworkPolicy>().short(&["netpol"]),
+    cluster::<networking::ServiceCIDR>().status(),
     namespaced::<policy::PodDisruptionBudget>().short(&["pdb"]).status(),
     cluster::<rbac::ClusterRoleBinding>(),
     cluster::<rbac::ClusterRole>(),

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::{defaults, service_account, validate};
+use super::{defaults, ephemeral, service_account, validate};
+use crate::local::protection;
 use crate::object::FieldError;
 use crate::object::meta::NameRule;
 use crate::object::status::Problem;
@@ -32,6 +33,7 @@ pub(crate) fn name_rule(resource: &Resource) -> NameRule {
         ("", "namespaces") => NameRule::Label,
         ("", "services") => NameRule::Label1035,
         ("rbac.authorization.k8s.io", _) => NameRule::PathSegment,
+        ("networking.k8s.io", "ipaddresses") => NameRule::Address,
         _ => NameRule::Subdomain,
     }
 }
@@ -70,7 +72,7 @@ fn has_generation(resource: &Resource) -> bool {
                         | "scheduling.k8s.io",
                     _
                 )
-                | ("networking.k8s.io", _)
+                | ("networking.k8s.io", "ingresses" | "ingressclasses" | "networkpolicies")
                 | ("policy", "poddisruptionbudgets")
                 | ("", "replicationcontrollers" | "pods" | "podtemplates")
         )
@@ -150,6 +152,17 @@ pub(crate) fn reset_for_update(resource: &Resource, subresource: &str, object: &
             }
             *object = kept;
         }
+        "ephemeralcontainers" => {
+            let mut kept = old.clone();
+            let wanted = object.pointer("/spec/ephemeralContainers").cloned();
+            if let Some(spec) = kept.get_mut("spec") {
+                put(spec, "ephemeralContainers", wanted);
+            }
+            for field in ["resourceVersion", "managedFields"] {
+                meta::put(&mut kept, field, meta::get(object, field).cloned());
+            }
+            *object = kept;
+        }
         _ if resource.status => put(object, "status", old.get("status").cloned()),
         _ => {}
     }
@@ -186,8 +199,17 @@ pub(crate) fn admit_create(call: &Call, object: &mut Value) -> Result<(), Proble
             service_account::tolerate(spec);
             priority(call, &name, spec)
         }
-        ("", "persistentvolumeclaims") => {
-            default_class(call, object);
+        ("", "persistentvolumeclaims" | "persistentvolumes") => {
+            if call.resource.plural == "persistentvolumeclaims" {
+                default_class(call, object);
+            }
+            let mut finalizers = meta::finalizers(object);
+            if let Some(finalizer) = protection::finalizer(&call.resource.plural)
+                && !finalizers.iter().any(|it| it == finalizer)
+            {
+                finalizers.push(finalizer.to_owned());
+                meta::set_finalizers(object, &finalizers);
+            }
             Ok(())
         }
         _ => Ok(()),
@@ -276,11 +298,6 @@ pub(crate) fn prepare_create(call: &Call, object: &mut Value) -> Result<(), Prob
         ("apiextensions.k8s.io", "customresourcedefinitions") => {
             remove(object, "status");
             custom::note_stored_version(object);
-            let mut finalizers = meta::finalizers(object);
-            if !finalizers.iter().any(|it| it == custom::CLEANUP) {
-                finalizers.push(custom::CLEANUP.into());
-                meta::set_finalizers(object, &finalizers);
-            }
             settle(call, object);
         }
         _ => {}
@@ -463,6 +480,7 @@ pub(crate) fn validate_update(
     match &resource.model {
         Model::Custom(custom) => custom.schema().validate(new, Some(old)),
         Model::Builtin(_) if subresource == "status" => Default::default(),
+        Model::Builtin(_) if subresource == "ephemeralcontainers" => (ephemeral::update(new, old), Vec::new()),
         Model::Builtin(_) => (validate::update(resource, new, old), Vec::new()),
     }
 }

@@ -36,13 +36,11 @@ pub(crate) async fn answer(call: &mut Call, asked: &Asked<'_>, accept: &Accept) 
             )
         }
         ("", "pods", "binding", "create") => {
-            let body = body(asked, "Binding")?;
-            bind(call, asked, &body).await?;
-            encoded(
-                accept,
-                201,
-                &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
-            )
+            let body = binding(call, asked)?;
+            if meta::name(&body) != call.name {
+                return Err(Problem::bad_request("name in URL does not match name in Binding object"));
+            }
+            bound(call, asked, accept, &body).await
         }
         ("", "serviceaccounts", "token", "create") => token_request::answer(call, asked, accept).await,
         ("", "serviceaccounts", "token", _) => Err(Problem::not_allowed()),
@@ -52,6 +50,31 @@ pub(crate) async fn answer(call: &mut Call, asked: &Asked<'_>, accept: &Accept) 
         _ if call.resource.is_custom() => Err(call.not_found(&call.name)),
         _ => Err(Problem::no_such_path()),
     }
+}
+
+/// A Binding that is not sent to its pod: it names it.
+pub(crate) async fn bind_named(call: &mut Call, asked: &Asked<'_>, accept: &Accept) -> Result<Reply, Problem> {
+    let body = binding(call, asked)?;
+    let pods = call.core.registry.now().find("", "v1", "pods").cloned().ok_or_else(Problem::no_such_path)?;
+    call.resource = pods;
+    call.name = meta::name(&body).to_owned();
+    call.subresource = "binding".to_owned();
+    bound(call, asked, accept, &body).await
+}
+
+fn binding(call: &mut Call, asked: &Asked<'_>) -> Result<Value, Problem> {
+    let options = WriteOptions::of(asked.query, asked.user_agent(), "CreateOptions", false)?;
+    let resource = call.core.registry.now().find("", "v1", "bindings").cloned().ok_or_else(Problem::no_such_path)?;
+    admit::decode_as(call, &resource, &asked.body, asked.media_type(), options.validation)
+}
+
+async fn bound(call: &mut Call, asked: &Asked<'_>, accept: &Accept, body: &Value) -> Result<Reply, Problem> {
+    bind(call, asked, body).await?;
+    encoded(
+        accept,
+        201,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+    )
 }
 
 fn body(asked: &Asked<'_>, kind: &str) -> Result<Value, Problem> {
@@ -98,8 +121,7 @@ async fn tell_evicted(call: &mut Call, asked: &Asked<'_>) -> Result<(), Problem>
 async fn bind(call: &mut Call, asked: &Asked<'_>, binding: &Value) -> Result<(), Problem> {
     let node = binding.pointer("/target/name").and_then(Value::as_str).unwrap_or_default().to_owned();
     if node.is_empty() {
-        let error = crate::object::FieldError::required("target.name", "");
-        return Err(Problem::invalid(crate::object::status::What::new("", "Binding"), &call.name, &[error]));
+        return Err(Problem::unexplained(crate::object::FieldError::required("target.name", "").to_string()));
     }
     let options = WriteOptions::of(asked.query, asked.user_agent(), "CreateOptions", false)?;
     let now = call.core.now();

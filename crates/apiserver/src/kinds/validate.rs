@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{hooks, roles, schedule};
+use super::{addresses, hooks, roles, schedule};
 use crate::object::FieldError;
 use crate::object::field::quote;
 use crate::object::meta::{dns1123_label, validate_kube_finalizers};
@@ -102,6 +102,8 @@ pub(super) fn create(resource: &Resource, object: &Value) -> Vec<FieldError> {
         ("admissionregistration.k8s.io", "mutatingwebhookconfigurations" | "validatingwebhookconfigurations") => {
             hooks::configuration(object, None, &mut errors);
         }
+        ("networking.k8s.io", "ipaddresses") => addresses::address(object, &mut errors),
+        ("networking.k8s.io", "servicecidrs") => addresses::ranges(object, &mut errors),
         ("apiextensions.k8s.io", "customresourcedefinitions") => errors.extend(custom::validate(object, None)),
         _ => {}
     }
@@ -118,6 +120,7 @@ pub(super) fn update(resource: &Resource, new: &Value, old: &Value) -> Vec<Field
             hooks::configuration(new, Some(old), &mut errors);
             errors
         }
+        ("networking.k8s.io", "ipaddresses" | "servicecidrs") => Vec::new(),
         _ => create(resource, new),
     };
     let immutable = |path: &str, name: &str, errors: &mut Vec<FieldError>| {
@@ -204,6 +207,8 @@ pub(super) fn update(resource: &Resource, new: &Value, old: &Value) -> Vec<Field
             }
         }
         ("node.k8s.io", "runtimeclasses") => immutable("/handler", "handler", &mut errors),
+        ("networking.k8s.io", "ipaddresses") => addresses::address_update(new, old, &mut errors),
+        ("networking.k8s.io", "servicecidrs") => addresses::ranges_update(new, old, &mut errors),
         ("apps", "controllerrevisions") => immutable("/data", "data", &mut errors),
         ("discovery.k8s.io", "endpointslices") => immutable("/addressType", "addressType", &mut errors),
         _ => {}
@@ -453,7 +458,7 @@ fn pod_spec(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
     one_of(spec, "/dnsPolicy", &format!("{path}.dnsPolicy"), &dns, errors);
 }
 
-fn name_is_label(name: &str, place: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn name_is_label(name: &str, place: &str, errors: &mut Vec<FieldError>) {
     if name.is_empty() {
         errors.push(FieldError::required(place, ""));
     } else {
@@ -488,13 +493,7 @@ fn pod_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
     let frozen = |object: &Value| {
         let mut spec = object.get("spec").cloned().unwrap_or_default();
         let spec = meta::map(&mut spec);
-        for field in [
-            "activeDeadlineSeconds",
-            "terminationGracePeriodSeconds",
-            "tolerations",
-            "schedulingGates",
-            "ephemeralContainers",
-        ] {
+        for field in ["activeDeadlineSeconds", "terminationGracePeriodSeconds", "tolerations", "schedulingGates"] {
             spec.shift_remove(field);
         }
         for field in ["containers", "initContainers"] {

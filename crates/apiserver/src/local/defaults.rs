@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::agenda::Agenda;
-use super::{Meta, call, is_stale, options};
+use super::{Meta, call, is_refused, is_stale, options};
 use crate::core::Core;
 use crate::object::status::Problem;
 use crate::store::{Event, Key};
@@ -103,11 +103,6 @@ async fn ensure(core: &Arc<Core>, key: Key, object: Value) -> Result<(), Problem
         Err(problem) if !is_refused(&problem) => Err(problem),
         _ => Ok(()),
     }
-}
-
-/// Somebody else made it, or the namespace is going.
-fn is_refused(problem: &Problem) -> bool {
-    matches!(problem.code, 403 | 404) || problem.reason == "AlreadyExists"
 }
 
 async fn restore(core: &Arc<Core>, key: &Key, data: &Value) -> Result<(), Problem> {

@@ -9,7 +9,9 @@ mod defaults;
 mod expiry;
 mod garbage;
 mod namespaces;
+pub(crate) mod protection;
 mod quotas;
+mod unattended;
 
 #[cfg(test)]
 mod tests;
@@ -40,6 +42,8 @@ pub(crate) fn start(core: &Arc<Core>, authority: &str) {
     core.tasks.platform("expiry of events", expiry::run(core.clone()));
     core.tasks.platform("aggregation of roles", aggregation::run(core.clone()));
     core.tasks.platform("use of quotas", quotas::run(core.clone()));
+    core.tasks.platform("protection of volumes", protection::run(core.clone()));
+    core.tasks.platform("kinds that nobody acts on", unattended::run(core.clone()));
 }
 
 /// A call about one object. None when its kind is not served (any more).
@@ -79,6 +83,11 @@ async fn merge_metadata(call: &mut Call, entry: &Entry, mut change: Value, manag
 /// Whether the problem is that the object changed or went meanwhile: then look again.
 fn is_stale(problem: &Problem) -> bool {
     matches!(problem.code, 404 | 409)
+}
+
+/// Somebody else made what was to be made, or the namespace is going.
+fn is_refused(problem: &Problem) -> bool {
+    matches!(problem.code, 403 | 404) || problem.reason == "AlreadyExists"
 }
 
 /// What the loops want to know of an object, without building the whole of it.

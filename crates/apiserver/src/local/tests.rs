@@ -4,7 +4,10 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Pod, ServiceAccount};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Event, Namespace, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kit::{Clock, Shutdown, Tasks};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, PropagationPolicy, WatchEvent, WatchParams};
@@ -337,6 +340,71 @@ async fn events_go_an_hour_after_they_were_last_written() {
     assert!(events.get_opt("again").await.unwrap().is_none());
     // The real clock had no part in it.
     assert!(house.clock.now() > "2026-01-01T01:40:00Z".parse::<Timestamp>().unwrap());
+}
+
+#[tokio::test]
+async fn a_claim_in_use_and_a_bound_volume_outlive_their_deletion() {
+    let house = house().await;
+    let (claims, pods) = (house.of::<PersistentVolumeClaim>("default"), house.of::<Pod>("default"));
+    let volumes: Api<PersistentVolume> = Api::all(house.server.client());
+    let storage = json!({"storage": "1Gi"});
+    let claim = |name: &str| json!({"metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": storage}}});
+    let made = create(&claims, claim("used")).await;
+    assert_eq!(made.finalizers(), ["kubernetes.io/pvc-protection"]);
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}],
+        "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "used"}}]}});
+    create(&pods, pod).await;
+    create(&claims, claim("free")).await;
+    let spec = json!({"capacity": storage, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/x"}});
+    create(&volumes, json!({"metadata": {"name": "v"}, "spec": spec})).await;
+    let bound = json!({"status": {"phase": "Bound"}});
+    volumes.patch_status("v", &PatchParams::default(), &Patch::Merge(bound)).await.unwrap();
+
+    volumes.delete("v", &DeleteParams::default()).await.unwrap();
+    claims.delete("used", &DeleteParams::default()).await.unwrap();
+    claims.delete("free", &DeleteParams::default()).await.unwrap();
+    // What was deleted later is gone, so those before it were looked at.
+    gone(&claims, "free").await;
+    assert!(claims.get("used").await.unwrap().metadata.deletion_timestamp.is_some());
+    assert_eq!(volumes.get("v").await.unwrap().finalizers(), ["kubernetes.io/pv-protection"]);
+    pods.delete("p", &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await.unwrap();
+    gone(&claims, "used").await;
+    let released = json!({"status": {"phase": "Released"}});
+    volumes.patch_status("v", &PatchParams::default(), &Patch::Merge(released)).await.unwrap();
+    gone(&volumes, "v").await;
+    // And what loses its protection before its time has it again.
+    create(&claims, claim("bare")).await;
+    hold(&claims, "bare", json!(null)).await;
+    until(&claims, "bare", |it| it.is_some_and(|it| it.finalizers() == ["kubernetes.io/pvc-protection"])).await;
+}
+
+#[tokio::test]
+async fn a_kind_that_nobody_acts_on_says_so_once_in_a_namespace() {
+    let house = house().await;
+    let pod = |name: &str, spec: Value| {
+        let mut it = json!({"metadata": {"name": name}, "spec": spec});
+        it["spec"]["containers"] = json!([{"name": "c", "image": "i"}]);
+        it
+    };
+    create(&house.namespaces(), json!({"metadata": {"name": "n"}})).await;
+    let labels = json!({"app": "a"});
+    let deployment = |name: &str| {
+        json!({"metadata": {"name": name}, "spec": {"selector": {"matchLabels": labels}, "template":
+            {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}})
+    };
+    // A pod that its node shows is somebody's already.
+    create(&house.of::<Pod>("n"), pod("shown", json!({"nodeName": "somewhere"}))).await;
+    create(&house.of::<Deployment>("n"), deployment("first")).await;
+    create(&house.of::<Deployment>("n"), deployment("second")).await;
+    create(&house.of::<Pod>("default"), pod("bare", json!({}))).await;
+    let events = house.of::<Event>("default");
+    there(&events, "unattended.pods").await;
+    let said = events.get("unattended.pods").await.unwrap();
+    assert_eq!(said.involved_object.name.as_deref(), Some("bare"));
+    assert_eq!(said.reason.as_deref(), Some("NotActedOn"));
+    let all = house.of::<Event>("n").list(&Default::default()).await.unwrap().items;
+    let said: Vec<_> = all.iter().map(|it| (it.name_any(), it.involved_object.name.clone().unwrap())).collect();
+    assert_eq!(said, [("unattended.deployments.apps".to_owned(), "first".to_owned())]);
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! `ObjectMeta` as every kind shares it: names, labels, annotations, owners, finalizers, in the words of
 //! `k8s.io/apimachinery/pkg/api/validation`.
 
+use std::net::IpAddr;
+
 use serde_json::{Map, Value};
 
 use super::field::{ERRORS_MAX, FieldError};
@@ -28,13 +30,17 @@ pub(crate) enum NameRule {
     Label1035,
     /// Anything that fits in one segment of a path: the RBAC kinds.
     PathSegment,
+    /// An IP address: what is named after the one it stands for.
+    Address,
 }
 
 impl NameRule {
     /// What is wrong with `name`; `prefix` when something will be appended to it (`generateName`).
     pub(crate) fn check(self, name: &str, prefix: bool) -> Vec<String> {
-        if self == Self::PathSegment {
-            return path_segment(name, prefix);
+        match self {
+            Self::PathSegment => return path_segment(name, prefix),
+            Self::Address => return address(name),
+            Self::Subdomain | Self::Label | Self::Label1035 => {}
         }
         let masked;
         let mut name = name;
@@ -48,10 +54,25 @@ impl NameRule {
             name = &masked;
         }
         match self {
-            Self::Subdomain | Self::PathSegment => dns1123_subdomain(name),
+            Self::Subdomain | Self::PathSegment | Self::Address => dns1123_subdomain(name),
             Self::Label => dns1123_label(name),
             Self::Label1035 => dns1035_label(name),
         }
+    }
+}
+
+/// What is wrong with a text that shall be an address in its one canonical form.
+fn address(name: &str) -> Vec<String> {
+    let leading = |part: &str| part.len() > 1 && part.starts_with('0') && part.bytes().all(|it| it.is_ascii_digit());
+    if !name.contains(':') && name.split('.').count() == 4 && name.split('.').any(leading) {
+        return vec!["must not have leading 0s".into()];
+    }
+    match name.parse::<IpAddr>() {
+        Err(_) => vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".into()],
+        Ok(address) if address.to_string() != name => {
+            vec![format!("must be in canonical form (\"{address}\")")]
+        }
+        Ok(_) => Vec::new(),
     }
 }
 

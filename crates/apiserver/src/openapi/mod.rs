@@ -129,7 +129,7 @@ fn schemas<'a>(resources: impl Iterator<Item = &'a Arc<Resource>>) -> Map<String
                 custom.insert(type_name(resource), custom_schema(resource, schema));
             }
         }
-        if !resource.review {
+        if resource.is_listed() {
             lists.push((format!("{}List", type_name(resource)), list_schema(resource)));
         }
     }

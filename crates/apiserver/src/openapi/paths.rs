@@ -40,6 +40,13 @@ pub(super) fn of(version: &Version, schemas: &str) -> Value {
         let reference = |name: &str| json!({"$ref": format!("{schemas}{name}")});
         let (one, many) = (reference(&type_name(resource)), reference(&format!("{}List", type_name(resource))));
         let place = if resource.namespaced { vec![in_path("namespace")] } else { Vec::new() };
+        if resource.review && resource.is_listed() {
+            let get = operation(resource, "list", "list", &LIST, &many, None);
+            paths.insert(namespaced.clone(), json!({"get": get, "parameters": place}));
+            let get = operation(resource, "get", "read", &[], &one, None);
+            paths.insert(format!("{namespaced}/{{name}}"), json!({"get": get, "parameters": [in_path("name")]}));
+            continue;
+        }
         if resource.review {
             let post = operation(resource, "post", "create", &WRITE, &one, Some(&one));
             paths.insert(namespaced, json!({"post": post, "parameters": place}));

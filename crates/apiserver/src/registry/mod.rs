@@ -95,6 +95,13 @@ impl Resource {
         Key::new(self.stored_group.as_str(), self.plural.as_str(), namespace, name)
     }
 
+    pub(crate) fn is_listed(&self) -> bool {
+        match &self.model {
+            Model::Builtin(kind) => kind.verbs.contains(&"list"),
+            Model::Custom(_) => true,
+        }
+    }
+
     pub(crate) fn is_custom(&self) -> bool {
         matches!(self.model, Model::Custom(_))
     }
@@ -215,6 +222,12 @@ impl Resources {
             let all = group.versions.iter().flat_map(|version| version.resources.values());
             all.filter(move |it| it.group == it.stored_group && !it.review && seen.insert(it.plural.clone()))
         })
+    }
+
+    /// Whether all that the group serves comes from definitions.
+    pub(crate) fn is_of_definitions(&self, group: &str) -> bool {
+        let versions = self.groups.get(group).map(|it| it.versions.as_slice()).unwrap_or_default();
+        versions.iter().all(|version| version.resources.values().all(|it| it.is_custom()))
     }
 
     fn add(&mut self, resource: Arc<Resource>) {

@@ -181,13 +181,17 @@ fn namespace(call: &Call, before: &Value, options: &DeleteOptions) -> Step {
 
 /// A definition says that it terminates; its objects go first.
 fn definition(call: &Call, before: &Value) -> Step {
-    match (meta::is_being_deleted(before), meta::finalizers(before).is_empty()) {
-        (_, true) => Step::Remove(None),
-        (true, false) => Step::Wait,
-        (false, false) => {
+    match (meta::is_being_deleted(before), meta::finalizers(before)) {
+        (true, finalizers) if finalizers.is_empty() => Step::Remove(None),
+        (true, _) => Step::Wait,
+        (false, mut finalizers) => {
+            if !finalizers.iter().any(|it| it == custom::CLEANUP) {
+                finalizers.push(custom::CLEANUP.into());
+            }
             let mut object = before.clone();
             let now = call.core.now();
             meta::set(&mut object, "deletionTimestamp", now.as_str());
+            meta::set_finalizers(&mut object, &finalizers);
             let said = "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon";
             custom::set_condition(&mut object, "Terminating", "True", "InstanceDeletionPending", said, &now);
             Step::Mark(object)

@@ -72,9 +72,7 @@ pub(crate) fn is_being_deleted(object: &Value) -> bool {
 
 /// What a client must not set on a new object.
 pub(crate) fn wipe_system_fields(object: &mut Value) {
-    for field in
-        ["creationTimestamp", "uid", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"]
-    {
+    for field in ["creationTimestamp", "uid", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"] {
         remove(object, field);
     }
 }

@@ -1,8 +1,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::{DecodeError, Engine};
 use serde_json::{Value, json};
 
 use super::{Call, ListOptions, Object};
@@ -211,19 +211,50 @@ fn make_token(namespace: Option<&str>, rev: u64, last: &Key) -> String {
     URL_SAFE_NO_PAD.encode(json!({"v": "meta.k8s.io/v1", "rv": rev, "start": start}).to_string())
 }
 
+/// In the words of upstream's `storage.DecodeContinue`.
 fn parse_token(resource: &Resource, namespace: Option<&str>, token: &str) -> Result<(Option<u64>, Key), Problem> {
-    let parse = || {
-        let bytes = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).ok()?;
-        let value: Value = serde_json::from_slice(&bytes).ok()?;
-        let rev = value.get("rv")?.as_i64()?;
-        let start = value.get("start")?.as_str()?.trim_end_matches('\0').trim_start_matches('/');
-        let (namespace, name) = match namespace {
-            None if resource.namespaced => start.split_once('/')?,
-            within => (within.unwrap_or_default(), start),
+    let invalid =
+        |why: String| Problem::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
+    let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|error| {
+        let at = match error {
+            DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol(at, _) => at,
+            DecodeError::InvalidLength(length) => length - length % 4,
+            DecodeError::InvalidPadding => token.len(),
         };
-        Some((u64::try_from(rev).ok().filter(|rev| *rev > 0), resource.key(namespace, name)))
+        invalid(format!("illegal base64 data at input byte {at}"))
+    })?;
+    let value: Value = serde_json::from_slice(&bytes).map_err(|error| {
+        let first = bytes.iter().find(|it| !it.is_ascii_whitespace());
+        invalid(match first {
+            Some(first) if !matches!(first, b'{' | b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n') => {
+                let shown = match first {
+                    0x80..=0x9f => format!("\\u00{first:02x}"),
+                    first => char::from(*first).escape_default().to_string(),
+                };
+                format!("invalid character '{shown}' looking for beginning of value")
+            }
+            _ if error.is_eof() => "unexpected end of JSON input".to_owned(),
+            _ => error.to_string(),
+        })
+    })?;
+    let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default();
+    let version = text("v");
+    if version != "meta.k8s.io/v1" {
+        return Err(invalid(format!("server does not recognize this encoded version {version}")));
+    }
+    let rev = value.get("rv").and_then(Value::as_i64).unwrap_or_default();
+    if rev == 0 {
+        return Err(invalid(format!("incorrect encoded start resourceVersion (version {version})")));
+    }
+    let start = text("start");
+    if start.is_empty() {
+        return Err(invalid(format!("encoded start key empty (version {version})")));
+    }
+    let path = start.trim_end_matches('\0').trim_start_matches('/');
+    let place = match namespace {
+        None if resource.namespaced => path.split_once('/'),
+        within => Some((within.unwrap_or_default(), path)),
     };
-    parse().ok_or_else(|| {
-        Problem::bad_request("invalid continue token: continue key is not valid: it is not one of this server")
-    })
+    let (namespace, name) = place.ok_or_else(|| invalid(start.to_owned()))?;
+    Ok((u64::try_from(rev).ok(), resource.key(namespace, name)))
 }

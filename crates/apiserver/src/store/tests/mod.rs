@@ -30,9 +30,15 @@ fn open(data: &Data) -> Opened {
 }
 
 fn open_window(data: &Data, window: Window) -> Opened {
-    let tasks = Tasks::new(Shutdown::new());
-    let store = Store::open_with(data, Clock::system(), &tasks, window).unwrap();
-    Opened { store, tasks }
+    loop {
+        let tasks = Tasks::new(Shutdown::new());
+        match Store::open_with(data, Clock::system(), &tasks, window) {
+            Ok(store) => return Opened { store, tasks },
+            // Other tests start children, and such a one has all our files until it has become another program.
+            Err(OpenError::InUse { .. }) => std::thread::yield_now(),
+            Err(error) => panic!("{}", kit::chain(&error)),
+        }
+    }
 }
 
 /// Ends it and lets go of the file.

@@ -1,0 +1,104 @@
+//! Kinds that are stored and that nobody acts on say so, in one event for each kind and namespace that has one.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Meta, call, is_refused, options};
+use crate::core::{Core, time};
+use crate::store::{Entry, Key};
+use crate::verbs::create;
+
+const COMPONENT: &str = "apiserver";
+
+/// Group, resource, and what does not happen.
+const KINDS: [(&str, &str, &str); 12] = [
+    ("apps", "deployments", "no Pods are made of it"),
+    ("apps", "replicasets", "no Pods are made of it"),
+    ("apps", "statefulsets", "no Pods are made of it"),
+    ("apps", "daemonsets", "no Pods are made of it"),
+    ("", "replicationcontrollers", "no Pods are made of it"),
+    ("batch", "jobs", "no Pods are made of it"),
+    ("batch", "cronjobs", "no Jobs are made of it"),
+    ("autoscaling", "horizontalpodautoscalers", "nothing is scaled"),
+    ("networking.k8s.io", "ingresses", "nothing is routed"),
+    ("networking.k8s.io", "networkpolicies", "no traffic is refused"),
+    ("policy", "poddisruptionbudgets", "evictions do not ask it"),
+    ("", "pods", "no node is chosen for it and nothing runs"),
+];
+
+fn known(key: &Key) -> Option<&'static str> {
+    KINDS.iter().find(|it| *it.0 == *key.group && *it.1 == *key.resource).map(|it| it.2)
+}
+
+/// Runs until the shutdown.
+pub(super) async fn run(core: Arc<Core>) -> Result<(), Infallible> {
+    let shutdown = core.tasks.shutdown().clone();
+    tokio::select! {
+        () = shutdown.begun() => Ok(()),
+        never = async { loop { follow(&core).await; } } => never,
+    }
+}
+
+async fn follow(core: &Arc<Core>) {
+    let rev = core.store.revision();
+    let Ok(mut changes) = core.store.watch_everything(rev) else { return };
+    for (group, resource, _) in KINDS {
+        for entry in core.store.list(group, resource, None, None, None).entries {
+            tell(core, &entry).await;
+        }
+    }
+    while let Some(change) = changes.next().await {
+        if change.prev.is_none() && !change.deleted {
+            tell(core, &change.entry).await;
+        }
+    }
+}
+
+/// Says it of this object, unless it was said of another one in its namespace.
+async fn tell(core: &Arc<Core>, entry: &Entry) {
+    let Some(what) = known(&entry.key) else { return };
+    let Key { group, resource, namespace, name } = &entry.key;
+    let suffix = if group.is_empty() { String::new() } else { format!(".{group}") };
+    let key = Key::new("", "events", namespace.clone(), format!("unattended.{resource}{suffix}"));
+    if core.store.get(&key).is_some() || has_node(entry) {
+        return;
+    }
+    let Some(mut call) = call(core, &key) else { return };
+    call.name.clear();
+    let object = entry.value();
+    let text = |field: &str| object.get(field).cloned().unwrap_or_default();
+    let now = time(core.clock.now());
+    let event = json!({
+        "apiVersion": "v1", "kind": "Event",
+        "metadata": {"name": &*key.name, "namespace": &**namespace},
+        "type": "Warning", "reason": "NotActedOn",
+        "message": format!("{resource}{suffix} are stored, but nothing here acts on them: {what}"),
+        "involvedObject": {"apiVersion": text("apiVersion"), "kind": text("kind"), "namespace": &**namespace,
+            "name": &**name, "uid": Meta::of(entry).uid, "resourceVersion": entry.rev.to_string()},
+        "source": {"component": COMPONENT},
+        "firstTimestamp": now, "lastTimestamp": now, "count": 1,
+    });
+    if let Err(problem) = create::create(&mut call, event, &options(COMPONENT)).await
+        && !is_refused(&problem)
+    {
+        tracing::info!(?key, why = problem.message, "an event is not written");
+    }
+}
+
+/// A pod that is somewhere is its node's affair: a node that shows what it runs makes them so.
+fn has_node(entry: &Entry) -> bool {
+    #[derive(Default, Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Spec {
+        node_name: String,
+    }
+    #[derive(Deserialize)]
+    struct Pod {
+        spec: Spec,
+    }
+    *entry.key.resource == *"pods"
+        && serde_json::from_slice::<Pod>(&entry.json).is_ok_and(|it| !it.spec.node_name.is_empty())
+}
