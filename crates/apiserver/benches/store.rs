@@ -2,6 +2,9 @@
 //! watcher has the object, with 1 and 100 watchers and one that never reads. `cargo bench -p apiserver`.
 
 // The store is no part of the crate's door, so it is compiled in here.
+#[allow(dead_code, unused_imports, reason = "as above")]
+#[path = "../src/count.rs"]
+mod count;
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "the bench uses a part of it, outside of its crate")]
 #[path = "../src/store/mod.rs"]
 mod store;

@@ -8,6 +8,7 @@ use crate::access::roles::Roles;
 use crate::access::tokens::Tokens;
 use crate::admission::Admission;
 use crate::kubelets::Kubelets;
+use crate::metrics::Metrics;
 use crate::object::status::Problem;
 use crate::registry::{Registry, Resources, custom};
 use crate::store::Store;
@@ -21,6 +22,7 @@ pub(crate) struct Core {
     /// None where no node can be reached.
     pub(crate) kubelets: Option<Kubelets>,
     pub(crate) roles: Roles,
+    pub(crate) metrics: Metrics,
     pub(crate) admission: Admission,
     /// There before anybody is served.
     tokens: OnceLock<Tokens>,
@@ -31,7 +33,8 @@ impl Core {
         let roles = Roles::new(&store);
         let registry = Registry::new();
         let admission = Admission::new(&store);
-        let core = Self { store, registry, clock, tasks, kubelets, roles, admission, tokens: OnceLock::new() };
+        let (metrics, tokens) = (Metrics::default(), OnceLock::new());
+        let core = Self { store, registry, clock, tasks, kubelets, roles, admission, metrics, tokens };
         core.reload();
         Arc::new(core)
     }

@@ -15,6 +15,7 @@ use crate::core::Core;
 use crate::http::json::put;
 use crate::http::reply::Reply;
 use crate::http::{Accept, Query};
+use crate::metrics;
 use crate::object::status::{Problem, What};
 use crate::openapi;
 use crate::registry::{Model, Resource, Resources, Version, api_version, custom};
@@ -38,6 +39,7 @@ pub(crate) async fn answer(core: &Arc<Core>, request: &Parts, path: &str) -> Res
     let value = match parts.as_slice() {
         [""] => paths(&resources),
         ["version"] => version(),
+        ["metrics"] => return Ok(metrics::answer(core)),
         ["api"] | ["apis"] => {
             if let Some(version) = aggregated(request) {
                 return Ok(aggregate(&resources, path.contains("apis"), version));
@@ -76,8 +78,18 @@ fn paths(resources: &Resources) -> Value {
     }
     paths.sort();
     paths.extend(
-        ["/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/openapi/v3/", "/openid/v1/jwks", "/readyz", "/version"]
-            .map(str::to_owned),
+        [
+            "/healthz",
+            "/livez",
+            "/metrics",
+            "/openapi/v2",
+            "/openapi/v3",
+            "/openapi/v3/",
+            "/openid/v1/jwks",
+            "/readyz",
+            "/version",
+        ]
+        .map(str::to_owned),
     );
     json!({"paths": paths})
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use http::HeaderMap;
 use serde_json::{Value, json};
 
@@ -11,10 +12,12 @@ use super::json::put;
 use super::media::{self, Accept, Shape};
 use super::present::{self, Include};
 use super::reply::{JSON, Reply};
+use super::service::Seen;
 use super::url::{Query, Target};
 use crate::access::User;
 use crate::core::Core;
 use crate::kinds::{components, convert, subresources};
+use crate::metrics::Route;
 use crate::object::status::Problem;
 use crate::reviews;
 use crate::store::Entry;
@@ -43,8 +46,8 @@ impl Asked<'_> {
     }
 }
 
-/// Answers a request on a resource. Warnings are left in `warnings`, whatever becomes of it.
-pub(crate) async fn answer(core: &Arc<Core>, asked: Asked<'_>, warnings: &mut Vec<String>) -> Result<Reply, Problem> {
+/// Answers a request on a resource. Warnings, and what the request is counted as, are left in `seen`, whatever becomes of it.
+pub(crate) async fn answer(core: &Arc<Core>, asked: Asked<'_>, seen: &mut Seen) -> Result<Reply, Problem> {
     let Target { group, version, resource, verb, .. } = &asked.target;
     let mut resources = core.registry.now();
     if resources.find(group, version, resource).is_none() {
@@ -59,6 +62,7 @@ pub(crate) async fn answer(core: &Arc<Core>, asked: Asked<'_>, warnings: &mut Ve
         return if unknown { Ok(Reply::nothing_here()) } else { Err(Problem::no_such_path()) };
     };
     drop(resources);
+    let route = seen.route.insert(Route::of(&resource, &asked.target, asked.query, asked.headers)).clone();
     let everywhere = resource.namespaced && asked.target.namespace.is_empty();
     if everywhere && resource.review {
         return Err(Problem::no_such_path());
@@ -95,12 +99,12 @@ pub(crate) async fn answer(core: &Arc<Core>, asked: Asked<'_>, warnings: &mut Ve
     {
         call.warn(deprecated);
     }
-    let done = Box::pin(dispatch(&mut call, &asked)).await;
-    warnings.append(&mut call.warnings);
+    let done = Box::pin(dispatch(&mut call, &asked, &route)).await;
+    seen.warnings.append(&mut call.warnings);
     done
 }
 
-async fn dispatch(call: &mut Call, asked: &Asked<'_>) -> Result<Reply, Problem> {
+async fn dispatch(call: &mut Call, asked: &Asked<'_>, route: &Route) -> Result<Reply, Problem> {
     let accept = Accept::of(asked.headers)?;
     if call.resource.review {
         return match (call.resource.kind.as_str(), asked.target.verb) {
@@ -140,7 +144,8 @@ async fn dispatch(call: &mut Call, asked: &Asked<'_>) -> Result<Reply, Problem> 
         ("", "watch") => {
             let options = ListOptions::of(asked.query, true)?;
             let stream = watch::watch(call, &options, &accept).await?;
-            Ok(Reply::new(200, JSON, Body::Stream(stream)))
+            let watching = call.core.metrics.watching(route);
+            Ok(Reply::new(200, JSON, Body::Stream(stream.inspect(move |_| watching.sent()).boxed())))
         }
         (_, "update") if whole => {
             let options = WriteOptions::of(asked.query, asked.user_agent(), "UpdateOptions", false)?;

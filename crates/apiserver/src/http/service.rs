@@ -6,12 +6,12 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 
 use super::body::Body;
@@ -22,6 +22,7 @@ use crate::access::{self, Attributes, User};
 use crate::core::Core;
 use crate::discovery;
 use crate::kubelets;
+use crate::metrics::Route;
 use crate::object::status::Problem;
 use hyper::upgrade::OnUpgrade;
 
@@ -62,8 +63,10 @@ where
         Box::pin(async move {
             let (mut parts, body) = request.into_parts();
             let upgrade = parts.extensions.remove::<OnUpgrade>();
-            let work = tokio::time::timeout(TIMEOUT, serve(&core, user, &parts, body, upgrade));
-            Ok(match AssertUnwindSafe(work).catch_unwind().await {
+            let (began, in_flight) = (Instant::now(), core.metrics.begin(&parts.method));
+            let mut seen = Seen::default();
+            let work = tokio::time::timeout(TIMEOUT, serve(&core, user, &parts, body, upgrade, &mut seen));
+            let response = match AssertUnwindSafe(work).catch_unwind().await {
                 Ok(Ok(response)) => response,
                 Ok(Err(_)) => {
                     failed(&parts.headers, &Problem::timeout("request did not complete within the allotted timeout", 0))
@@ -72,9 +75,23 @@ where
                     tracing::error!(method = %parts.method, path = parts.uri.path(), "a request panicked");
                     failed(&parts.headers, &Problem::internal("this request caused the API server to panic"))
                 }
-            })
+            };
+            drop(in_flight);
+            // A watch that has begun is counted when it ends.
+            if let Some(route) = seen.route.filter(|it| !(it.is_watch() && response.status() == StatusCode::OK)) {
+                core.metrics.ended(&route, response.status().as_u16(), began.elapsed());
+            }
+            Ok(response)
         })
     }
+}
+
+/// What is found out about a request while it is answered.
+#[derive(Default)]
+pub(crate) struct Seen {
+    pub(crate) warnings: Vec<String>,
+    /// None for what is nothing that is served.
+    pub(crate) route: Option<Route>,
 }
 
 fn failed(headers: &HeaderMap, problem: &Problem) -> Response<Body> {
@@ -105,14 +122,14 @@ async fn serve<B>(
     parts: &Parts,
     body: B,
     upgrade: Option<OnUpgrade>,
+    seen: &mut Seen,
 ) -> Response<Body>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: std::fmt::Display,
 {
-    let mut warnings = Vec::new();
-    let done = handle(core, user, parts, body, upgrade, &mut warnings).await;
-    let mut response = respond(&parts.headers, &warnings, done);
+    let done = handle(core, user, parts, body, upgrade, seen).await;
+    let mut response = respond(&parts.headers, &seen.warnings, done);
     if parts.method == Method::HEAD {
         *response.body_mut() = Body::Whole(None);
     }
@@ -125,7 +142,7 @@ async fn handle<B>(
     parts: &Parts,
     body: B,
     upgrade: Option<OnUpgrade>,
-    warnings: &mut Vec<String>,
+    seen: &mut Seen,
 ) -> Result<Answer, Problem>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -139,6 +156,7 @@ where
     let path = parts.uri.path();
     let query = Query::new(parts.uri.query().unwrap_or_default());
     let Some(target) = Target::parse(&parts.method, path, &query) else {
+        seen.route = Route::of_path(&parts.method, path);
         let wanted = Attributes::Path { verb: parts.method.as_str().to_lowercase(), path: path.to_owned() };
         access::authorize(core, &user, &wanted)?;
         return discovery::answer(core, parts, path).await.map(Answer::Reply);
@@ -148,6 +166,9 @@ where
         return Err(Problem::not_allowed());
     }
     if let Some(part) = kubelets::Part::of(&target) {
+        if let Some(pods) = core.registry.now().find("", "v1", "pods") {
+            seen.route = Some(Route::of(pods, &target, query, &parts.headers).connect());
+        }
         let Target { namespace, name, .. } = &target;
         let (method, headers) = (&parts.method, &parts.headers);
         let asked = kubelets::Asked { part, namespace, pod: name, query, method, headers, upgrade };
@@ -155,7 +176,7 @@ where
     }
     let body = read(body).await?;
     let asked = Asked { target, query, headers: &parts.headers, body, user };
-    resource::answer(core, asked, warnings).await.map(Answer::Reply)
+    resource::answer(core, asked, seen).await.map(Answer::Reply)
 }
 
 /// The whole body, within the limit.

@@ -5,12 +5,14 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use kit::Clock;
+use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::key::{Draft, Entry, Key};
 use super::log::{self, Log};
 use super::memory::{Event, Memory};
 use super::{Expect, WriteError};
+use crate::count::{Counter, Histogram};
 
 /// What waits to be committed, at most: in KiB, so that many large objects are as bounded as many small ones.
 const QUEUE_KIB: usize = 64 << 10;
@@ -19,6 +21,29 @@ const BATCH: usize = 256;
 const BATCH_BYTES: usize = 8 << 20;
 /// Revisions in one step of a compaction; writes go between two steps.
 const STEP: u64 = 256;
+/// From a tenth of what one durable write takes to what nobody waits for.
+const LATENCIES: &[f64] =
+    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// What is counted of writes.
+pub(crate) struct Stats {
+    /// Each from its arrival to its answer.
+    pub(crate) writes: Histogram,
+    /// Each transaction.
+    pub(crate) commits: Histogram,
+    /// Writes that were done.
+    pub(crate) written: Counter,
+    /// Transactions that were not.
+    pub(crate) failures: Counter,
+}
+
+impl Stats {
+    fn new() -> Self {
+        let histogram = || Histogram::new(LATENCIES);
+        let (written, failures) = (Counter::default(), Counter::default());
+        Self { writes: histogram(), commits: histogram(), written, failures }
+    }
+}
 
 pub(super) struct Committer {
     memory: Arc<RwLock<Memory>>,
@@ -29,6 +54,7 @@ pub(super) struct Committer {
     room: Arc<Semaphore>,
     /// Becomes true when a commit panicked: nothing is written any more.
     pub(super) broken: watch::Sender<bool>,
+    pub(super) stats: Stats,
 }
 
 #[derive(Default)]
@@ -57,7 +83,16 @@ impl Committer {
         let durable = log.is_some();
         let room = Arc::new(Semaphore::new(QUEUE_KIB));
         let broken = watch::Sender::new(false);
-        Self { memory, log: Mutex::new(log), durable, clock, queue: Mutex::default(), room, broken }
+        Self {
+            memory,
+            log: Mutex::new(log),
+            durable,
+            clock,
+            queue: Mutex::default(),
+            room,
+            broken,
+            stats: Stats::new(),
+        }
     }
 
     pub(super) async fn write(
@@ -67,11 +102,14 @@ impl Committer {
         draft: Draft,
         deletes: bool,
     ) -> Result<Arc<Entry>, WriteError> {
+        let asked = Instant::now();
         let kib = u32::try_from(draft.len() / 1024 + 1).unwrap_or(u32::MAX);
         let room = self.room.clone().acquire_many_owned(kib).await.map_err(|_| WriteError::Stopped)?;
         let (answer, answered) = oneshot::channel();
         self.submit(Work::Write(Request { key, expect, draft, deletes, answer, _room: room }));
-        answered.await.map_err(|_| WriteError::Stopped)?
+        let answer = answered.await.map_err(|_| WriteError::Stopped)?;
+        self.stats.writes.observe(asked.elapsed());
+        answer
     }
 
     /// One step of a compaction; returns how far it came.
@@ -147,11 +185,18 @@ impl Committer {
         let verdicts = self.judge(&batch);
         let events: Vec<_> = verdicts.iter().filter_map(|it| it.as_ref().ok().cloned()).collect();
         let appended = match log.as_deref_mut() {
-            Some(log) if !events.is_empty() => log.append(&events, self.clock.now()),
+            Some(log) if !events.is_empty() => {
+                let began = Instant::now();
+                let appended = log.append(&events, self.clock.now());
+                self.stats.commits.observe(began.elapsed());
+                self.stats.failures.add(u64::from(appended.is_err()));
+                appended
+            }
             _ => Ok(()),
         };
         match appended {
             Ok(()) => {
+                self.stats.written.add(events.len() as u64);
                 self.publish(&events);
                 for (request, verdict) in batch.into_iter().zip(verdicts) {
                     let _ = request.answer.send(verdict.map(|event| event.entry.clone()));

@@ -150,6 +150,14 @@ impl Memory {
         self.find(&key.group, &key.resource)?.objects.get(&key.place())
     }
 
+    /// How many objects each shelf has.
+    pub(super) fn counts(&self) -> BTreeMap<(Arc<str>, Arc<str>), usize> {
+        let shelves = self.shelves.iter().flat_map(|(group, resources)| {
+            resources.iter().map(|(resource, shelf)| ((group.clone(), resource.clone()), shelf.objects.len()))
+        });
+        shelves.collect()
+    }
+
     /// Every live object, resource by resource.
     pub(super) fn everything(&self) -> impl Iterator<Item = &Arc<Entry>> {
         self.shelves.values().flat_map(HashMap::values).flat_map(|shelf| shelf.objects.values())

@@ -18,6 +18,7 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -26,7 +27,7 @@ use kit::{Clock, Tasks};
 use serde_json::Value;
 
 use crate::Data;
-use commit::Committer;
+use commit::{Committer, Stats};
 use key::Draft;
 pub(crate) use key::{Entry, Key, MAX_OBJECT};
 use log::{Log, Reader};
@@ -186,6 +187,21 @@ impl Store {
     /// The newest revision that readers see. 0 in an empty store.
     pub(crate) fn revision(&self) -> u64 {
         self.memory().revision
+    }
+
+    /// How many objects there are of each group and resource.
+    pub(crate) fn counts(&self) -> BTreeMap<(Arc<str>, Arc<str>), usize> {
+        self.memory().counts()
+    }
+
+    /// The revision through which history is forgotten.
+    pub(crate) fn compacted(&self) -> u64 {
+        self.memory().compacted
+    }
+
+    /// What is counted of writes.
+    pub(crate) fn stats(&self) -> &Stats {
+        &self.0.committer.stats
     }
 
     /// Waits until readers see this revision. The caller sets the deadline.

@@ -16,6 +16,7 @@ mod hook;
 mod kubectl;
 mod kubelets;
 mod lists;
+mod metrics;
 mod model;
 mod objects;
 mod quotas;

@@ -47,6 +47,9 @@ struct Step {
     /// Compares the answer's code alone.
     #[serde(default)]
     code: bool,
+    /// Compares the types and the names of the labels of these metrics alone.
+    #[serde(default)]
+    metrics: Vec<String>,
     /// Why the answers differ, as docs/kubernetes-api.md says it.
     #[serde(default)]
     differs: Option<String>,
@@ -132,6 +135,9 @@ impl Actor {
 
     async fn act(&mut self, step: &Step) -> String {
         let answer = self.ask(step).await;
+        if !step.metrics.is_empty() {
+            return shapes(&answer, &step.metrics);
+        }
         if step.code { answer.code.to_string() } else { self.mask.answer(&answer, &step.ignore, step.unordered) }
     }
 
@@ -167,6 +173,26 @@ impl Actor {
     }
 }
 
+/// Each metric with its type, and with the labels that any of its samples has.
+fn shapes(answer: &Answer, metrics: &[String]) -> String {
+    let mut shapes = format!("{} {}\n", answer.code, answer.content);
+    for metric in metrics {
+        let kind = answer.text.lines().find_map(|line| line.strip_prefix(&format!("# TYPE {metric} ")));
+        let mut samples = std::collections::BTreeSet::new();
+        for line in answer.text.lines() {
+            let (name, labels) = line.rsplit_once(' ').unwrap_or_default().0.split_once('{').unwrap_or((line, ""));
+            let name = name.split(' ').next().unwrap_or_default();
+            if name.strip_prefix(metric.as_str()).is_some_and(|part| matches!(part, "" | "_bucket" | "_sum" | "_count"))
+            {
+                let names = labels.split("\",").filter_map(|label| label.split_once("=\"")).map(|(name, _)| name);
+                samples.insert(format!("{name} {}", names.collect::<Vec<_>>().join(",")));
+            }
+        }
+        shapes.push_str(&format!("{metric}: {kind:?} {samples:#?}\n"));
+    }
+    shapes
+}
+
 impl Step {
     fn new(request: &str, body: Option<Value>) -> Self {
         Self {
@@ -179,6 +205,7 @@ impl Step {
             ignore: Vec::new(),
             unordered: false,
             code: false,
+            metrics: Vec::new(),
             differs: None,
         }
     }
