@@ -10,7 +10,10 @@ use crate::object::schema::aside;
 
 /// What all conditions of one webhook may cost together.
 const BUDGET: u64 = 2_500_000;
-const BROKE: &str = "validation failed due to running out of cost budget, no further validation rules will be run";
+/// The name of what holds a policy's variables.
+pub(super) const VARIABLES: &str = "variables";
+pub(super) const BROKE: &str =
+    "validation failed due to running out of cost budget, no further validation rules will be run";
 
 fn plain(shape: Shape) -> Arc<Decl> {
     Arc::new(Decl::new(shape, 0, 0))
@@ -82,16 +85,69 @@ static NAMESPACE: LazyLock<Arc<Decl>> = LazyLock::new(|| {
     object("kubernetes.Namespace", &[("metadata", metadata), ("spec", spec), ("status", status)])
 });
 
-/// Compiles an expression of admission; the error is in upstream's words.
-pub(crate) fn compile(source: &str, wanted: &Type) -> Result<Program, String> {
-    let variables = [
-        ("object", Type::Dyn),
-        ("oldObject", Type::Dyn),
-        ("request", Type::Object(REQUEST.clone())),
-        ("namespaceObject", Type::Object(NAMESPACE.clone())),
-    ];
-    let program = Program::compile(source, &variables).map_err(|why| why.to_string())?;
-    if program.output().is_exactly(wanted) { Ok(program) } else { Err(format!("must evaluate to {wanted}")) }
+/// What expressions of one webhook or policy may mention.
+pub(crate) struct Environment {
+    params: bool,
+    /// The variables of a policy, as `variables.<name>`: CEL finds longer names first.
+    composed: Option<Vec<(String, Type)>>,
+}
+
+impl Environment {
+    /// `params`: there are parameters; `composed`: there are variables of a policy's own.
+    pub(crate) fn new(params: bool, composed: bool) -> Self {
+        Self { params, composed: composed.then(Vec::new) }
+    }
+
+    /// Compiles an expression that has one of these types; the error is in upstream's words.
+    pub(crate) fn compile(&self, source: &str, wanted: &[Type]) -> Result<Program, String> {
+        let program = self.any(source)?;
+        if wanted.iter().any(|it| program.output().is_exactly(it)) {
+            return Ok(program);
+        }
+        let shown: Vec<String> = wanted
+            .iter()
+            .map(|it| match it {
+                Type::Null => "null_type".to_owned(),
+                other => other.to_string(),
+            })
+            .collect();
+        Err(match shown.as_slice() {
+            [one] => format!("must evaluate to {one} but got {}", program.output()),
+            many => format!("must evaluate to one of [{}] but got {}", many.join(" "), program.output()),
+        })
+    }
+
+    /// Compiles a variable, for those that come after it.
+    pub(crate) fn declare(&mut self, name: &str, source: &str) -> Result<Program, String> {
+        let program = self.any(source);
+        let of = match program.as_ref().map(Program::output) {
+            Ok(Type::Object(_)) | Err(_) => Type::Dyn,
+            Ok(of) => of.clone(),
+        };
+        if let Some(composed) = &mut self.composed {
+            composed.push((format!("{VARIABLES}.{name}"), of));
+        }
+        program
+    }
+
+    fn any(&self, source: &str) -> Result<Program, String> {
+        let mut variables = vec![
+            ("object", Type::Dyn),
+            ("oldObject", Type::Dyn),
+            ("request", Type::Object(REQUEST.clone())),
+            ("namespaceObject", Type::Object(NAMESPACE.clone())),
+        ];
+        if self.params {
+            variables.push(("params", Type::Dyn));
+        }
+        if let Some(composed) = &self.composed {
+            let prefix = VARIABLES.len() + 1;
+            let fields: Vec<_> = composed.iter().filter_map(|it| Some((it.0.get(prefix..)?, ANY.clone()))).collect();
+            variables.push((VARIABLES, Type::Object(object("kubernetes.variables", &fields))));
+            variables.extend(composed.iter().map(|(name, of)| (name.as_str(), of.clone())));
+        }
+        Program::compile(source, &variables).map_err(|why| why.to_string())
+    }
 }
 
 /// What an expression is evaluated on.
@@ -99,22 +155,34 @@ pub(super) struct Scene<'a> {
     object: cel::Value<'a>,
     old: cel::Value<'a>,
     request: &'a Value,
+    namespace: Option<&'a Value>,
+    params: Option<&'a Value>,
+}
+
+fn any<'a>(it: Option<&'a Value>) -> cel::Value<'a> {
+    // What has any shape fits whatever it is.
+    it.and_then(|it| cel::Value::view(it, &ANY).ok()).unwrap_or(cel::Value::Null)
 }
 
 impl<'a> Scene<'a> {
     /// `request` as [`super::review::Request::described`] and `dryRun` and `options`.
     pub(super) fn new(object: Option<&'a Value>, old: Option<&'a Value>, request: &'a Value) -> Self {
-        // What has any shape fits whatever it is.
-        let any = |it: Option<&'a Value>| it.and_then(|it| cel::Value::view(it, &ANY).ok()).unwrap_or(cel::Value::Null);
-        Self { object: any(object), old: any(old), request }
+        Self { object: any(object), old: any(old), request, namespace: None, params: None }
     }
 
-    fn variables(&self) -> Result<Vec<(&'static str, cel::Value<'a>)>, Failed> {
+    /// With what policies see besides.
+    pub(super) fn with(self, namespace: Option<&'a Value>, params: Option<&'a Value>) -> Self {
+        Self { namespace, params, ..self }
+    }
+
+    pub(super) fn variables(&self) -> Result<Vec<(&'static str, cel::Value<'a>)>, Failed> {
+        let namespace = self.namespace.map(|it| cel::Value::view(it, &NAMESPACE)).transpose()?;
         Ok(vec![
             ("object", self.object.clone()),
             ("oldObject", self.old.clone()),
             ("request", cel::Value::view(self.request, &REQUEST)?),
-            ("namespaceObject", cel::Value::Null),
+            ("namespaceObject", namespace.unwrap_or(cel::Value::Null)),
+            ("params", any(self.params)),
         ])
     }
 }
@@ -134,10 +202,10 @@ pub(super) struct Conditions {
 }
 
 impl Conditions {
-    pub(super) fn new(of: &Value, fails_open: bool) -> Self {
+    pub(super) fn new(of: &Value, fails_open: bool, environment: &Environment) -> Self {
         let all = of.get("matchConditions").and_then(Value::as_array).into_iter().flatten();
         let sources = all.filter_map(|it| it.get("expression").and_then(Value::as_str));
-        let list = sources.map(|it| (it.to_owned(), compile(it.trim(), &Type::Bool))).collect();
+        let list = sources.map(|it| (it.to_owned(), environment.compile(it.trim(), &[Type::Bool]))).collect();
         Self { list, fails_open }
     }
 

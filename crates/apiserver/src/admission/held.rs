@@ -6,12 +6,16 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::hook::Hook;
+use super::policy::{Binding, Policy};
 use super::quota::Quotas;
+use crate::object::schema::aside;
 use crate::store::{Entry, Store};
 
 const GROUP: &str = "admissionregistration.k8s.io";
 const MUTATING: &str = "mutatingwebhookconfigurations";
 const VALIDATING: &str = "validatingwebhookconfigurations";
+const POLICIES: &str = "validatingadmissionpolicies";
+const BINDINGS: &str = "validatingadmissionpolicybindings";
 
 /// What admission keeps between requests. One per server.
 pub(crate) struct Admission {
@@ -20,7 +24,7 @@ pub(crate) struct Admission {
 }
 
 struct Kept {
-    bells: [watch::Receiver<u64>; 2],
+    bells: [watch::Receiver<u64>; 4],
     /// None before anybody has asked.
     held: Option<Arc<Held>>,
 }
@@ -30,6 +34,15 @@ struct Kept {
 pub(super) struct Held {
     pub(super) mutating: Vec<Arc<Configuration>>,
     pub(super) validating: Vec<Arc<Configuration>>,
+    pub(super) policies: Vec<Arc<Policy>>,
+    pub(super) bindings: Vec<Arc<Binding>>,
+}
+
+impl Held {
+    /// Whether nobody judges what is written.
+    pub(super) fn judges_nothing(&self) -> bool {
+        self.validating.is_empty() && self.bindings.is_empty()
+    }
 }
 
 /// One object of hooks.
@@ -40,7 +53,7 @@ pub(super) struct Configuration {
 
 impl Admission {
     pub(crate) fn new(store: &Store) -> Self {
-        let bells = [MUTATING, VALIDATING].map(|resource| store.bell(GROUP, resource));
+        let bells = [MUTATING, VALIDATING, POLICIES, BINDINGS].map(|resource| store.bell(GROUP, resource));
         Self { quotas: Quotas::new(), kept: RwLock::new(Kept { bells, held: None }) }
     }
 
@@ -60,21 +73,26 @@ impl Admission {
             bell.borrow_and_update();
         }
         let before = kept.held.take().unwrap_or_default();
-        let read = |resource: &str, known: &[Arc<Configuration>]| {
-            let entries = store.list(GROUP, resource, None, None, None).entries;
-            let one = |entry: &Arc<Entry>| match known.iter().find(|it| it.rev == entry.rev) {
-                Some(known) => known.clone(),
-                None => Arc::new(Configuration::new(entry)),
-            };
-            entries.iter().map(one).collect::<Vec<_>>()
-        };
-        let held = Arc::new(Held {
-            mutating: read(MUTATING, &before.mutating),
-            validating: read(VALIDATING, &before.validating),
+        let held = aside(|| Held {
+            mutating: read(store, MUTATING, &before.mutating, |it| it.rev, Configuration::new),
+            validating: read(store, VALIDATING, &before.validating, |it| it.rev, Configuration::new),
+            policies: read(store, POLICIES, &before.policies, |it| it.rev, Policy::new),
+            bindings: read(store, BINDINGS, &before.bindings, |it| it.rev, Binding::new),
         });
+        let held = Arc::new(held);
         kept.held = Some(held.clone());
         held
     }
+}
+
+/// What there is of a resource; what has not changed is taken over.
+fn read<T>(store: &Store, resource: &str, known: &[Arc<T>], rev: fn(&T) -> u64, new: fn(&Entry) -> T) -> Vec<Arc<T>> {
+    let entries = store.list(GROUP, resource, None, None, None).entries;
+    let one = |entry: &Arc<Entry>| match known.iter().find(|it| rev(it) == entry.rev) {
+        Some(known) => known.clone(),
+        None => Arc::new(new(entry)),
+    };
+    entries.iter().map(one).collect()
 }
 
 impl Configuration {

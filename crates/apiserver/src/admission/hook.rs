@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::celled::Conditions;
+use super::celled::{Conditions, Environment};
 use super::post::Target;
 use super::rules::Matcher;
 
@@ -35,7 +35,7 @@ impl Hook {
         Self {
             id: format!("{configuration}/{name}/{at}"),
             matcher: Matcher::new(of),
-            conditions: Conditions::new(of, fails_open),
+            conditions: Conditions::new(of, fails_open, &Environment::new(false, false)),
             target: Target::new(of.get("clientConfig").unwrap_or(&Value::Null)),
             patience: Duration::from_secs(of.get("timeoutSeconds").and_then(Value::as_u64).unwrap_or(10).clamp(1, 30)),
             fails_open,

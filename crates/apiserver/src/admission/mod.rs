@@ -1,14 +1,15 @@
-//! What may still be said about a write once its user may do it: the defaults and limits of namespaces, webhooks, and
-//! quotas. The order is upstream's: what changes the object, then what only judges it, quotas last.
+//! What may still be said about a write once its user may do it: the defaults and limits of namespaces, webhooks,
+//! policies, and quotas. The order is upstream's: what changes the object, then what only judges it, quotas last.
 //!
-//! Everything but the webhooks' own answers is decided from memory: where there is no limit, no quota and no webhook, a
-//! write costs a look at two counters and into an empty list.
+//! Everything but the webhooks' own answers is decided from memory: without any of them a write costs a look at
+//! a few counters and into an empty list.
 
 mod celled;
 mod endpoint;
 mod held;
 mod hook;
 mod limits;
+mod policy;
 mod post;
 pub(crate) mod quota;
 mod review;
@@ -21,8 +22,9 @@ use serde_json::Value;
 use crate::kinds::strategy;
 use crate::object::status::Problem;
 use crate::verbs::{Call, DeleteOptions, WriteOptions, meta};
-pub(crate) use celled::compile;
+pub(crate) use celled::Environment;
 pub(crate) use held::Admission;
+pub(crate) use policy::unreadable;
 use review::{Operation, Request};
 use webhooks::Round;
 
@@ -76,23 +78,25 @@ pub(crate) async fn validate(
 ) -> Result<(), Problem> {
     limits::check(call, object, old)?;
     let held = call.core.admission.now(&call.core.store);
-    if held.validating.is_empty() || is_unasked(call) {
+    if held.judges_nothing() || is_unasked(call) {
         return Ok(());
     }
     let operation = if old.is_some() { Operation::Update } else { Operation::Create };
     let request = Request::write(operation, options);
+    policy::judge(call, &held, &request, Some(object), old)?;
     Box::pin(webhooks::judge(call, &held.validating, &request, Some(object), old)).await
 }
 
 /// Judges a deletion. Webhooks that change objects are asked too, and may refuse.
 pub(crate) async fn delete(call: &mut Call, old: &Value, options: &DeleteOptions) -> Result<(), Problem> {
     let held = call.core.admission.now(&call.core.store);
-    if (held.mutating.is_empty() && held.validating.is_empty()) || is_unasked(call) {
+    if (held.mutating.is_empty() && held.judges_nothing()) || is_unasked(call) {
         return Ok(());
     }
     let request = Request::delete(options);
     let mut round = Round::default();
     Box::pin(webhooks::mutate(call, &held.mutating, &request, None, Some(old), &mut round)).await?;
+    policy::judge(call, &held, &request, None, Some(old))?;
     Box::pin(webhooks::judge(call, &held.validating, &request, None, Some(old))).await
 }
 

@@ -69,6 +69,9 @@ impl<'a> Asked<'a> {
 /// Rules and selectors, parsed once.
 pub(super) struct Matcher {
     rules: Vec<Rule>,
+    excluded: Vec<Rule>,
+    /// Without rules everything is meant.
+    open: bool,
     /// A request for another version of the same objects is meant too.
     equivalent: bool,
     of_namespace: Result<Labels, String>,
@@ -76,14 +79,26 @@ pub(super) struct Matcher {
 }
 
 impl Matcher {
+    /// Of a webhook.
     pub(super) fn new(of: &Value) -> Self {
-        let rules = of.get("rules").and_then(Value::as_array).into_iter().flatten();
+        Self { rules: rules(of, "rules"), excluded: Vec::new(), open: false, ..Self::selecting(of) }
+    }
+
+    /// Of a policy or a binding of one: its `MatchResources`.
+    pub(super) fn of_resources(of: &Value) -> Self {
+        let (rules, excluded) = (rules(of, "resourceRules"), rules(of, "excludeResourceRules"));
+        Self { rules, excluded, open: true, ..Self::selecting(of) }
+    }
+
+    fn selecting(of: &Value) -> Self {
         let selector = |field: &str| match of.get(field).filter(|it| it.as_object().is_some_and(|it| !it.is_empty())) {
             Some(selector) => Labels::parse(&selector_text(selector)),
             None => Ok(Labels::default()),
         };
         Self {
-            rules: rules.filter_map(|it| Rule::deserialize(it).ok()).collect(),
+            rules: Vec::new(),
+            excluded: Vec::new(),
+            open: false,
             equivalent: of.get("matchPolicy").is_none_or(|it| it != "Exact"),
             of_namespace: selector("namespaceSelector"),
             of_object: selector("objectSelector"),
@@ -97,7 +112,11 @@ impl Matcher {
         if matches!(here, Ok(false)) || matches!(it, Ok(false)) {
             return Ok(None);
         }
-        let found = self.version(asked);
+        if self.version(&self.excluded, asked).is_some() {
+            return Ok(None);
+        }
+        let everything = self.open && self.rules.is_empty();
+        let found = if everything { Some(asked.call.resource.clone()) } else { self.version(&self.rules, asked) };
         if found.is_some() {
             here?;
             it?;
@@ -105,12 +124,13 @@ impl Matcher {
         Ok(found)
     }
 
-    fn version(&self, asked: &Asked<'_>) -> Option<Arc<Resource>> {
+    /// The resource in the version that rules name.
+    fn version(&self, rules: &[Rule], asked: &Asked<'_>) -> Option<Arc<Resource>> {
         let wanted = &asked.call.resource;
-        if self.rules.iter().any(|it| it.matches(asked, wanted)) {
+        if rules.iter().any(|it| it.matches(asked, wanted)) {
             return Some(wanted.clone());
         }
-        if !self.equivalent {
+        if !self.equivalent || rules.is_empty() {
             return None;
         }
         let all = asked.call.core.registry.now();
@@ -118,7 +138,7 @@ impl Matcher {
         let mut same: Vec<&Arc<Resource>> =
             same.filter(|it| it.stored_group == wanted.stored_group && it.kind == wanted.kind).collect();
         same.sort_by_key(|it| (it.group != wanted.group, custom::priority(&it.version)));
-        self.rules.iter().find_map(|rule| same.iter().find(|it| rule.matches(asked, it))).map(|it| (*it).clone())
+        rules.iter().find_map(|rule| same.iter().find(|it| rule.matches(asked, it))).map(|it| (*it).clone())
     }
 
     fn selects_namespace(&self, asked: &Asked<'_>) -> Result<bool, Problem> {
@@ -144,11 +164,21 @@ impl Matcher {
     }
 }
 
+fn rules(of: &Value, field: &str) -> Vec<Rule> {
+    let all = of.get(field).and_then(Value::as_array).into_iter().flatten();
+    all.filter_map(|it| Rule::deserialize(it).ok()).collect()
+}
+
 fn selects(selector: &Labels, object: &Value) -> bool {
     selector.matches(|label| meta::keyed(object, "labels", label))
 }
 
-/// Nobody is asked about the objects that say who is asked.
+/// No webhook is asked about the objects that say who is asked.
 pub(super) fn is_exempt(resource: &Resource) -> bool {
     resource.group == GROUP && !resource.is_custom()
+}
+
+/// No policy judges policies.
+pub(super) fn is_policy(resource: &Resource) -> bool {
+    is_exempt(resource) && resource.plural.starts_with("validatingadmissionpolic")
 }

@@ -73,7 +73,7 @@ struct Shown {
 }
 
 /// The object in another version of its resource.
-fn converted(from: &Resource, to: &Resource, object: &Value) -> Value {
+pub(super) fn converted(from: &Resource, to: &Resource, object: &Value) -> Value {
     if from.api_version() == to.api_version() {
         return object.clone();
     }

@@ -18,10 +18,9 @@ const COMPILE: u64 = 1000;
 
 pub(super) fn evaluate<'a>(
     root: &'a Expr,
-    variables: &[(&'static str, Value<'a>)],
+    slots: Vec<(&'a str, Result<Value<'a>>)>,
     limit: u64,
 ) -> (Result<Value<'a>>, u64) {
-    let slots = variables.iter().map(|(name, value)| (*name, Ok(value.clone()))).collect();
     let mut run = Run { slots, spent: 0, limit };
     let value = run.expr(root);
     // What is too large is too expensive, whatever was paid until then.

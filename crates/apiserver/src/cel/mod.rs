@@ -107,6 +107,15 @@ impl Program {
         variables: &[(&'static str, Value<'a>)],
         limit: u64,
     ) -> (Result<Value<'a>, Failed>, u64) {
+        self.evaluate_in(variables.iter().map(|(name, value)| (*name, Ok(value.clone()))).collect(), limit)
+    }
+
+    /// [`Program::evaluate`] with variables that may have failed, which matters when they are looked at.
+    pub(crate) fn evaluate_in<'a>(
+        &'a self,
+        variables: Vec<(&'a str, Result<Value<'a>, Failed>)>,
+        limit: u64,
+    ) -> (Result<Value<'a>, Failed>, u64) {
         eval::evaluate(&self.root, variables, limit)
     }
 }

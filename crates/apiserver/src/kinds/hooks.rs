@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::roles::selector;
 use super::validate::{is_blank, list, text};
-use crate::admission;
+use crate::admission::Environment;
 use crate::cel::Type;
 use crate::object::FieldError;
 use crate::object::meta::{dns1035_label, dns1123_subdomain, qualified_name};
@@ -56,11 +56,11 @@ fn webhook(hook: &Value, path: &str, same_conditions: bool, errors: &mut Vec<Fie
     one_of(hook, "reinvocationPolicy", path, &["IfNeeded", "Never"], errors);
     client(hook.get("clientConfig").unwrap_or(&Value::Null), &format!("{path}.clientConfig"), errors);
     if !same_conditions {
-        conditions(hook, &format!("{path}.matchConditions"), errors);
+        conditions(hook, &format!("{path}.matchConditions"), &Environment::new(false, false), errors);
     }
 }
 
-fn one_of(of: &Value, field: &str, path: &str, known: &[&str], errors: &mut Vec<FieldError>) {
+pub(super) fn one_of(of: &Value, field: &str, path: &str, known: &[&str], errors: &mut Vec<FieldError>) {
     if let Some(value) = of.get(field)
         && !known.iter().any(|it| value == it)
     {
@@ -211,7 +211,7 @@ fn address(url: &str, path: &str, errors: &mut Vec<FieldError>) {
 fn service(of: &Value, path: &str, errors: &mut Vec<FieldError>) {
     for field in ["name", "namespace"] {
         if text(of, &format!("/{field}")).is_empty() {
-            errors.push(FieldError::required(format!("{path}.{field}"), &format!("service {field} is required")));
+            errors.push(FieldError::required(format!("{path}.{field}"), ""));
         }
     }
     let port = of.get("port").cloned().unwrap_or_else(|| json!(0));
@@ -243,8 +243,8 @@ fn service(of: &Value, path: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-/// The conditions on which a webhook is asked.
-fn conditions(of: &Value, path: &str, errors: &mut Vec<FieldError>) {
+/// The conditions on which a webhook or a policy is asked.
+pub(super) fn conditions(of: &Value, path: &str, environment: &Environment, errors: &mut Vec<FieldError>) {
     let all = list(of, "/matchConditions");
     if all.len() > CONDITIONS_MAX {
         errors.push(FieldError::too_many(path, all.len(), CONDITIONS_MAX as u64));
@@ -256,7 +256,7 @@ fn conditions(of: &Value, path: &str, errors: &mut Vec<FieldError>) {
         let (name, expression) = (text(one, "/name"), text(one, "/expression").trim());
         if expression.is_empty() {
             errors.push(FieldError::required(format!("{path}.expression"), ""));
-        } else if let Err(why) = admission::compile(expression, &Type::Bool) {
+        } else if let Err(why) = environment.compile(expression, &[Type::Bool]) {
             errors.push(FieldError::invalid_str(format!("{path}.expression"), expression, &why));
         }
         if is_blank(one, "/name") {

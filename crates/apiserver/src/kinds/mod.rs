@@ -7,6 +7,7 @@ pub(crate) mod defaults;
 mod ephemeral;
 pub(crate) mod fields;
 mod hooks;
+mod policies;
 mod roles;
 mod schedule;
 mod service_account;

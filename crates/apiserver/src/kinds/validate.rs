@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{addresses, hooks, roles, schedule};
+use super::{addresses, hooks, policies, roles, schedule};
 use crate::object::FieldError;
 use crate::object::field::quote;
 use crate::object::meta::{dns1123_label, validate_kube_finalizers};
@@ -104,6 +104,8 @@ pub(super) fn create(resource: &Resource, object: &Value) -> Vec<FieldError> {
         }
         ("networking.k8s.io", "ipaddresses") => addresses::address(object, &mut errors),
         ("networking.k8s.io", "servicecidrs") => addresses::ranges(object, &mut errors),
+        ("admissionregistration.k8s.io", "validatingadmissionpolicies") => policies::policy(object, None, &mut errors),
+        ("admissionregistration.k8s.io", "validatingadmissionpolicybindings") => policies::binding(object, &mut errors),
         ("apiextensions.k8s.io", "customresourcedefinitions") => errors.extend(custom::validate(object, None)),
         _ => {}
     }
@@ -121,6 +123,11 @@ pub(super) fn update(resource: &Resource, new: &Value, old: &Value) -> Vec<Field
             errors
         }
         ("networking.k8s.io", "ipaddresses" | "servicecidrs") => Vec::new(),
+        ("admissionregistration.k8s.io", "validatingadmissionpolicies") => {
+            let mut errors = validate_kube_finalizers(new.get("metadata").unwrap_or(&Value::Null), "metadata");
+            policies::policy(new, Some(old), &mut errors);
+            errors
+        }
         _ => create(resource, new),
     };
     let immutable = |path: &str, name: &str, errors: &mut Vec<FieldError>| {

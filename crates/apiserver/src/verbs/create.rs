@@ -68,6 +68,7 @@ pub(crate) async fn finish(call: &mut Call, object: Value, options: &WriteOption
         let rule = strategy::name_rule(&resource);
         let mut errors = validate_object_meta(metadata, resource.namespaced, rule, "metadata");
         errors.extend(strategy::validate_create(&resource, &ready));
+        errors.extend(admission::unreadable(call, &ready, None));
         if !errors.is_empty() {
             return Err(Problem::invalid(resource.what_kind(), meta::name(&ready), &errors));
         }

@@ -185,6 +185,7 @@ fn before_update(call: &mut Call, object: &mut Value, old: &Value) -> Result<(),
     errors.extend(validate_object_meta_update(new_meta, old_meta, "metadata"));
     let (wrong, let_through) = strategy::validate_update(&resource, &call.subresource, object, old);
     errors.extend(wrong);
+    errors.extend(admission::unreadable(call, object, Some(old)));
     let_through.into_iter().for_each(|text| call.warn(text));
     if !errors.is_empty() {
         return Err(Problem::invalid(resource.what_kind(), &call.name, &errors));

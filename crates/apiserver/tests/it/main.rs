@@ -19,6 +19,7 @@ mod lists;
 mod metrics;
 mod model;
 mod objects;
+mod policies;
 mod quotas;
 mod roles;
 mod rubbish;
