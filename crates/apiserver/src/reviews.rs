@@ -6,8 +6,9 @@ use crate::access::rules::Rule;
 use crate::access::tokens::AUDIENCE;
 use crate::access::{self, Attributes, User};
 use crate::http::json::put;
-use crate::http::media::{self, Accept};
+use crate::http::media::{Accept, Shape};
 use crate::http::options::Write;
+use crate::http::present;
 use crate::http::reply::Reply;
 use crate::http::resource::{Asked, encoded};
 use crate::object::FieldError;
@@ -15,7 +16,7 @@ use crate::object::apply::{self, Updater};
 use crate::object::status::{Problem, What};
 use crate::verbs::{Call, admit, in_order, meta};
 
-pub(crate) async fn answer(call: &mut Call, asked: &Asked<'_>) -> Result<Reply, Problem> {
+pub(crate) async fn answer(call: &mut Call, asked: &Asked<'_>, accept: &Accept) -> Result<Reply, Problem> {
     let options = Write::of(asked.query, asked.user_agent(), "CreateOptions", false)?;
     let mut review = admit::decode(call, &asked.body, asked.media_type(), options.validation)?;
     admit::settle_namespace(call, &mut review)?;
@@ -50,8 +51,10 @@ pub(crate) async fn answer(call: &mut Call, asked: &Asked<'_>) -> Result<Reply, 
     let Some(root) = review.as_object_mut() else { return Err(Problem::bad_request("an object is needed")) };
     root.insert("status".into(), status);
     let value = in_order(std::mem::take(root), &call.resource.api_version(), &call.resource.kind);
-    let accept = Accept::of(asked.headers)?;
-    encoded(&Accept { shape: media::Shape::Plain, yaml: accept.yaml }, 201, &value)
+    match accept.shape {
+        Shape::Metadata { version } => encoded(accept, 201, &present::metadata(&value, version)),
+        _ => encoded(accept, 201, &value),
+    }
 }
 
 /// Upstream names the group alone.

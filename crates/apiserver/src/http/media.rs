@@ -37,6 +37,15 @@ impl Accept {
 
     /// The first clause of `Accept` that can be served.
     pub(crate) fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+        Self::choose(headers, |_| true)
+    }
+
+    /// The same for what is never a table: reviews.
+    pub(crate) fn without_tables(headers: &HeaderMap) -> Result<Self, Problem> {
+        Self::choose(headers, |it| !matches!(it.shape, Shape::Table { .. }))
+    }
+
+    fn choose(headers: &HeaderMap, served: impl Fn(&Self) -> bool) -> Result<Self, Problem> {
         let mut clauses = Vec::new();
         for value in headers.get_all(ACCEPT) {
             clauses.extend(value.to_str().unwrap_or_default().split(',').map(str::trim).filter(|it| !it.is_empty()));
@@ -47,7 +56,8 @@ impl Accept {
         // A stable sort by weight, as goautoneg does: order decides between equals.
         let mut weighted: Vec<(f32, &str)> = clauses.iter().map(|clause| (weight(clause), *clause)).collect();
         weighted.sort_by(|a, b| b.0.total_cmp(&a.0));
-        weighted.iter().find_map(|(_, clause)| Self::clause(clause)).ok_or_else(|| refusal(&clauses))
+        let mut known = weighted.iter().filter_map(|(_, clause)| Self::clause(clause));
+        known.find(served).ok_or_else(|| refusal(&clauses))
     }
 
     fn clause(clause: &str) -> Option<Self> {

@@ -105,14 +105,15 @@ pub(crate) async fn answer(core: &Arc<Core>, asked: Asked<'_>, seen: &mut Seen) 
 }
 
 async fn dispatch(call: &mut Call, asked: &Asked<'_>, route: &Route) -> Result<Reply, Problem> {
-    let accept = Accept::of(asked.headers)?;
+    let no_table = call.resource.review && call.resource.kind != "ComponentStatus";
+    let accept = if no_table { Accept::without_tables(asked.headers)? } else { Accept::of(asked.headers)? };
     if call.resource.review {
         return match (call.resource.kind.as_str(), asked.target.verb) {
             _ if !call.subresource.is_empty() => Err(Problem::no_such_path()),
             ("ComponentStatus", _) => components::answer(call, asked, &accept),
             _ if !call.name.is_empty() => Err(Problem::no_such_path()),
             ("Binding", "create") => subresources::bind_named(call, asked, &accept).await,
-            (_, "create") => reviews::answer(call, asked).await,
+            (_, "create") => reviews::answer(call, asked, &accept).await,
             _ => Err(Problem::not_allowed()),
         };
     }
