@@ -15,6 +15,7 @@ use crate::core::Core;
 use crate::http::json::put;
 use crate::http::reply::Reply;
 use crate::http::{Accept, Query};
+use crate::kinds::strategy;
 use crate::metrics;
 use crate::object::status::{Problem, What};
 use crate::openapi;
@@ -196,6 +197,9 @@ fn parts(resource: &Resource) -> Vec<Part> {
     if resource.is("", "serviceaccounts") && !resource.is_custom() {
         let (group, kind) = ("authentication.k8s.io", Some("TokenRequest"));
         all.push(Part { name: "token", group, version: "v1", kind, verbs: &["create"] });
+    }
+    if strategy::is_request(resource) {
+        all.push(own("approval", &PART_VERBS));
     }
     if resource.is("", "namespaces") {
         all.push(own("finalize", &["update"]));

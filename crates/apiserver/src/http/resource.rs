@@ -16,7 +16,7 @@ use super::service::Seen;
 use super::url::{Query, Target};
 use crate::access::User;
 use crate::core::Core;
-use crate::kinds::{components, convert, subresources};
+use crate::kinds::{components, convert, strategy, subresources};
 use crate::metrics::Route;
 use crate::object::status::Problem;
 use crate::reviews;
@@ -121,6 +121,7 @@ async fn dispatch(call: &mut Call, asked: &Asked<'_>, route: &Route) -> Result<R
         "" => true,
         "status" => call.resource.status,
         "ephemeralcontainers" => call.resource.is("", "pods") && !call.resource.is_custom(),
+        "approval" => strategy::is_request(&call.resource),
         _ => false,
     };
     match (call.subresource.as_str(), asked.target.verb) {

@@ -78,6 +78,15 @@ fn fill_blank(it: &mut Map<String, Value>, field: &str, value: Value) {
     }
 }
 
+/// Where zero is no choice.
+fn fill_zero(it: &mut Map<String, Value>, fields: &[(&str, i64)]) {
+    for (field, value) in fields {
+        if it.get(*field).and_then(Value::as_i64).unwrap_or_default() == 0 {
+            it.insert((*field).to_owned(), json!(value));
+        }
+    }
+}
+
 fn text<'a>(it: &'a Map<String, Value>, field: &str) -> &'a str {
     it.get(field).and_then(Value::as_str).unwrap_or_default()
 }
@@ -94,6 +103,10 @@ fn computed(name: &str, it: &mut Map<String, Value>) {
             it.insert("emptyDir".into(), json!({}));
         }
         "api.core.v1.Pod" => pod(it),
+        "api.flowcontrol.v1.FlowSchemaSpec" => fill_zero(it, &[("matchingPrecedence", 1000)]),
+        "api.flowcontrol.v1.QueuingConfiguration" => {
+            fill_zero(it, &[("queues", 64), ("handSize", 8), ("queueLengthLimit", 50)]);
+        }
         "api.core.v1.PodSpec" => {
             // The old name is kept equal to the new one.
             let account = if blank(it, "serviceAccountName") {

@@ -1,6 +1,7 @@
 //! Kubernetes' own kinds: one table, and what is particular about each of them in the modules beside it.
 
 mod addresses;
+mod certificates;
 pub(crate) mod components;
 pub(crate) mod convert;
 pub(crate) mod defaults;
@@ -19,11 +20,12 @@ mod validate;
 use k8s_openapi::api::{
     admissionregistration::v1 as admission, apps::v1 as apps, authentication::v1 as authentication,
     authorization::v1 as authorization, autoscaling::v1 as autoscaling1, autoscaling::v2 as autoscaling2,
-    batch::v1 as batch, coordination::v1 as coordination, core::v1 as core, discovery::v1 as discovery,
-    events::v1 as events, networking::v1 as networking, node::v1 as node, policy::v1 as policy, rbac::v1 as rbac,
-    scheduling::v1 as scheduling, storage::v1 as storage,
+    batch::v1 as batch, certificates::v1 as signing, coordination::v1 as coordination, core::v1 as core,
+    discovery::v1 as discovery, events::v1 as events, flowcontrol::v1 as flowcontrol, networking::v1 as networking,
+    node::v1 as node, policy::v1 as policy, rbac::v1 as rbac, scheduling::v1 as scheduling, storage::v1 as storage,
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions;
+use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1 as apiregistration;
 use schemars::{JsonSchema, SchemaGenerator};
 
 /// One row of the table: what discovery says about a built-in kind, and where its type is described.
@@ -151,6 +153,7 @@ pub(crate) static KINDS: &[Kind] = &[
     namespaced::<core::Secret>(),
     namespaced::<core::ServiceAccount>().short(&["sa"]),
     namespaced::<core::Service>().short(&["svc"]).all().status(),
+    cluster::<apiregistration::APIService>().extension().status(),
     namespaced::<apps::ControllerRevision>(),
     namespaced::<apps::DaemonSet>().short(&["ds"]).all().status(),
     namespaced::<apps::Deployment>().short(&["deploy"]).all().status().scale(),
@@ -167,6 +170,7 @@ pub(crate) static KINDS: &[Kind] = &[
     namespaced::<autoscaling1::HorizontalPodAutoscaler>().short(&["hpa"]).all().status().stored_as("autoscaling", "v2"),
     namespaced::<batch::CronJob>().short(&["cj"]).all().status(),
     namespaced::<batch::Job>().all().status(),
+    cluster::<signing::CertificateSigningRequest>().short(&["csr"]).status(),
     cluster::<networking::IPAddress>().short(&["ip"]),
     cluster::<networking::IngressClass>(),
     namespaced::<networking::Ingress>().short(&["ing"]).status(),
@@ -190,4 +194,6 @@ pub(crate) static KINDS: &[Kind] = &[
     namespaced::<coordination::Lease>(),
     cluster::<node::RuntimeClass>(),
     namespaced::<discovery::EndpointSlice>(),
+    cluster::<flowcontrol::FlowSchema>().status(),
+    cluster::<flowcontrol::PriorityLevelConfiguration>().status(),
 ];

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::{defaults, ephemeral, service_account, validate};
+use super::{certificates, defaults, ephemeral, service_account, validate};
 use crate::local::protection;
 use crate::object::FieldError;
 use crate::object::meta::NameRule;
@@ -36,6 +36,11 @@ pub(crate) fn name_rule(resource: &Resource) -> NameRule {
         ("networking.k8s.io", "ipaddresses") => NameRule::Address,
         _ => NameRule::Subdomain,
     }
+}
+
+/// CertificateSigningRequests have an approver beside their signer.
+pub(crate) fn is_request(resource: &Resource) -> bool {
+    of(resource) == ("certificates.k8s.io", "certificatesigningrequests")
 }
 
 /// Whether a `PUT` may create.
@@ -69,6 +74,7 @@ fn has_generation(resource: &Resource) -> bool {
                         | "admissionregistration.k8s.io"
                         | "apiextensions.k8s.io"
                         | "discovery.k8s.io"
+                        | "flowcontrol.apiserver.k8s.io"
                         | "scheduling.k8s.io",
                     _
                 )
@@ -132,6 +138,7 @@ pub(crate) fn reset_for_create(resource: &Resource, object: &mut Value) {
 /// through `/status`.
 pub(crate) fn reset_for_update(resource: &Resource, subresource: &str, object: &mut Value, old: &Value) {
     match subresource {
+        _ if is_request(resource) => certificates::reset(subresource, object, old),
         "status" => {
             let status = object.get("status").cloned();
             let metadata = object.get("metadata").cloned().unwrap_or_else(|| json!({}));
@@ -285,6 +292,7 @@ pub(crate) fn prepare_create(call: &Call, object: &mut Value) -> Result<(), Prob
             put(object, "status", Some(json!({"phase": "Pending", "qosClass": qos(object)})));
         }
         ("", "services") => allocate(call, object, None)?,
+        ("certificates.k8s.io", _) => certificates::sign_in(object, &call.user),
         ("batch", "jobs") => {
             job_selector(object);
             // Its labels are those of its pods when it has none, also when those are the server's.
@@ -353,6 +361,9 @@ fn job_selector(object: &mut Value) {
         .insert("batch.kubernetes.io/controller-uid".into(), json!(uid));
 }
 
+/// The cluster address of the API server itself: the first one of the range.
+pub(crate) const OWN_ADDRESS: &str = "10.96.0.1";
+
 /// A service's cluster address and node ports: its own from before, or free ones.
 fn allocate(call: &Call, object: &mut Value, old: Option<&Value>) -> Result<(), Problem> {
     let spec = |object: &Value, field: &str| {
@@ -396,8 +407,9 @@ fn allocate(call: &Call, object: &mut Value, old: Option<&Value>) -> Result<(), 
             let host: u16 = rand::random();
             format!("10.96.{}.{}", host >> 8, host & 0xff)
         });
-        let Some(address) =
-            free.into_iter().find(|it| !addresses.contains(it) && !it.ends_with(".0") && !it.ends_with(".255"))
+        let Some(address) = free
+            .into_iter()
+            .find(|it| *it != OWN_ADDRESS && !addresses.contains(it) && !it.ends_with(".0") && !it.ends_with(".255"))
         else {
             return Err(Problem::internal("failed to allocate IP: range is full"));
         };
@@ -433,6 +445,7 @@ pub(crate) fn prepare_update(call: &Call, object: &mut Value, old: &Value) -> Re
     let resource = &call.resource;
     match of(resource) {
         ("", "services") if call.subresource.is_empty() => allocate(call, object, Some(old))?,
+        ("certificates.k8s.io", _) => certificates::date(object, old, &call.core.now()),
         ("apps", "daemonsets") if object.pointer("/spec/template") != old.pointer("/spec/template") => {
             let key = defaults::TEMPLATE_GENERATION;
             let before: i64 = meta::keyed(old, "annotations", key).and_then(|it| it.parse().ok()).unwrap_or(1);

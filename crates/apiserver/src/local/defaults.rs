@@ -1,4 +1,5 @@
-//! What every namespace has: a ServiceAccount `default`, and the authority's certificate in a ConfigMap.
+//! What every namespace has: a ServiceAccount `default`, and the authority's certificate in a ConfigMap. What the default one
+//! has besides: the Service by which the API server is known within a cluster.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -8,14 +9,18 @@ use serde_json::{Value, json};
 use super::agenda::Agenda;
 use super::{Meta, call, is_refused, is_stale, options};
 use crate::core::Core;
+use crate::kinds::strategy::OWN_ADDRESS;
 use crate::object::status::Problem;
 use crate::store::{Event, Key};
 use crate::verbs::{create, meta, update};
 
 const ACCOUNT: &str = "default";
+const SERVICE: &str = "kubernetes";
 const AUTHORITY: &str = "kube-root-ca.crt";
 /// Whose work this is in a cluster.
 const MANAGER: &str = "kube-controller-manager";
+/// Who makes the Service.
+const SERVER: &str = "kube-apiserver";
 const DESCRIPTION: &str = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the internal service IP or kubernetes.default.svc. No other usage is guaranteed across distributions of Kubernetes clusters.";
 
 /// Runs until the shutdown.
@@ -30,8 +35,8 @@ pub(super) async fn run(core: Arc<Core>, authority: String) -> Result<(), Infall
 async fn follow(core: &Arc<Core>, authority: &str) {
     let rev = core.store.revision();
     let watch = |resource| core.store.watch("", resource, None, rev);
-    let (Ok(mut namespaces), Ok(mut accounts), Ok(mut maps)) =
-        (watch("namespaces"), watch("serviceaccounts"), watch("configmaps"))
+    let (Ok(mut namespaces), Ok(mut accounts), Ok(mut maps), Ok(mut services)) =
+        (watch("namespaces"), watch("serviceaccounts"), watch("configmaps"), watch("services"))
     else {
         return;
     };
@@ -55,6 +60,7 @@ async fn follow(core: &Arc<Core>, authority: &str) {
             change = namespaces.next() => change.map(|it| (!it.deleted && it.prev.is_none()).then(|| it.entry.key.name.clone())),
             change = accounts.next() => change.map(|it| concerns(&it, ACCOUNT)),
             change = maps.next() => change.map(|it| concerns(&it, AUTHORITY)),
+            change = services.next() => change.map(|it| concerns(&it, SERVICE)),
             () = agenda.again() => Some(None),
         };
         match change {
@@ -81,25 +87,44 @@ async fn complete(core: &Arc<Core>, name: &Arc<str>, authority: &str) -> Result<
         "apiVersion": "v1", "kind": "ConfigMap", "data": data,
         "metadata": {"name": AUTHORITY, "namespace": **name, "annotations": {"kubernetes.io/description": DESCRIPTION}},
     });
-    let account = ensure(core, Key::new("", "serviceaccounts", name.clone(), ACCOUNT), account);
+    let account = ensure(core, Key::new("", "serviceaccounts", name.clone(), ACCOUNT), account, MANAGER);
+    let service = async {
+        if **name != *"default" {
+            return Ok(());
+        }
+        ensure(core, Key::new("", "services", name.clone(), SERVICE), service(), SERVER).await
+    };
     let map = async {
         let key = Key::new("", "configmaps", name.clone(), AUTHORITY);
         match core.store.get(&key) {
             Some(entry) if entry.value().get("data") != Some(&data) => restore(core, &key, &data).await,
             Some(_) => Ok(()),
-            None => ensure(core, key, map).await,
+            None => ensure(core, key, map, MANAGER).await,
         }
     };
-    futures::future::try_join(account, map).await.map(drop)
+    futures::future::try_join3(account, map, service).await.map(drop)
 }
 
-async fn ensure(core: &Arc<Core>, key: Key, object: Value) -> Result<(), Problem> {
+/// Without a selector: who answers there is for a network to say, which there is none of yet.
+fn service() -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": SERVICE, "namespace": "default", "labels": {"component": "apiserver", "provider": "kubernetes"}},
+        "spec": {
+            "clusterIP": OWN_ADDRESS, "type": "ClusterIP",
+            "internalTrafficPolicy": "Cluster", "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": 6443}],
+        },
+    })
+}
+
+async fn ensure(core: &Arc<Core>, key: Key, object: Value, manager: &str) -> Result<(), Problem> {
     if core.store.get(&key).is_some() {
         return Ok(());
     }
     let Some(mut call) = call(core, &key) else { return Ok(()) };
     call.name.clear();
-    match create::create(&mut call, object, &options(MANAGER)).await {
+    match create::create(&mut call, object, &options(manager)).await {
         Err(problem) if !is_refused(&problem) => Err(problem),
         _ => Ok(()),
     }

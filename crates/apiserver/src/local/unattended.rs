@@ -14,7 +14,7 @@ use crate::verbs::create;
 const COMPONENT: &str = "apiserver";
 
 /// Group, resource, and what does not happen.
-const KINDS: [(&str, &str, &str); 12] = [
+const KINDS: [(&str, &str, &str); 16] = [
     ("apps", "deployments", "no Pods are made of it"),
     ("apps", "replicasets", "no Pods are made of it"),
     ("apps", "statefulsets", "no Pods are made of it"),
@@ -26,6 +26,10 @@ const KINDS: [(&str, &str, &str); 12] = [
     ("networking.k8s.io", "ingresses", "nothing is routed"),
     ("networking.k8s.io", "networkpolicies", "no traffic is refused"),
     ("policy", "poddisruptionbudgets", "evictions do not ask it"),
+    ("certificates.k8s.io", "certificatesigningrequests", "nothing is signed"),
+    ("flowcontrol.apiserver.k8s.io", "flowschemas", "no request waits for another"),
+    ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations", "no request waits for another"),
+    ("apiregistration.k8s.io", "apiservices", "no request is passed on"),
     ("", "pods", "no node is chosen for it and nothing runs"),
 ];
 
@@ -62,7 +66,9 @@ async fn tell(core: &Arc<Core>, entry: &Entry) {
     let Some(what) = known(&entry.key) else { return };
     let Key { group, resource, namespace, name } = &entry.key;
     let suffix = if group.is_empty() { String::new() } else { format!(".{group}") };
-    let key = Key::new("", "events", namespace.clone(), format!("unattended.{resource}{suffix}"));
+    // What is in no namespace is spoken of in the default one.
+    let told = if namespace.is_empty() { "default".into() } else { namespace.clone() };
+    let key = Key::new("", "events", told.clone(), format!("unattended.{resource}{suffix}"));
     if core.store.get(&key).is_some() || has_node(entry) {
         return;
     }
@@ -73,7 +79,7 @@ async fn tell(core: &Arc<Core>, entry: &Entry) {
     let now = time(core.clock.now());
     let event = json!({
         "apiVersion": "v1", "kind": "Event",
-        "metadata": {"name": &*key.name, "namespace": &**namespace},
+        "metadata": {"name": &*key.name, "namespace": &*told},
         "type": "Warning", "reason": "NotActedOn",
         "message": format!("{resource}{suffix} are stored, but nothing here acts on them: {what}"),
         "involvedObject": {"apiVersion": text("apiVersion"), "kind": text("kind"), "namespace": &**namespace,

@@ -333,7 +333,8 @@ impl Registry {
 }
 
 /// Groups in the order of upstream's discovery.
-const ORDER: [&str; 17] = [
+const ORDER: [&str; 19] = [
+    "apiregistration.k8s.io",
     "apps",
     "events.k8s.io",
     "authentication.k8s.io",
@@ -351,4 +352,5 @@ const ORDER: [&str; 17] = [
     "coordination.k8s.io",
     "node.k8s.io",
     "discovery.k8s.io",
+    "flowcontrol.apiserver.k8s.io",
 ];

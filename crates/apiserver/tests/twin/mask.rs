@@ -144,6 +144,11 @@ fn remove(value: &mut Value, path: &[&str]) {
         ([last], Value::Object(fields)) => {
             fields.shift_remove(*last);
         }
+        ([last], Value::Array(items)) if *last != "*" => {
+            if let Some(item) = last.parse::<usize>().ok().and_then(|at| items.get_mut(at)) {
+                *item = Value::Null;
+            }
+        }
         (["*", rest @ ..], Value::Array(items)) => items.iter_mut().for_each(|item| remove(item, rest)),
         (["*", rest @ ..], Value::Object(fields)) => fields.values_mut().for_each(|field| remove(field, rest)),
         ([first, rest @ ..], Value::Object(fields)) => {

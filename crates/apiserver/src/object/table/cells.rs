@@ -69,8 +69,21 @@ pub(super) fn of(kind: &str, object: &Value, now: Timestamp) -> Vec<Value> {
             vec![o.name(), ready.into(), age(), names, images]
         }
         "autoscaling/HorizontalPodAutoscaler" => autoscaler(o, now),
+        "apiregistration.k8s.io/APIService" => {
+            let service = match o.text("spec.service.name") {
+                "" => "Local".to_owned(),
+                name => format!("{}/{name}", o.text("spec.service.namespace")),
+            };
+            let available = o.items("status.conditions").find(|it| it.text("type") == "Available");
+            let told = available.map(|it| match it.text("status") {
+                "True" => "True".to_owned(),
+                status => format!("{status} ({})", it.text("reason")),
+            });
+            between(vec![service.into(), told.unwrap_or_else(|| "Unknown".to_owned()).into()])
+        }
         "batch/CronJob" => cron_job(o, now),
         "batch/Job" => job(o, now),
+        "certificates.k8s.io/CertificateSigningRequest" => signing_request(o, now),
         "coordination.k8s.io/Lease" => between(vec![o.text("spec.holderIdentity").into()]),
         "discovery.k8s.io/EndpointSlice" => {
             let port = |p: Of<'_>| p.get("port").map_or_else(|| p.text_or("name", "*").to_owned(), ToString::to_string);
@@ -118,6 +131,29 @@ pub(super) fn of(kind: &str, object: &Value, now: Timestamp) -> Vec<Value> {
         ],
         "storage.k8s.io/CSIDriver" => csi_driver(o, now),
         "storage.k8s.io/CSINode" => between(vec![count("spec.drivers")]),
+        "flowcontrol.apiserver.k8s.io/FlowSchema" => {
+            let dangling = o.items("status.conditions").find(|it| it.text("type") == "Dangling");
+            vec![
+                o.name(),
+                o.text("spec.priorityLevelConfiguration.name").into(),
+                o.int("spec.matchingPrecedence").into(),
+                o.text_or("spec.distinguisherMethod.type", NONE).into(),
+                age(),
+                dangling.map_or("?", |it| it.text("status")).into(),
+            ]
+        }
+        "flowcontrol.apiserver.k8s.io/PriorityLevelConfiguration" => {
+            let number = |path: &str| o.get(path).cloned().unwrap_or_else(|| NONE.into());
+            let queuing = |field: &str| number(&format!("spec.limited.limitResponse.queuing.{field}"));
+            let middle = vec![
+                o.text("spec.type").into(),
+                number("spec.limited.nominalConcurrencyShares"),
+                queuing("queues"),
+                queuing("handSize"),
+                queuing("queueLengthLimit"),
+            ];
+            between(middle)
+        }
         "storage.k8s.io/StorageClass" => storage_class(o, now),
         "storage.k8s.io/VolumeAttachment" => between(vec![
             o.text("spec.attacher").into(),
@@ -128,6 +164,32 @@ pub(super) fn of(kind: &str, object: &Value, now: Timestamp) -> Vec<Value> {
         "storage.k8s.io/VolumeAttributesClass" => between(vec![o.text("driverName").into()]),
         _ => vec![o.name(), o.text("metadata.creationTimestamp").into()],
     }
+}
+
+fn signing_request(o: Of<'_>, now: Timestamp) -> Vec<Value> {
+    let has = |kind: &str| o.items("status.conditions").any(|it| it.text("type") == kind);
+    let mut condition = match (has("Denied"), has("Approved")) {
+        (true, _) => "Denied",
+        (_, true) => "Approved",
+        _ => "Pending",
+    }
+    .to_owned();
+    if has("Failed") {
+        condition.push_str(",Failed");
+    }
+    if !o.text("status.certificate").is_empty() {
+        condition.push_str(",Issued");
+    }
+    let lasts = o.get("spec.expirationSeconds").and_then(Value::as_i64);
+    let lasts = lasts.and_then(|it| now.checked_add(jiff::SignedDuration::from_secs(it)).ok());
+    vec![
+        o.name(),
+        o.age(now),
+        o.text_or("spec.signerName", NONE).into(),
+        o.text("spec.username").into(),
+        lasts.map_or_else(|| NONE.to_owned(), |end| human(now, end)).into(),
+        condition.into(),
+    ]
 }
 
 fn endpoints(o: Of<'_>) -> String {
