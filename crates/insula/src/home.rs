@@ -1,5 +1,6 @@
 //! The data directory: who holds it, which version made it, and what is where in it.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ const RESTORING: &str = ".restoring";
 
 /// Says which layout a directory has; without it, it is no data directory.
 const LAYOUT_FILE: &str = "layout";
+const LAYOUT_FRESH: &str = "layout.new";
 
 /// A data directory, held by this process until it is dropped. An ephemeral one is then removed.
 pub(crate) struct Home {
@@ -38,7 +40,7 @@ pub(crate) enum Error {
     Absent { dir: PathBuf },
     #[error("{} is not empty: what is there is not overwritten, name another directory with --data-dir", .dir.display())]
     NotEmpty { dir: PathBuf },
-    #[error("{} is no data directory of Insula: it is not empty and has no `layout` file", .dir.display())]
+    #[error("{} is no data directory of Insula: it is not empty, and its `layout` file is missing or damaged", .dir.display())]
     Foreign { dir: PathBuf },
     #[error(
         "the data directory {} cannot be used (name another with --data-dir, or use --ephemeral): cannot {doing}",
@@ -60,7 +62,9 @@ impl Home {
         let layout = dir.join(LAYOUT_FILE);
         match fs::read_dir(dir) {
             Ok(mut entries) => {
-                if !layout.exists() && entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != "lock")) {
+                // Killed at its first start, it has these alone.
+                let ours = |name: &OsStr| name == "lock" || name == LAYOUT_FRESH;
+                if !layout.exists() && entries.any(|entry| entry.is_ok_and(|entry| !ours(&entry.file_name()))) {
                     return Err(Error::Foreign { dir: dir.to_owned() });
                 }
             }
@@ -73,7 +77,7 @@ impl Home {
         let lock = lock(&dir.join("lock")).map_err(io("write its lock file"))?;
         let lock = lock.map_err(|holder| Error::InUse { dir: dir.to_owned(), holder })?;
         if !layout.exists() {
-            fs::write(&layout, format!("{LAYOUT}\n")).map_err(io("write to it"))?;
+            mark(dir).map_err(io("write to it"))?;
         }
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(io("close it to others"))?;
         Ok(Self { dir: dir.to_owned(), _lock: lock, ephemeral: false })
@@ -164,6 +168,16 @@ impl Drop for Home {
     }
 }
 
+/// Makes a data directory of a directory, at once and for good.
+fn mark(dir: &Path) -> std::io::Result<()> {
+    let fresh = dir.join(LAYOUT_FRESH);
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+    writeln!(file, "{LAYOUT}")?;
+    file.sync_all()?;
+    fs::rename(&fresh, dir.join(LAYOUT_FILE))?;
+    File::open(dir)?.sync_all()
+}
+
 /// Whether this program knows the layout of the directory; `false` where it has none.
 fn look(dir: &Path) -> Result<bool, Error> {
     let Ok(found) = fs::read_to_string(dir.join(LAYOUT_FILE)) else { return Ok(false) };
@@ -249,12 +263,7 @@ impl Vacant {
             fs::remove_dir(&inside)?;
             File::open(&self.dir)?.sync_all()?;
             // Only with this file it is a data directory.
-            let fresh = self.dir.join("layout.new");
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
-            writeln!(file, "{LAYOUT}")?;
-            file.sync_all()?;
-            fs::rename(&fresh, self.dir.join(LAYOUT_FILE))?;
-            File::open(&self.dir)?.sync_all()
+            mark(&self.dir)
         };
         match move_all() {
             Ok(()) => Ok(self.dir.clone()),
@@ -353,6 +362,13 @@ mod tests {
         fs::write(tmp.path().join("layout"), "99").unwrap();
         assert!(told(Home::open(tmp.path())).contains("newer version"));
         assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1);
+
+        let killed_at_first = tempfile::tempdir().unwrap();
+        for name in ["lock", LAYOUT_FRESH] {
+            fs::write(killed_at_first.path().join(name), "").unwrap();
+        }
+        drop(Home::open(killed_at_first.path()).unwrap());
+        assert!(look(killed_at_first.path()).unwrap());
 
         let tmp = tempfile::tempdir().unwrap();
         fs::write(tmp.path().join("thesis.txt"), "x").unwrap();

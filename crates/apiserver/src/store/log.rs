@@ -54,7 +54,14 @@ impl Log {
         } else {
             // Without a right to write: a newer version's file must stay as it is.
             let db = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed)?;
-            check_version(&db, &path)?;
+            match check_version(&db, &path) {
+                // Who made it was killed in the middle: what it had begun must be undone before anything can be read.
+                Err(OpenError::NotWritable { .. }) => {
+                    let db = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed)?;
+                    check_version(&db, &path)?;
+                }
+                checked => checked?,
+            }
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut db = Connection::open_with_flags(&path, flags).map_err(failed)?;

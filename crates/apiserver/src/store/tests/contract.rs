@@ -424,6 +424,26 @@ async fn a_damaged_or_newer_copy_is_not_restored() {
 }
 
 #[tokio::test]
+async fn what_was_killed_while_it_was_made_is_made_anew() {
+    let (_guard, data) = dir();
+    let Data::Dir(path) = &data else { unreachable!() };
+    let killed = tempfile::tempdir().unwrap();
+    let made = killed.path().join("kubernetes.db");
+    let db = rusqlite::Connection::open(&made).unwrap();
+    // More than its cache holds: it is on the disk before it is committed, and beside it how to undo it.
+    db.execute_batch("PRAGMA cache_size = 1; BEGIN; CREATE TABLE meta(name, value);").unwrap();
+    for _ in 0..50 {
+        db.execute("INSERT INTO meta VALUES ('x', zeroblob(10000))", []).unwrap();
+    }
+    for name in ["kubernetes.db", "kubernetes.db-journal"] {
+        std::fs::copy(killed.path().join(name), path.join(name)).unwrap();
+    }
+    let store = open(&data);
+    put(&store, &key("a"), "").await;
+    close(store).await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_opened_says_why_and_is_not_touched() {
     let refused = |data: &Data| Store::open(data, Clock::system(), &Tasks::new(Shutdown::new())).err().unwrap();
     let (held, data) = dir();
