@@ -21,7 +21,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let tasks = Tasks::new(Shutdown::new());
     let data = directory.map_or(Data::Memory, Data::Dir);
     let server =
-        ApiServer::open(Options { data, clock: Clock::system(), tasks: tasks.clone(), kubelets: None }).await?;
+        ApiServer::open(Options { data, clock: Clock::system(), tasks: tasks.clone(), kubelets: None, audit: None })
+            .await?;
     let at = server.listen(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await?;
     let kubeconfig = home.join(format!("kubeconfig-{}", at.port()));
     std::fs::write(&kubeconfig, server.kubeconfig(at))?;

@@ -7,6 +7,7 @@ use kit::{Clock, Tasks};
 use crate::access::roles::Roles;
 use crate::access::tokens::Tokens;
 use crate::admission::Admission;
+use crate::audit::Audit;
 use crate::kubelets::Kubelets;
 use crate::metrics::Metrics;
 use crate::object::status::Problem;
@@ -23,18 +24,25 @@ pub(crate) struct Core {
     pub(crate) kubelets: Option<Kubelets>,
     pub(crate) roles: Roles,
     pub(crate) metrics: Metrics,
+    pub(crate) audit: Option<Audit>,
     pub(crate) admission: Admission,
     /// There before anybody is served.
     tokens: OnceLock<Tokens>,
 }
 
 impl Core {
-    pub(crate) fn new(store: Store, clock: Clock, tasks: Tasks, kubelets: Option<Kubelets>) -> Arc<Self> {
+    pub(crate) fn new(
+        store: Store,
+        clock: Clock,
+        tasks: Tasks,
+        kubelets: Option<Kubelets>,
+        audit: Option<Audit>,
+    ) -> Arc<Self> {
         let roles = Roles::new(&store);
         let registry = Registry::new();
         let admission = Admission::new(&store);
         let (metrics, tokens) = (Metrics::default(), OnceLock::new());
-        let core = Self { store, registry, clock, tasks, kubelets, roles, admission, metrics, tokens };
+        let core = Self { store, registry, clock, tasks, kubelets, roles, admission, metrics, audit, tokens };
         core.reload();
         Arc::new(core)
     }

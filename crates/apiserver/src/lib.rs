@@ -5,6 +5,7 @@
 
 mod access;
 mod admission;
+mod audit;
 mod cel;
 mod core;
 mod count;
@@ -35,6 +36,8 @@ use kit::{Class, Clock, Tasks};
 use serde_json::{Value, json};
 
 use crate::access::User;
+use crate::audit::Audit;
+pub use crate::audit::AuditLog;
 use crate::core::Core;
 use crate::http::{FieldValidation, Service};
 pub use crate::kubelets::Kubelets;
@@ -63,6 +66,8 @@ pub struct Options {
     pub tasks: Tasks,
     /// The way to the nodes, for logs, commands and ports of pods; without it those are answered with an error.
     pub kubelets: Option<Kubelets>,
+    /// Where it is written who asked for what; nowhere without it.
+    pub audit: Option<AuditLog>,
 }
 
 /// Why a server does not start, or a definition is not taken.
@@ -82,6 +87,8 @@ pub enum Error {
     NotEstablished { name: String, why: String },
     #[error("the roles that are always there cannot be made")]
     Roles(#[source] io::Error),
+    #[error("cannot write the audit log {}", path.display())]
+    Audit { path: PathBuf, source: io::Error },
     #[error("the namespace {name} cannot be created: {why}")]
     Namespace { name: &'static str, why: String },
 }
@@ -90,7 +97,9 @@ impl Error {
     /// What a caller can do about it.
     pub fn class(&self) -> Class {
         match self {
-            Self::Store(_) | Self::Pki(_) | Self::Listen { .. } | Self::Refused { .. } => Class::Rejected,
+            Self::Store(_) | Self::Pki(_) | Self::Listen { .. } | Self::Audit { .. } | Self::Refused { .. } => {
+                Class::Rejected
+            }
             Self::NotEstablished { .. } => Class::Conflict,
             Self::Namespace { .. } | Self::Roles(_) => Class::Retry(None),
         }
@@ -114,7 +123,7 @@ impl ApiServer {
     /// # Errors
     /// When the data cannot be opened; nothing was changed then.
     pub async fn open(options: Options) -> Result<Self, Error> {
-        let Options { data, clock, tasks, kubelets } = options;
+        let Options { data, clock, tasks, kubelets, audit } = options;
         let directory = match &data {
             Data::Memory => None,
             Data::Dir(directory) => Some(directory.join("pki")),
@@ -123,7 +132,12 @@ impl ApiServer {
         // The first keys of a process wait some 30 ms for entropy: meanwhile the store is filled.
         let now = clock.now();
         let pki = tokio::task::spawn_blocking(move || Pki::open(directory.as_deref(), now));
-        let core = Core::new(store, clock, tasks, kubelets);
+        let open = |to: AuditLog| {
+            let path = to.path.clone();
+            Audit::open(to, clock.clone(), &tasks).map_err(|source| Error::Audit { path, source })
+        };
+        let audit = audit.map(open).transpose()?;
+        let core = Core::new(store, clock, tasks, kubelets, audit);
         for name in NAMESPACES {
             ensure_namespace(&core, name).await?;
         }
@@ -139,7 +153,7 @@ impl ApiServer {
 
     /// A client whose transport is this server: no socket, as a member of `system:masters`.
     pub fn client(&self) -> kube::Client {
-        kube::Client::new(Service::new(self.core.clone(), Some(User::admin())), "default")
+        kube::Client::new(Service::new(self.core.clone(), Some(User::admin()), None), "default")
     }
 
     /// Serves the API over TLS (HTTP/1.1 and HTTP/2) until the shutdown, and returns the bound address as soon as it

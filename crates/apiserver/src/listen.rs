@@ -1,6 +1,6 @@
 //! The TLS door: HTTP/1.1 and HTTP/2 for kubectl and every other client.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,16 +47,16 @@ async fn accept(core: Arc<Core>, tls: TlsAcceptor, listener: TcpListener) -> io:
             () = shutdown.begun() => return Ok(()),
             taken = async {
                 let permit = room.clone().acquire_owned().await.map_err(io::Error::other)?;
-                listener.accept().await.map(|(stream, _)| (stream, permit))
+                listener.accept().await.map(|(stream, from)| (stream, from.ip(), permit))
             } => taken,
         };
         match taken {
-            Ok((stream, permit)) => {
+            Ok((stream, from, permit)) => {
                 failures.reset();
                 let (core, tls) = (core.clone(), tls.clone());
                 let tasks = core.tasks.clone();
                 tasks.tenant("kubernetes connection", async move {
-                    serve(core, tls, stream).await;
+                    serve(core, tls, stream, from).await;
                     drop(permit);
                 });
             }
@@ -69,7 +69,7 @@ async fn accept(core: Arc<Core>, tls: TlsAcceptor, listener: TcpListener) -> io:
     }
 }
 
-async fn serve(core: Arc<Core>, tls: TlsAcceptor, stream: TcpStream) {
+async fn serve(core: Arc<Core>, tls: TlsAcceptor, stream: TcpStream, from: IpAddr) {
     let _ = stream.set_nodelay(true);
     let shutdown = core.tasks.shutdown().clone();
     let greeted = tokio::select! {
@@ -93,7 +93,7 @@ async fn serve(core: Arc<Core>, tls: TlsAcceptor, stream: TcpStream) {
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
         .keep_alive_interval(Duration::from_secs(30));
-    let service = TowerToHyperService::new(Service::new(core, user));
+    let service = TowerToHyperService::new(Service::new(core, user, Some(from)));
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {

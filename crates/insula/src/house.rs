@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use apiserver::ApiServer;
+use apiserver::{ApiServer, AuditLog};
 use gateway::Gateway;
 use kit::{Clock, SecretString, Shutdown, Tasks};
 use ledger::{Ledger, Location};
@@ -34,6 +34,8 @@ pub(crate) struct Options {
     pub(crate) warm: usize,
     /// The Unix socket of a node in another process; `None`: one in this process.
     pub(crate) node: Option<PathBuf>,
+    /// Where it is written who asked the Kubernetes API for what.
+    pub(crate) audit: Option<AuditLog>,
 }
 
 impl Default for Options {
@@ -47,6 +49,7 @@ impl Default for Options {
             concurrency: 2_000,
             warm: 2,
             node: None,
+            audit: None,
         }
     }
 }
@@ -101,6 +104,7 @@ impl House {
             clock: clock.clone(),
             tasks: tasks.clone(),
             kubelets: Some(kubelet.reached()),
+            audit: options.audit,
         })
         .await?;
         api.install(api::crds()).await?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use apiserver::AuditLog;
 use clap::Args;
 use kit::ExposeSecret;
 use serde_json::json;
@@ -47,6 +48,15 @@ pub(crate) struct Up {
     /// Have sandboxes in the `insula node` that answers at this Unix socket and serves no other `up`
     #[arg(long, value_name = "SOCKET", conflicts_with = "ephemeral")]
     node: Option<PathBuf>,
+    /// Write who asked the Kubernetes API for what here, one JSON document a line, without bodies and tokens
+    #[arg(long, value_name = "FILE")]
+    audit_log: Option<PathBuf>,
+    /// MiB of a file of the audit log; then it becomes FILE.1, and that FILE.2
+    #[arg(long, value_name = "MIB", default_value_t = 100, requires = "audit_log", value_parser = clap::value_parser!(u32).range(1..))]
+    audit_log_maxsize: u32,
+    /// How many older files of the audit log are kept
+    #[arg(long, value_name = "N", default_value_t = 10, requires = "audit_log", value_parser = clap::value_parser!(u32).range(0..=1_000))]
+    audit_log_maxbackup: u32,
 }
 
 fn provider(text: &str) -> Result<(String, String), String> {
@@ -94,6 +104,11 @@ impl Up {
             concurrency: self.concurrency as usize,
             warm: usize::from(self.warm),
             node: self.node,
+            audit: self.audit_log.map(|path| AuditLog {
+                path,
+                max_bytes: u64::from(self.audit_log_maxsize) << 20,
+                max_backups: self.audit_log_maxbackup,
+            }),
         })
         .await?;
         let kubeconfig = house.write_kubeconfig()?;

@@ -150,6 +150,11 @@ pub(crate) fn decide(core: &Core, user: &User, wanted: &Attributes) -> Decision 
     core.roles.now(&core.store).decide(user, wanted)
 }
 
+/// `Ok` when that was decided.
+pub(crate) fn told(user: &User, wanted: &Attributes, decision: &Decision) -> Result<(), Problem> {
+    if decision.allowed { Ok(()) } else { Err(forbidden(user, wanted, &decision.reason)) }
+}
+
 /// Every rule that is for this user in this namespace, and what could not be found out about them.
 pub(crate) fn rules_for(core: &Core, user: &User, namespace: &str) -> (Vec<Rule>, Option<String>) {
     core.roles.now(&core.store).rules(user, namespace)

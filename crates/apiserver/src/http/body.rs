@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use futures::Stream;
 use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
 use http_body::{Frame, SizeHint};
 
 use crate::store::Entry;
@@ -76,6 +76,22 @@ impl Items {
     /// About how long it will be.
     pub(crate) fn size(&self) -> usize {
         self.entries.as_slice().iter().map(|entry| entry.json.len() + 1).sum()
+    }
+}
+
+impl Body {
+    /// Keeps something as long as a stream is read; lets go of it at once where the body is none.
+    pub(crate) fn with<T: Send + 'static>(self, kept: T) -> Self {
+        match self {
+            Self::Stream(stream) => Self::Stream(
+                stream
+                    .inspect(move |_| {
+                        let _ = &kept;
+                    })
+                    .boxed(),
+            ),
+            other => other,
+        }
     }
 }
 

@@ -1,7 +1,9 @@
 //! The one service: reads a request, finds out who asks, and answers it.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use super::reply::Reply;
 use super::resource::{self, Asked};
 use super::url::{Query, Target};
 use crate::access::{self, Attributes, User};
+use crate::audit;
 use crate::core::Core;
 use crate::discovery;
 use crate::kubelets;
@@ -36,12 +39,14 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct Service {
     core: Arc<Core>,
     user: Option<User>,
+    from: Option<IpAddr>,
 }
 
 impl Service {
     /// `user` is whom the connection has shown to be there; without one, each request must say (or is anonymous).
-    pub(crate) fn new(core: Arc<Core>, user: Option<User>) -> Self {
-        Self { core, user }
+    /// `from` is where it comes from, if it comes over a network.
+    pub(crate) fn new(core: Arc<Core>, user: Option<User>, from: Option<IpAddr>) -> Self {
+        Self { core, user, from }
     }
 }
 
@@ -59,14 +64,15 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (core, user) = (self.core.clone(), self.user.clone());
+        let (core, user, from) = (self.core.clone(), self.user.clone(), self.from);
         Box::pin(async move {
             let (mut parts, body) = request.into_parts();
             let upgrade = parts.extensions.remove::<OnUpgrade>();
             let (began, in_flight) = (Instant::now(), core.metrics.begin(&parts.method));
-            let mut seen = Seen::default();
+            let audit = core.audit.as_ref().map(|it| it.begin(&parts, from));
+            let mut seen = Seen { audit, ..Seen::default() };
             let work = tokio::time::timeout(TIMEOUT, serve(&core, user, &parts, body, upgrade, &mut seen));
-            let response = match AssertUnwindSafe(work).catch_unwind().await {
+            let mut response = match AssertUnwindSafe(work).catch_unwind().await {
                 Ok(Ok(response)) => response,
                 Ok(Err(_)) => {
                     failed(&parts.headers, &Problem::timeout("request did not complete within the allotted timeout", 0))
@@ -81,6 +87,11 @@ where
             if let Some(route) = seen.route.filter(|it| !(it.is_watch() && response.status() == StatusCode::OK)) {
                 core.metrics.ended(&route, response.status().as_u16(), began.elapsed());
             }
+            if let Some(mut asked) = seen.audit {
+                asked.ended(response.status().as_u16(), seen.refused);
+                // What is a stream ends with it.
+                response = response.map(|body| body.with(asked));
+            }
             Ok(response)
         })
     }
@@ -92,6 +103,20 @@ pub(crate) struct Seen {
     pub(crate) warnings: Vec<String>,
     /// None for what is nothing that is served.
     pub(crate) route: Option<Route>,
+    /// The reason of a refusal.
+    refused: Option<Cow<'static, str>>,
+    /// Only where there is an audit log.
+    audit: Option<Box<audit::Asked>>,
+}
+
+impl Seen {
+    /// `Ok` when the user may.
+    fn authorize(&mut self, core: &Core, user: &User, wanted: &Attributes, version: &str) -> Result<(), Problem> {
+        let Some(asked) = &mut self.audit else { return access::authorize(core, user, wanted) };
+        let decision = access::decide(core, user, wanted);
+        asked.decided(wanted, version, &decision);
+        access::told(user, wanted, &decision)
+    }
 }
 
 fn failed(headers: &HeaderMap, problem: &Problem) -> Response<Body> {
@@ -129,6 +154,7 @@ where
     B::Error: std::fmt::Display,
 {
     let done = handle(core, user, parts, body, upgrade, seen).await;
+    seen.refused = done.as_ref().err().map(|problem| problem.reason.clone());
     let mut response = respond(&parts.headers, &seen.warnings, done);
     if parts.method == Method::HEAD {
         *response.body_mut() = Body::Whole(None);
@@ -152,16 +178,22 @@ where
         Some(user) => user,
         None => access::authenticate(core, &parts.headers)?,
     };
+    if let Some(asked) = &mut seen.audit {
+        asked.user(&user);
+    }
     let user = access::impersonated(core, user, &parts.headers)?;
+    if let Some(asked) = &mut seen.audit {
+        asked.impersonated(&user);
+    }
     let path = parts.uri.path();
     let query = Query::new(parts.uri.query().unwrap_or_default());
     let Some(target) = Target::parse(&parts.method, path, &query) else {
         seen.route = Route::of_path(&parts.method, path);
         let wanted = Attributes::Path { verb: parts.method.as_str().to_lowercase(), path: path.to_owned() };
-        access::authorize(core, &user, &wanted)?;
+        seen.authorize(core, &user, &wanted, "")?;
         return discovery::answer(core, parts, path).await.map(Answer::Reply);
     };
-    access::authorize(core, &user, &Attributes::of(&target, query))?;
+    seen.authorize(core, &user, &Attributes::of(&target, query), &target.version)?;
     if parts.method == Method::HEAD {
         return Err(Problem::not_allowed());
     }

@@ -29,7 +29,9 @@ async fn house() -> House {
     let clock = Clock::starting_at("2026-01-01T00:00:00Z".parse().unwrap());
     let tasks = Tasks::new(Shutdown::new());
     let server =
-        ApiServer::open(Options { data: Data::Memory, clock: clock.clone(), tasks, kubelets: None }).await.unwrap();
+        ApiServer::open(Options { data: Data::Memory, clock: clock.clone(), tasks, kubelets: None, audit: None })
+            .await
+            .unwrap();
     House { server, clock }
 }
 

@@ -293,6 +293,12 @@ pub(crate) fn answer(core: &Core) -> Reply {
     watches(&mut page, &routes);
     objects(&mut page, core);
     store(&mut page, core);
+    if let Some(audit) = &core.audit {
+        page.family("apiserver_audit_event_total", "counter", "Events that were written to the audit log.");
+        page.sample(&[], audit.written());
+        page.family("insula_audit_lost_total", "counter", "Events that the audit log had no room for.");
+        page.sample(&[], audit.lost());
+    }
     process::write(&mut page);
     Reply::new(200, text::CONTENT_TYPE, Bytes::from(page.finish()))
 }

@@ -10,6 +10,7 @@
 
 mod access;
 mod appliers;
+mod audit;
 mod custom;
 mod documents;
 mod hook;
@@ -86,7 +87,8 @@ impl House {
     pub(crate) async fn with(data: Data, kubelets: Option<Kubelets>) -> Self {
         loop {
             let (tasks, kubelets) = (Tasks::new(Shutdown::new()), kubelets.clone());
-            let options = Options { data: data.clone(), clock: Clock::system(), tasks: tasks.clone(), kubelets };
+            let options =
+                Options { data: data.clone(), clock: Clock::system(), tasks: tasks.clone(), kubelets, audit: None };
             match ApiServer::open(options).await {
                 Ok(server) => return Self { client: server.client(), server, tasks },
                 // The clients of the house before are on their way out.

@@ -61,7 +61,8 @@ async fn compare(kubeconfig: &str) -> ExitCode {
     let config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.unwrap();
     let theirs = kube::Client::try_from(config).unwrap();
     let tasks = Tasks::new(Shutdown::new());
-    let options = Options { data: Data::Memory, clock: Clock::system(), tasks: tasks.clone(), kubelets: None };
+    let options =
+        Options { data: Data::Memory, clock: Clock::system(), tasks: tasks.clone(), kubelets: None, audit: None };
     let ours = ApiServer::open(options).await.unwrap().client();
     // Both ask the same one.
     let hook = Hook::serve(&tasks).await;

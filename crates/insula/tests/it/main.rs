@@ -125,6 +125,21 @@ async fn what_was_acknowledged_is_found_again_after_sigkill() {
     assert!(second.signal(Signal::TERM).success());
 }
 
+#[tokio::test]
+async fn an_audit_log_says_who_asked_from_where() {
+    provider();
+    let scratch = tempfile::tempdir().unwrap();
+    let log = scratch.path().join("audit.log");
+    let mut up = Up::start(&["--ephemeral", "--audit-log", log.to_str().unwrap()], scratch.path());
+    let map = serde_json::from_value(serde_json::json!({"metadata": {"name": "m"}})).unwrap();
+    up.config_maps().await.create(&PostParams::default(), &map).await.unwrap();
+    assert!(up.signal(Signal::TERM).success());
+    let text = std::fs::read_to_string(&log).unwrap();
+    let mut events = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let made = events.find(|it| it["verb"] == "create" && it["objectRef"]["resource"] == "configmaps").unwrap();
+    assert_eq!((&made["sourceIPs"][0], &made["responseStatus"]["code"]), (&"127.0.0.1".into(), &201.into()));
+}
+
 #[test]
 fn a_directory_that_cannot_be_used_is_refused_in_one_line_and_not_touched() {
     let scratch = tempfile::tempdir().unwrap();
