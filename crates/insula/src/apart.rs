@@ -33,8 +33,8 @@ impl Apart {
         };
         let ended = match started.await {
             Ok(()) => {
-                eprintln!("The node answers at {}", self.listen.display());
                 signals::end_on_signal(&tasks);
+                eprintln!("The node answers at {}", self.listen.display());
                 let ended = tasks.watch().await;
                 let _ = std::fs::remove_file(&self.listen);
                 ended.map_err(Into::into)

@@ -3,14 +3,15 @@
 use kit::Tasks;
 use tokio::signal::unix::{SignalKind, signal};
 
+/// From its return on, signals are taken.
 pub(crate) fn end_on_signal(tasks: &Tasks) {
     let shutdown = tasks.shutdown().clone();
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        tracing::error!("signals cannot be received: only SIGKILL will end this process");
+        return;
+    };
     tasks.tenant("signals", async move {
-        let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-        else {
-            tracing::error!("signals cannot be received: only SIGKILL will end this process");
-            return;
-        };
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}

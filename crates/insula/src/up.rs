@@ -111,6 +111,8 @@ impl Up {
             }),
         })
         .await?;
+        // Whoever finds the ready file may ask it to end at once.
+        signals::end_on_signal(house.tasks());
         let kubeconfig = house.write_kubeconfig()?;
         if let Some(path) = &self.kubeconfig {
             write_private(path, &house.kubeconfig).with_context(|| format!("write {}", path.display()))?;
@@ -129,7 +131,6 @@ impl Up {
         eprintln!("  gateway   {}  (its key: {})", house.gateway_url(), house.home().path("api-key").display());
         eprintln!("  Ctrl-C ends it.");
 
-        signals::end_on_signal(house.tasks());
         let ended = house.watch().await;
         if let Some(path) = &self.ready_file
             && let Err(error) = std::fs::remove_file(path)
