@@ -1,6 +1,6 @@
 //! A real `insula up` in a process of its own, to be measured from outside.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -18,13 +18,23 @@ pub(crate) struct Up {
 impl Up {
     /// Starts it with an empty directory of its own and waits until it says that it is ready.
     pub(crate) async fn start(more: &[&str]) -> Result<Self> {
+        Self::start_with(&[&["--ephemeral"], more].concat()).await
+    }
+
+    /// Starts it on a directory, which stays, and waits likewise.
+    pub(crate) async fn start_in(dir: &Path, more: &[&str]) -> Result<Self> {
+        let dir = dir.to_str().context("a path that is text")?;
+        Self::start_with(&[&["--data-dir", dir], more].concat()).await
+    }
+
+    async fn start_with(args: &[&str]) -> Result<Self> {
         let ready_file = std::env::temp_dir().join(format!("insula-bench-{}", kit::id()));
         let program = std::env::current_exe().context("find this program")?;
         let started = Instant::now();
         let mut process = Command::new(program)
-            .args(["up", "--ephemeral", "--ready-file"])
+            .args(["up", "--ready-file"])
             .arg(&ready_file)
-            .args(more)
+            .args(args)
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .kill_on_drop(true)
@@ -62,10 +72,11 @@ impl Up {
 
     /// Resident memory in bytes.
     pub(crate) fn memory(&self) -> Result<u64> {
-        let pid = self.process.id().context("it has ended")?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+        resident(self.pid()?)
+    }
+
+    pub(crate) fn pid(&self) -> Result<u32> {
+        self.process.id().context("it has ended")
     }
 
     /// SIGTERM, and how long it took to end.
@@ -81,4 +92,11 @@ impl Up {
         }
         Ok(asked.elapsed())
     }
+}
+
+/// Resident memory of a process in bytes.
+pub(crate) fn resident(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
 }

@@ -1,5 +1,6 @@
 //! `insula bench`: the figures we promise, measured on the user's own machine, from outside, at the client.
 
+mod api;
 mod boot;
 mod child;
 mod model;
@@ -17,6 +18,7 @@ use clap::Subcommand;
 /// Measure this machine's figures, from outside, as a client sees them.
 #[derive(Subcommand)]
 pub(crate) enum Bench {
+    Api(api::ApiBench),
     Boot(boot::Boot),
     RunOverhead(run_overhead::RunOverhead),
     SandboxStart(sandbox_start::SandboxStart),
@@ -27,6 +29,7 @@ pub(crate) enum Bench {
 impl Bench {
     pub(crate) async fn run(self) -> Result<()> {
         match self {
+            Self::Api(it) => it.run().await,
             Self::Boot(it) => it.run().await,
             Self::RunOverhead(it) => it.run().await,
             Self::SandboxStart(it) => it.run().await,
