@@ -7,7 +7,7 @@ use std::time::Duration;
 use kit::{Backoff, Class, Clock, Tasks};
 use ledger::{Claimant, Ledger, RunId};
 use tokio::sync::{OwnedMutexGuard, Semaphore, oneshot};
-use wire::node::{Bind, Create, Workspace};
+use wire::node::{Bind, Code, Create, Workspace};
 
 use crate::link::Link;
 use crate::live::{Held, Key, Live, Owner, Place, Whose};
@@ -249,13 +249,7 @@ impl Inner {
                 Err(error) => error,
             };
             self.remove_sandbox(&id).await;
-            let again = match &error {
-                Error::Ended { begun, .. } => !begun,
-                Error::Node { code: wire::node::Code::Execd, .. } => true,
-                Error::Ledger { source: ledger::Error::Claimed { .. }, .. } => true,
-                _ => false,
-            };
-            if !again || tries >= TRIES {
+            if !is_its_own(&error) || tries >= TRIES {
                 return Err(error);
             }
             tracing::info!(
@@ -392,6 +386,17 @@ impl Inner {
     }
 }
 
+/// Whether what went wrong in a bind may be this sandbox's own fault, so that another one may do. Nothing was done in it
+/// yet.
+fn is_its_own(error: &Error) -> bool {
+    match error {
+        Error::Ended { begun, .. } => !begun,
+        Error::Node { code, .. } => matches!(code, Code::Execd | Code::Machine),
+        Error::Ledger { source, .. } => matches!(source, ledger::Error::Claimed { .. }),
+        _ => false,
+    }
+}
+
 /// A name for people: whose it is, and which. Fits a host name, as a Pod's name should.
 fn pod_name(base: &str, id: &str) -> String {
     let room = 63_usize.saturating_sub(id.len() + 1);
@@ -402,6 +407,18 @@ fn pod_name(base: &str, id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bind_that_failed_is_tried_with_another_sandbox_where_that_may_help() {
+        let node = |code| Error::Node { doing: "bind a sandbox", code, said: String::new() };
+        let ended = |begun| Error::Ended { why: String::new(), begun };
+        for error in [node(Code::Machine), node(Code::Execd), ended(false)] {
+            assert!(is_its_own(&error), "{error:?}");
+        }
+        for error in [node(Code::Rejected), node(Code::Unavailable), ended(true), Error::Unfit(String::new())] {
+            assert!(!is_its_own(&error), "{error:?}");
+        }
+    }
 
     #[test]
     fn a_pods_name_is_a_host_name_and_ends_with_the_sandboxes_id() {

@@ -34,7 +34,10 @@ impl Engine {
         let state = dir.read().filter(|it| it.boot == self.boot && it.id == id);
         let living = state.as_ref().and_then(|it| it.process).and_then(|it| it.open());
         match (state, living) {
-            (Some(state), Some(pidfd)) if matches!(state.step, Step::Running | Step::Bound) => {
+            // Nobody's own: only who can still bind it has a use for it.
+            (Some(state), Some(pidfd))
+                if state.step == Step::Bound || (state.step == Step::Running && self.enters_strangers()) =>
+            {
                 if self.adopt(&dir, state, &pidfd).await? {
                     return Ok(());
                 }

@@ -214,7 +214,37 @@ impl Engine {
             }
         }
         *slot = Some(handle.clone());
+        if !self.enters_strangers() {
+            self.end_unbindable(&handle);
+        }
         Ok(handle)
+    }
+
+    /// Whether a launcher can enter what another one has started. An ordinary user's cannot: each has a user namespace of
+    /// its own, and in its sisters' children it has no rights.
+    fn enters_strangers(&self) -> bool {
+        self.setup.rootless.is_none()
+    }
+
+    /// Whether this launcher can give a sandbox its workspace.
+    fn can_enter(&self, launcher: &Arc<Handle>, sandbox: &Sandbox) -> bool {
+        self.enters_strangers() || sandbox.is_of(launcher)
+    }
+
+    /// Ends the warm sandboxes that a dead launcher has left, which nobody could bind any more.
+    fn end_unbindable(self: &Arc<Self>, launcher: &Arc<Handle>) {
+        let all: Vec<_> = self.map().values().cloned().collect();
+        for it in all.into_iter().filter(|it| it.has_launcher() && !it.live().bound && !it.is_of(launcher)) {
+            let engine = self.clone();
+            self.tasks.tenant("sandbox end", async move {
+                match engine.remove_unbound(&it).await {
+                    Ok(_) | Err(Error::Gone(_) | Error::Conflict(_)) => {}
+                    Err(error) => {
+                        tracing::warn!(sandbox = it.id, error = kit::chain(&error), "cannot end a sandbox");
+                    }
+                }
+            });
+        }
     }
 
     /// Ends every sandbox, and then the launcher. Nothing is made any more.

@@ -1,11 +1,12 @@
 //! One sandbox as the node knows it.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use tokio::sync::watch;
 use wire::node::{Exit, Phase};
 
+use crate::launcher::Handle;
 use crate::proxy::Pool;
 use crate::state::{Dir, State};
 
@@ -14,6 +15,8 @@ pub(crate) struct Sandbox {
     pub dir: Dir,
     live: Mutex<Live>,
     pidfd: OnceLock<Arc<OwnedFd>>,
+    /// What started it; nothing for one of an earlier node.
+    launcher: OnceLock<Weak<Handle>>,
     /// Held by whoever changes it: one change at a time.
     pub work: tokio::sync::Mutex<()>,
     ended: watch::Sender<bool>,
@@ -43,6 +46,7 @@ impl Sandbox {
             dir,
             live: Mutex::new(live),
             pidfd: OnceLock::new(),
+            launcher: OnceLock::new(),
             work: tokio::sync::Mutex::default(),
             ended: watch::Sender::new(false),
             pool: Pool::default(),
@@ -80,6 +84,18 @@ impl Sandbox {
 
     pub(super) fn pidfd(&self) -> Option<Arc<OwnedFd>> {
         self.pidfd.get().cloned()
+    }
+
+    pub(super) fn started_by(&self, launcher: &Arc<Handle>) {
+        let _ = self.launcher.set(Arc::downgrade(launcher));
+    }
+
+    pub(super) fn has_launcher(&self) -> bool {
+        self.launcher.get().is_some()
+    }
+
+    pub(super) fn is_of(&self, launcher: &Arc<Handle>) -> bool {
+        self.launcher.get().is_some_and(|it| std::ptr::eq(it.as_ptr(), Arc::as_ptr(launcher)))
     }
 
     pub(super) fn has_ended(&self) {

@@ -13,7 +13,7 @@ use wire::node::{Bind, Create, Exit, ExitReason, Limits, Phase};
 use super::sandbox::Sandbox;
 use super::{Engine, blocking, freeze};
 use crate::fault::point;
-use crate::launcher::{self, Attach, Made, Rlimit, Start, Status};
+use crate::launcher::{self, Attach, Handle, Made, Rlimit, Start, Status};
 use crate::proxy;
 use crate::state::{Process, State, Step};
 use crate::{Error, cgroup, sys};
@@ -113,7 +113,7 @@ impl Engine {
         .map_err(Error::disk("make a sandbox's directory"))?;
         point("create: listening");
 
-        let mut made = self.make(&state, &listener).await?;
+        let mut made = self.make(sandbox, &state, &listener).await?;
         drop(listener);
         point("create: made");
         let process = Process::look(made.pid).map_err(Error::disk("look at a new process"))?;
@@ -130,7 +130,7 @@ impl Engine {
         Ok(made)
     }
 
-    async fn make(self: &Arc<Self>, state: &State, listener: &UnixListener) -> Result<Made, Error> {
+    async fn make(self: &Arc<Self>, sandbox: &Sandbox, state: &State, listener: &UnixListener) -> Result<Made, Error> {
         let limits = &state.limits;
         let mut rlimits = vec![(Rlimit::Core, 0)];
         // Where no control group does it, by process: weaker, and doctor says so.
@@ -154,13 +154,16 @@ impl Engine {
             probe: None,
         };
         let fds = [listener.as_fd()];
-        let first = self.launcher().await?.start(start.clone(), &fds).await;
-        let made = match first {
+        let mut launcher = self.launcher().await?;
+        let mut made = launcher.start(start.clone(), &fds).await;
+        if matches!(made, Err(launcher::Error::Gone)) {
             // It died since it was last looked at; the next one is asked once.
-            Err(launcher::Error::Gone) => self.launcher().await?.start(start, &fds).await,
-            other => other,
-        };
-        made.map_err(Error::machine("start a sandbox"))
+            launcher = self.launcher().await?;
+            made = launcher.start(start, &fds).await;
+        }
+        let made = made.map_err(Error::machine("start a sandbox"))?;
+        sandbox.started_by(&launcher);
+        Ok(made)
     }
 
     /// Leaves nothing of a start that failed.
@@ -238,12 +241,25 @@ impl Engine {
     /// Ends a sandbox; returns when nothing of it is left.
     pub(crate) async fn remove(&self, id: &str) -> Result<wire::node::Sandbox, Error> {
         let sandbox = self.find(id)?;
+        self.remove_if(&sandbox, |_| true).await
+    }
+
+    /// Ends a sandbox, unless it was bound meanwhile.
+    pub(super) async fn remove_unbound(&self, sandbox: &Sandbox) -> Result<wire::node::Sandbox, Error> {
+        self.remove_if(sandbox, |bound| !bound).await
+    }
+
+    async fn remove_if(&self, sandbox: &Sandbox, test: impl Fn(bool) -> bool) -> Result<wire::node::Sandbox, Error> {
+        let id = &sandbox.id;
         {
             let _work = sandbox.work.lock().await;
             let (state, frozen) = {
                 let mut live = sandbox.live();
                 if live.phase == Phase::Ended {
-                    return Err(Error::Gone(id.to_owned()));
+                    return Err(Error::Gone(id.clone()));
+                }
+                if !test(live.bound) {
+                    return Err(Error::Conflict(format!("the sandbox {id} is bound")));
                 }
                 live.removed = true;
                 live.state.step = Step::Ending;
@@ -262,7 +278,7 @@ impl Engine {
             point("end: killed");
             if frozen {
                 // Version 1 keeps even the killed frozen.
-                let _ = self.thaw_all(&sandbox).await;
+                let _ = self.thaw_all(sandbox).await;
             }
         }
         tokio::time::timeout(END, sandbox.ended()).await.map_err(Error::machine("see a killed sandbox end"))?;
@@ -339,14 +355,7 @@ impl Engine {
             let id = id.clone();
             let attach = Attach { id, pid, workspace, shift: self.ids.shift(), hostname: asked.hostname };
             sandbox.live().disk = attach.workspace.as_ref().is_some_and(|it| it.disk);
-            let first = self.launcher().await.map_err(midway)?.attach(attach.clone(), (*pidfd).as_fd()).await;
-            let done = match first {
-                Err(launcher::Error::Gone) => {
-                    self.launcher().await.map_err(midway)?.attach(attach, (*pidfd).as_fd()).await
-                }
-                other => other,
-            };
-            done.map_err(Error::machine("attach the workspace")).map_err(midway)?;
+            self.attach(sandbox, attach, &pidfd).await.map_err(midway)?;
         }
         point("bind: attached");
         let bind = wire::execd::Bind {
@@ -366,6 +375,30 @@ impl Engine {
         sandbox.live().bound = true;
         self.changed(sandbox);
         Ok(())
+    }
+
+    async fn attach(self: &Arc<Self>, sandbox: &Sandbox, attach: Attach, pidfd: &OwnedFd) -> Result<(), Error> {
+        let mut launcher = self.launcher().await?;
+        let mut done = self.attach_by(&launcher, sandbox, attach.clone(), pidfd).await?;
+        if matches!(done, Err(launcher::Error::Gone)) {
+            launcher = self.launcher().await?;
+            done = self.attach_by(&launcher, sandbox, attach, pidfd).await?;
+        }
+        done.map_err(Error::machine("attach the workspace"))
+    }
+
+    async fn attach_by(
+        &self,
+        launcher: &Arc<Handle>,
+        sandbox: &Sandbox,
+        attach: Attach,
+        pidfd: &OwnedFd,
+    ) -> Result<Result<(), launcher::Error>, Error> {
+        if !self.can_enter(launcher, sandbox) {
+            // As if it had been ended a moment ago, which it would have been.
+            return Err(Error::Gone(sandbox.id.clone()));
+        }
+        Ok(launcher.attach(attach, pidfd.as_fd()).await)
     }
 
     async fn write(&self, sandbox: &Sandbox, state: &State) -> Result<(), Error> {
