@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kit::{Clock, Tasks};
+use rustix::process::{Resource, Rlimit};
 use sha2::{Digest, Sha256};
 use tokio::sync::broadcast;
 use wire::node::{Limits, Phase, Workspace};
@@ -32,6 +33,13 @@ use crate::{Error, Guards, sys};
 
 /// Before a launcher that went unasked is replaced unasked; whoever needs one does not wait for that.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Descriptors that a process of a sandbox may have.
+///
+/// The kernel counts descriptors that are in flight in Unix sockets per user, lets a user have as many as the *sender's*
+/// limit, and an ordinary user's sandboxes are all his. So theirs must stay well below ours, or one could have so many in
+/// flight that the launcher is refused. 4,096 is four times what programs find by default and leaves room for those that
+/// raise it (bundlers, test runners, servers), and a machine gives its users far more (20,000 to 1,048,576).
+const FILES: u64 = 4096;
 /// Changes that a watcher may lag behind before it is cut off.
 const CHANGES: usize = 1024;
 
@@ -74,6 +82,8 @@ pub(crate) struct Engine {
     pub clock: Clock,
     pub tasks: Tasks,
     defaults: Limits,
+    /// Descriptors that a process of a sandbox may have.
+    files: u64,
     most: usize,
     sandboxes: PathBuf,
     boot: String,
@@ -95,6 +105,7 @@ impl Engine {
     /// Takes the directory, starts the launcher, and adopts or ends what an earlier node left.
     pub(crate) async fn open(options: Options) -> Result<Arc<Self>, Error> {
         let Options { data, execd, launcher: program, clock, tasks, limits, most, guards } = options;
+        let files = FILES.min(raise_files() / 2);
         let (stage, sandboxes) = (data.join("stage"), data.join("sandboxes"));
         for dir in [&data, &stage, &sandboxes] {
             fs::create_dir_all(dir).map_err(Error::disk(format!("make {}", dir.display())))?;
@@ -111,6 +122,7 @@ impl Engine {
         let engine = Arc::new(Self {
             clock,
             defaults: limits,
+            files,
             most,
             sandboxes: data.join("sandboxes"),
             boot: crate::state::boot(),
@@ -301,6 +313,16 @@ impl Engine {
     /// Whether a workspace's size can be bounded by a file system; tried once.
     pub(crate) async fn bounds_workspaces(&self) -> bool {
         self.findings().await.iter().any(|it| it.name == "quota" && it.ok)
+    }
+}
+
+/// Lets this process, and the launcher with it, have as many descriptors as the system allows; how many that are.
+fn raise_files() -> u64 {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    match rustix::process::setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum.unwrap_or(u64::MAX),
+        Err(_) => limit.current.unwrap_or(u64::MAX),
     }
 }
 

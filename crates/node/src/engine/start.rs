@@ -132,7 +132,7 @@ impl Engine {
 
     async fn make(self: &Arc<Self>, sandbox: &Sandbox, state: &State, listener: &UnixListener) -> Result<Made, Error> {
         let limits = &state.limits;
-        let mut rlimits = vec![(Rlimit::Core, 0)];
+        let mut rlimits = vec![(Rlimit::Core, 0), (Rlimit::Files, self.files)];
         // Where no control group does it, by process: weaker, and doctor says so.
         if !self.cgroups.limits_pids() {
             rlimits.extend(limits.pids.map(|it| (Rlimit::Processes, it.into())));

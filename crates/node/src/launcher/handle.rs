@@ -31,6 +31,8 @@ pub(crate) enum Error {
     Gone,
     #[error("the launcher did not answer in time")]
     Slow,
+    #[error("cannot talk to the launcher")]
+    Talk(#[source] io::Error),
     #[error("the launcher answers rubbish")]
     Answer(#[source] io::Error),
     #[error("{0}")]
@@ -154,13 +156,13 @@ impl Handle {
     }
 
     async fn ask(&self, ask: &Ask, fds: &[BorrowedFd<'_>]) -> Result<AsyncFd<OwnedFd>, Error> {
-        let (ours, theirs) = message::pair().map_err(Error::Answer)?;
-        rustix::io::ioctl_fionbio(&ours, true).map_err(|error| Error::Answer(error.into()))?;
+        let (ours, theirs) = message::pair().map_err(Error::Talk)?;
+        rustix::io::ioctl_fionbio(&ours, true).map_err(|error| Error::Talk(error.into()))?;
         let fds: Vec<_> = [theirs.as_fd()].into_iter().chain(fds.iter().copied()).collect();
         if let Err(error) = deadline(send(&self.shared.socket, ask, &fds)).await {
             return Err(if matches!(error, Error::Gone) { self.gone() } else { error });
         }
-        sys::watch(ours).map_err(Error::Answer)
+        sys::watch(ours).map_err(Error::Talk)
     }
 }
 
@@ -168,7 +170,7 @@ impl Made {
     /// Lets it execute its program; returns when it has.
     pub(crate) async fn go(&mut self) -> Result<(), Error> {
         // One byte; a socket that takes messages takes it at once.
-        rustix::io::write(self.answer.get_ref(), b"g").map_err(|error| Error::Answer(error.into()))?;
+        rustix::io::write(self.answer.get_ref(), b"g").map_err(|error| Error::Talk(error.into()))?;
         match deadline(receive::<Answer>(&self.answer)).await? {
             // Exec has closed the other end.
             None => Ok(()),
@@ -180,7 +182,7 @@ impl Made {
 
 async fn ready(socket: &AsyncFd<OwnedFd>, child: &Child, ranges: Option<Ranges>) -> Result<Found, Error> {
     loop {
-        match receive::<Tell>(socket).await.map_err(Error::Answer)? {
+        match receive::<Tell>(socket).await.map_err(talk)? {
             Some((Tell::Ready(found), _)) => return Ok(found),
             Some((Tell::Failed(failure), _)) => return Err(Error::Failed(failure)),
             Some((Tell::MapMe, _)) => {
@@ -195,7 +197,7 @@ async fn ready(socket: &AsyncFd<OwnedFd>, child: &Child, ranges: Option<Ranges>)
                         Err(error) => return Err(Error::Map(format!("{program}: {error}"))),
                     }
                 }
-                send(socket, &(), &[]).await.map_err(Error::Answer)?;
+                send(socket, &(), &[]).await.map_err(talk)?;
             }
             Some((Tell::Exited { .. }, _)) => {}
             None => return Err(Error::Gone),
@@ -217,6 +219,11 @@ async fn listen(shared: &Shared) {
     exits().clear();
 }
 
+/// What the system says, such as that too many descriptors are on their way, is no word of the launcher's.
+fn talk(error: io::Error) -> Error {
+    if error.raw_os_error().is_some() { Error::Talk(error) } else { Error::Answer(error) }
+}
+
 async fn deadline<T>(doing: impl Future<Output = io::Result<T>>) -> Result<T, Error> {
     match tokio::time::timeout(DEADLINE, doing).await {
         Err(_) => Err(Error::Slow),
@@ -224,7 +231,7 @@ async fn deadline<T>(doing: impl Future<Output = io::Result<T>>) -> Result<T, Er
         Ok(Err(error)) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
             Err(Error::Gone)
         }
-        Ok(Err(error)) => Err(Error::Answer(error)),
+        Ok(Err(error)) => Err(talk(error)),
     }
 }
 

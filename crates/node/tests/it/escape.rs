@@ -417,6 +417,43 @@ async fn nothing_of_the_hosts_environment_is_inside() {
     cell.end().await;
 }
 
+/// Sends descriptors to itself until it is refused, says how many, and keeps them on their way.
+const SENDER: &str = r#"
+import array, signal, socket
+rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * 250))]
+kept, sent, refused = [], 0, None
+while refused is None:
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    kept.append(pair)
+    pair[0].setblocking(False)
+    try:
+        while True:
+            pair[0].sendmsg([b"x"], rights)
+            sent += 250
+    except BlockingIOError:
+        pass
+    except OSError as error:
+        refused = error.strerror
+with open("/tmp/said", "w") as said:
+    print(sent, refused, file=said)
+signal.pause()
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn descriptors_that_a_sandbox_has_on_their_way_keep_nobody_else_from_sending_any() {
+    let cell = Cell::open().await;
+    let (_, workspace) = cell.bound("it").await;
+    std::fs::write(workspace.join("sender.py"), SENDER).unwrap();
+    let send = "mkfifo /tmp/said; python3 /workspace/sender.py > /dev/null 2>&1 & read said < /tmp/said; echo $said";
+    let said = cell.sh("it", send).await;
+    let (sent, refused) = said.split_once(' ').unwrap();
+    assert!(sent.parse::<u32>().unwrap() < 5000 && refused.starts_with("Too many references"), "{said}");
+    assert_eq!(cell.sh("it", "[ $(ulimit -Hn) -le 4096 ] && echo held").await, "held");
+    cell.bound("next").await;
+    assert_eq!(cell.sh("next", "echo well").await, "well");
+    cell.end().await;
+}
+
 /// All of this once more without root, where a sandbox is a user's.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_suite_holds_for_an_ordinary_user_too() {
