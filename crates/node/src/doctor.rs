@@ -103,7 +103,10 @@ impl Tried {
         let whose = match self.ids {
             Ids::Slots => "a range of its own for every sandbox, files shifted",
             Ids::OneSlot => "one range for all sandboxes: this file system cannot shift ids",
-            Ids::Own { .. } => "the subordinate ids of this user",
+            Ids::Own { .. } => {
+                "the subordinate ids of this user; sandboxes and Insula share what the kernel counts by user, such as \
+                 epoll watches (fs.epoll.max_user_watches)"
+            }
         };
         vec![
             Finding { name: "userns", ok: true, why: "a sandbox was started in one".into() },
@@ -112,13 +115,19 @@ impl Tried {
                 "idmap",
                 Works::MANY_IDS,
                 whose,
-                "one user id in each sandbox. For more: run as root, or install newuidmap (package uidmap) and add this \
-                 user to /etc/subuid and /etc/subgid",
+                "one user id in each sandbox; sandboxes and Insula share what the kernel counts by user, such as epoll \
+                 watches (fs.epoll.max_user_watches). For more: run as root, or install newuidmap (package uidmap) and add \
+                 this user to /etc/subuid and /etc/subgid",
             ),
             bit(
                 "overlay",
                 Works::OVERLAY,
-                "the image can be written to, above",
+                if self.works.has(Works::PROGRAMS) {
+                    "the image can be written to, above"
+                } else {
+                    "what a sandbox adds is above the image; it cannot add below /usr, whose directories belong to nobody \
+                     there: install into /workspace or /root, or run as root"
+                },
                 "no overlay mounts in user namespaces (Linux 5.11): the image is read-only",
             ),
             limit("memcg", "memory", &self.memory),

@@ -33,6 +33,7 @@ impl Works {
     pub(crate) const MANY_IDS: i32 = 4;
     pub(crate) const SECCOMP: i32 = 8;
     pub(crate) const LANDLOCK: i32 = 16;
+    pub(crate) const PROGRAMS: i32 = 32;
 
     pub(crate) fn has(self, bit: i32) -> bool {
         self.0 & bit != 0
@@ -94,6 +95,7 @@ fn look() -> i32 {
     let mut found = |bit: i32, ok: bool| works |= if ok { bit } else { 0 };
     found(Works::NETWORK, only_loopback().unwrap_or(false));
     found(Works::OVERLAY, overlay_over_etc().unwrap_or(false));
+    found(Works::PROGRAMS, fs::create_dir_all("/usr/local/bin/probe").is_ok());
     found(Works::MANY_IDS, std::os::unix::fs::chown("/tmp", Some(1000), Some(1000)).is_ok());
     // Nothing but the filter refuses this: a keyring of one's own is everybody's right.
     found(Works::SECCOMP, sys::join_session_keyring().is_err_and(|it| it.raw_os_error() == Some(libc::EPERM)));
