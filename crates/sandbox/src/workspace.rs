@@ -13,6 +13,9 @@ use crate::live::{Key, Whose};
 /// What waits to be removed; no namespace has such a name.
 const REMOVED: &str = ".removed";
 
+/// How often a workspace is tried to be made.
+const TRIES: usize = 3;
+
 pub(crate) struct Workspaces(PathBuf);
 
 impl Workspaces {
@@ -45,14 +48,17 @@ impl Workspaces {
 
     /// Makes a workspace, where it is not there yet. Only the last directory is open to the sandbox's own ids.
     pub(crate) fn make(&self, workspace: &Path) -> Result<(), Error> {
-        let made = match workspace.parent() {
-            Some(above) => fs::DirBuilder::new().recursive(true).mode(0o700).create(above),
-            None => Ok(()),
+        let try_once = || {
+            if let Some(above) = workspace.parent() {
+                fs::DirBuilder::new().recursive(true).mode(0o700).create(above)?;
+            }
+            match fs::DirBuilder::new().mode(0o755).create(workspace) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                other => other,
+            }
         };
-        let made = made.and_then(|()| match fs::DirBuilder::new().mode(0o755).create(workspace) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            other => other,
-        });
+        // What is above it may go in this moment, with the last workspace in it.
+        let made = (1..TRIES).map(|_| try_once()).find(Result::is_ok).unwrap_or_else(try_once);
         made.map_err(Error::disk("make the workspace", workspace))
     }
 
@@ -60,7 +66,13 @@ impl Workspaces {
     pub(crate) fn discard(&self, directory: &Path) -> Result<Option<PathBuf>, Error> {
         let away = self.0.join(REMOVED).join(kit::id());
         match fs::rename(directory, &away) {
-            Ok(()) => Ok(Some(away)),
+            Ok(()) => {
+                // The instance's and the namespace's, when they are empty now.
+                for above in directory.ancestors().skip(1).take_while(|it| *it != self.0) {
+                    let _ = fs::remove_dir(above);
+                }
+                Ok(Some(away))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::disk("remove the workspace", directory)(error)),
         }
@@ -127,6 +139,7 @@ mod tests {
         assert!((8192..65_536).contains(&size(&path)), "{}", size(&path));
         let away = all.discard(&all.of_instance("default", "me").unwrap()).unwrap().unwrap();
         assert!(!path.exists() && all.removed() == [away]);
+        assert!(!home.path().join("default").exists(), "nor is anything left above it");
         assert_eq!(all.discard(&path).unwrap(), None);
     }
 }
