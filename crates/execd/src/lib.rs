@@ -104,6 +104,8 @@ async fn serve(listen: Listen, inherited: Option<OwnedFd>, access: Access) -> io
     for kind in [SignalKind::hangup(), SignalKind::quit(), SignalKind::user_defined1(), SignalKind::user_defined2()] {
         daemon.spawn(forward(daemon.clone(), kind));
     }
+    // A file over the limit is the writer's error, not our end. Commands do not inherit a handler.
+    let _too_large = signal(SignalKind::from_raw(libc::SIGXFSZ))?;
     let serving = server::run(daemon.clone(), listener);
     tokio::select! {
         reaped = daemon.reaper.run() => reaped?,

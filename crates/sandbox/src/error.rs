@@ -19,6 +19,11 @@ pub enum Error {
     /// The sandbox is over. Where the call had not `begun`, nothing of it was done; the workspace is as it was.
     #[error("the sandbox was ended: {why}")]
     Ended { why: String, begun: bool },
+    /// The sandbox was ended before this call for what was done in it. Said once; nothing of the call was done.
+    #[error(
+        "the sandbox was ended: {why}; the call was not begun. /workspace is kept, and the next call has a fresh sandbox"
+    )]
+    Stopped { why: String },
     /// What a sandbox sends must have sense and measure.
     #[error("the sandbox answers what cannot be: {0}")]
     Nonsense(String),
@@ -63,7 +68,7 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Self::Unfit(_) | Self::Refused { .. } | Self::Nonsense(_) => Class::Rejected,
-            Self::Ended { .. } => Class::Gone,
+            Self::Ended { .. } | Self::Stopped { .. } => Class::Gone,
             Self::Node { code, .. } => match code {
                 Code::Rejected | Code::Generation | Code::Machine => Class::Rejected,
                 Code::Gone => Class::Gone,

@@ -32,7 +32,7 @@ impl Hand {
     /// # Errors
     /// [`Error::Refused`] when there is no such file, or it is not one.
     pub async fn read_file(&self, path: &str, from: u64, most: usize) -> Result<Content, Error> {
-        let _busy = self.live.busy();
+        let _busy = self.begin()?;
         let mut query = format!("files/download?path={}", encoded(path));
         if from > 1 {
             let _ = write!(query, "&offset={from}");
@@ -68,8 +68,8 @@ impl Hand {
             let said = format!("the content has {} bytes, more than {WRITE_LIMIT}", content.len());
             return Err(Error::Refused { code: wire::execd::code::TOO_LARGE.to_owned(), said });
         }
+        let _busy = self.begin()?;
         self.has_room()?;
-        let _busy = self.live.busy();
         let Form { kind, opening, closing } = Form::new(path);
         let body = [opening.as_bytes(), content, closing.as_bytes()].concat();
         let write = async {
@@ -85,7 +85,7 @@ impl Hand {
     /// # Errors
     /// [`Error::Refused`] when there is no such directory, or too much is in it.
     pub async fn list_directory(&self, path: &str) -> Result<Vec<FileInfo>, Error> {
-        let _busy = self.live.busy();
+        let _busy = self.begin()?;
         let query = format!("directories/list?depth=1&path={}", encoded(path));
         let list = async {
             let asked = self.link().execd(&self.live.id, Method::GET, &query, "application/json", full(""));

@@ -3,18 +3,18 @@
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::Method;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use wire::execd::{Event, Failure, Kind, RunCommand, code};
 
+use crate::Error;
 use crate::link::{Link, full};
-use crate::live::Live;
+use crate::live::{Busy, Live};
 use crate::output::{Spill, Tail};
 use crate::sandboxes::Inner;
-use crate::{Error, workspace};
 
 /// How long a sandbox may take to start a command.
 const BEGIN: Duration = Duration::from_secs(20);
@@ -24,8 +24,6 @@ const GRACE: Duration = Duration::from_secs(15);
 const EVENT: usize = 8 << 20;
 /// How long to wait for the reason of an end.
 const REASON: Duration = Duration::from_secs(1);
-/// A workspace is counted at most this often, and for a twentieth of the time at most.
-const COUNTED: Duration = Duration::from_secs(2);
 /// Where the whole of long outputs is, in the sandbox.
 const OUTPUTS: &str = "/workspace/.outputs";
 /// What is left of a process that was killed.
@@ -97,7 +95,7 @@ impl Hand {
     /// [`Error::Ended`] when the sandbox is over; [`Error::Refused`] when it cannot start the command, such as in a
     /// directory that is not there.
     pub async fn exec(&self, command: &Command, mut on_output: impl FnMut(&str) + Send) -> Result<Done, Error> {
-        let _busy = self.live.busy();
+        let _busy = self.begin()?;
         let asked = RunCommand {
             command: Some(command.command.clone()),
             cwd: command.workdir.clone(),
@@ -136,12 +134,15 @@ impl Hand {
             }
         };
         drop(events);
+        if let Some(note) = self.over_quota().await {
+            on_output(&note);
+            said.push(self, &note).await;
+        }
         let total = said.tail.total;
         let full = match said.spill {
             Some(spill) => Some(spill.finish().await),
             None => None,
         };
-        self.count_later();
         Ok(Done { exit, output: said.tail.text(), total, full })
     }
 
@@ -172,9 +173,30 @@ impl Hand {
             Ok(Err(Error::Unreachable { doing, source })) => {
                 Err(self.cut_off(&kit::chain(&Error::Unreachable { doing, source })).await)
             }
+            Ok(Err(Error::Refused { code, said })) if code == code::AT_LIMIT => Err(self.at_limit(said)),
             Ok(other) => other,
             Err(_) => Err(self.silent().await),
         }
+    }
+
+    /// A call begins; not the first one after the session's sandbox was ended under it, which is told why.
+    pub(crate) fn begin(&self) -> Result<Busy, Error> {
+        match self.live.unsaid() {
+            Some(why) => Err(Error::Stopped { why }),
+            None => Ok(self.live.busy()),
+        }
+    }
+
+    /// Nothing starts in it any more. What holds it full may be another call's, which ends; else it is what earlier ones
+    /// have left, and that ends with the sandbox only.
+    fn at_limit(&self, said: String) -> Error {
+        const WHY: &str = "it was at its limit of processes or memory, so that nothing could start in it, and what earlier \
+                           commands had left running was ended with it";
+        if self.live.calls() > 1 {
+            return Error::Refused { code: code::AT_LIMIT.to_owned(), said };
+        }
+        self.all.clone().end_live(&self.live, WHY);
+        Error::Stopped { why: WHY.to_owned() }
     }
 
     /// Why a call broke off: the sandbox has ended, or will.
@@ -194,52 +216,6 @@ impl Hand {
         self.all.clone().end_live(&self.live, WHY);
         Error::Ended { why: WHY.to_owned(), begun: true }
     }
-
-    /// Whether the workspace is within its quota, as far as it was counted.
-    pub(crate) fn has_room(&self) -> Result<(), Error> {
-        let (size, quota) = (self.live.size.load(Ordering::Acquire), self.all.quota);
-        if size <= quota {
-            return Ok(());
-        }
-        let said = format!("the workspace has {size} bytes, more than its quota of {quota}: remove files first");
-        Err(Error::Refused { code: code::TOO_LARGE.to_owned(), said })
-    }
-
-    /// Resolves when the workspace has grown over its quota, with its size.
-    async fn growing(&self) -> u64 {
-        let (live, quota) = (&self.live, self.all.quota);
-        let before = live.size.load(Ordering::Acquire);
-        let mut pause = COUNTED;
-        loop {
-            tokio::time::sleep(pause).await;
-            let began = Instant::now();
-            let size = count(live).await;
-            if size > quota && size > before {
-                return size;
-            }
-            pause = COUNTED.max(began.elapsed() * 20);
-        }
-    }
-
-    /// Counts what a command has left, off the way of the next call.
-    fn count_later(&self) {
-        let (live, all) = (self.live.clone(), self.all.clone());
-        if live.begin_count(COUNTED) {
-            self.all.tasks.tenant("workspace size", async move {
-                let size = count(&live).await;
-                if size > all.quota {
-                    tracing::info!(pod = live.pod, size, quota = all.quota, "a workspace is over its quota");
-                }
-            });
-        }
-    }
-}
-
-async fn count(live: &Live) -> u64 {
-    let path = live.workspace.clone();
-    let size = tokio::task::spawn_blocking(move || workspace::size(&path)).await.unwrap_or_default();
-    live.size.store(size, Ordering::Release);
-    size
 }
 
 /// What a command has said so far.

@@ -22,6 +22,7 @@ mod link;
 mod live;
 mod node;
 mod output;
+mod quota;
 mod sandboxes;
 mod shape;
 mod warm;
@@ -54,15 +55,18 @@ pub struct Options {
     /// How long a sandbox stays that nobody uses.
     pub idle: Duration,
     /// Bytes of one workspace. Where the node cannot hold it hard, it is counted: a command under which it grows over it is
-    /// killed, and no file is written until there is room again.
+    /// killed, no file is written until there is room again, and a sandbox in which it goes on growing is ended.
     pub quota: u64,
+    /// How often a workspace is counted while no command runs. At the speed of a disk it can grow by a few gigabytes in ten
+    /// seconds, which its quota is of the size of; counting one of some thousand files takes milliseconds.
+    pub counted: Duration,
 }
 
 impl Options {
     /// Two warm sandboxes, ten minutes idle, 10 GiB for a workspace.
     pub fn new(node: Node, ledger: Ledger, clock: Clock, tasks: Tasks, workspaces: impl Into<PathBuf>) -> Self {
-        let idle = Duration::from_secs(600);
-        Self { node, ledger, clock, tasks, workspaces: workspaces.into(), warm: 2, idle, quota: 10 << 30 }
+        let (idle, counted) = (Duration::from_secs(600), Duration::from_secs(10));
+        Self { node, ledger, clock, tasks, workspaces: workspaces.into(), warm: 2, idle, quota: 10 << 30, counted }
     }
 }
 

@@ -78,6 +78,8 @@ pub(crate) struct Live {
     /// Bytes in the workspace when they were last counted.
     pub size: AtomicU64,
     counted: Mutex<Option<Instant>>,
+    /// What its session is to be told before anything else.
+    unsaid: Mutex<Option<String>>,
     /// Processes killed for want of memory that were seen.
     pub oom_kills: AtomicU64,
 }
@@ -104,6 +106,7 @@ impl Live {
             over: watch::Sender::new(None),
             size: AtomicU64::new(0),
             counted: Mutex::default(),
+            unsaid: Mutex::default(),
             oom_kills: AtomicU64::new(0),
             clock,
         }
@@ -119,9 +122,25 @@ impl Live {
         Busy(self.clone())
     }
 
+    /// Calls in progress.
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.load(Ordering::Acquire)
+    }
+
+    /// Its session's next call is told `why` the one before it was ended, when its workspace had `size` bytes.
+    pub(crate) fn follows(&self, stopped: Stopped) {
+        self.size.store(stopped.size, Ordering::Release);
+        *self.unsaid.lock().unwrap_or_else(PoisonError::into_inner) = Some(stopped.why);
+    }
+
+    /// What is to be told, once.
+    pub(crate) fn unsaid(&self) -> Option<String> {
+        self.unsaid.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// Since when nobody has used it; now, while somebody does.
     pub(crate) fn unused_since(&self) -> Timestamp {
-        if self.calls.load(Ordering::Acquire) > 0 {
+        if self.calls() > 0 {
             return self.clock.now();
         }
         *self.last.lock().unwrap_or_else(PoisonError::into_inner)
@@ -156,6 +175,12 @@ impl Live {
         let why = over.wait_for(Option::is_some).await.map(|why| why.clone());
         why.ok().flatten().unwrap_or_default()
     }
+}
+
+/// Why a sandbox was ended that had no call in progress, and what its workspace had grown to.
+pub(crate) struct Stopped {
+    pub why: String,
+    pub size: u64,
 }
 
 /// A call in progress.

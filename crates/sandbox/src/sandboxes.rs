@@ -10,7 +10,7 @@ use tokio::sync::{OwnedMutexGuard, Semaphore, oneshot};
 use wire::node::{Bind, Code, Create, Workspace};
 
 use crate::link::Link;
-use crate::live::{Held, Key, Live, Owner, Place, Whose};
+use crate::live::{Held, Key, Live, Owner, Place, Stopped, Whose};
 use crate::shape::Shape;
 use crate::warm::Warm;
 use crate::workspace::Workspaces;
@@ -45,12 +45,16 @@ pub(crate) struct Inner {
     pub tasks: Tasks,
     pub idle: Duration,
     pub quota: u64,
+    pub counted: Duration,
+    pub counting: Semaphore,
     pub workspaces: Workspaces,
     pub warm: Warm,
     cold: Semaphore,
     places: Mutex<HashMap<Key, Arc<Place>>>,
     /// By the node's id.
     live: Mutex<Everybody>,
+    /// What sessions without a sandbox are told when they get the next one.
+    unsaid: Mutex<HashMap<Key, Stopped>>,
 }
 
 impl Sandboxes {
@@ -60,7 +64,7 @@ impl Sandboxes {
     /// # Errors
     /// When the node does not answer, or ledger or workspaces cannot be read.
     pub async fn open(options: Options) -> Result<Self, Error> {
-        let Options { node, ledger, clock, tasks, workspaces, warm, idle, quota } = options;
+        let Options { node, ledger, clock, tasks, workspaces, warm, idle, quota, counted } = options;
         let inner = Arc::new(Inner {
             link: Arc::new(Link::new(node, tasks.clone())),
             ledger,
@@ -68,11 +72,14 @@ impl Sandboxes {
             tasks: tasks.clone(),
             idle,
             quota,
+            counted,
+            counting: Semaphore::new(1),
             workspaces: Workspaces::open(workspaces)?,
             warm: Warm::new(warm),
             cold: Semaphore::new(STARTS),
             places: Mutex::default(),
             live: Mutex::default(),
+            unsaid: Mutex::default(),
         });
         let changes = inner.ledger.changes();
         inner.adopt().await?;
@@ -164,6 +171,10 @@ impl Inner {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn unsaid(&self) -> MutexGuard<'_, HashMap<Key, Stopped>> {
+        self.unsaid.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn place(&self, key: Key) -> Arc<Place> {
         let mut places = self.places();
         let place = places.entry(key.clone()).or_insert_with(|| Arc::new(Place { key, held: Arc::default() }));
@@ -203,6 +214,9 @@ impl Inner {
         let bound = self.bind_one(&place.key, owner, &shape).await;
         match bound {
             Ok(live) => {
+                if let Some(stopped) = self.unsaid().remove(&place.key) {
+                    live.follows(stopped);
+                }
                 self.settle(place, &mut held, live.clone());
                 Ok(live)
             }
@@ -217,6 +231,8 @@ impl Inner {
     pub(crate) fn settle(self: &Arc<Self>, place: &Arc<Place>, held: &mut Held, live: Arc<Live>) {
         self.live().insert(live.id.clone(), (place.clone(), live.clone()));
         held.live = Some(live.clone());
+        let (inner, key, counted) = (self.clone(), place.key.clone(), live.clone());
+        self.tasks.tenant("workspace quota", async move { inner.hold_quota(&key, &counted).await });
         let (inner, place) = (self.clone(), place.clone());
         self.tasks.tenant("idle sandbox", async move { inner.end_when_idle(&place, &live).await });
     }

@@ -56,6 +56,8 @@ pub mod code {
     pub const ALREADY_BOUND: &str = "ALREADY_BOUND";
     /// A limit of execd itself is reached; the message says which.
     pub const TOO_MANY: &str = "TOO_MANY";
+    /// The sandbox is at its limit of processes or memory: nothing starts in it now.
+    pub const AT_LIMIT: &str = "AT_LIMIT";
     pub const TOO_LARGE: &str = "TOO_LARGE";
 }
 

@@ -23,7 +23,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::Pid;
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::oneshot;
-use wire::execd::{CommandStatus, RunCommand};
+use wire::execd::{CommandStatus, RunCommand, code};
 
 use crate::daemon::Daemon;
 use crate::os::identity::Identity;
@@ -403,13 +403,12 @@ fn start(
 }
 
 fn unstarted(program: &str, who: Option<(u32, u32)>, error: &io::Error) -> Unstarted {
-    let again =
-        |why| Unstarted::Problem(Problem::new(StatusCode::SERVICE_UNAVAILABLE, wire::execd::code::RUNTIME, why));
+    let again = |code, why| Unstarted::Problem(Problem::new(StatusCode::SERVICE_UNAVAILABLE, code, why));
     match (error.raw_os_error(), who) {
         (Some(libc::EAGAIN | libc::ENOMEM), _) => {
-            again(format!("the sandbox is at its limit of processes or memory: {error}"))
+            again(code::AT_LIMIT, format!("the sandbox is at its limit of processes or memory: {error}"))
         }
-        (Some(libc::EMFILE | libc::ENFILE), _) => again(format!("no descriptors are left: {error}")),
+        (Some(libc::EMFILE | libc::ENFILE), _) => again(code::RUNTIME, format!("no descriptors are left: {error}")),
         (Some(libc::E2BIG), _) => {
             Unstarted::Problem(Problem::too_large("the arguments and the environment are too long together"))
         }

@@ -145,7 +145,7 @@ fn at_the_limit_of_processes_it_says_so_and_files_are_still_served() {
     loop {
         let answer = execd.post("/command", &json!({"argv": ["sleep", "3141"], "background": true}));
         if answer.status != 200 {
-            assert_eq!(answer.problem(503), "RUNTIME_ERROR");
+            assert_eq!(answer.problem(503), "AT_LIMIT");
             break;
         }
         running.push(answer.text().split('"').nth(7).unwrap().to_owned());

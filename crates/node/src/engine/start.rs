@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kit::ExposeSecret;
+use rustix::process::{Pid, Resource};
 use tokio::sync::oneshot;
 use wire::node::{Bind, Create, Exit, ExitReason, Limits, Phase};
 
@@ -350,6 +351,11 @@ impl Engine {
         self.write(sandbox, &state).await.map_err(before)?;
         point("bind: written down");
         let id = &sandbox.id;
+        if workspace.as_ref().is_some_and(|it| !it.disk)
+            && let Some(quota) = state.workspace.as_ref().and_then(|it| it.quota)
+        {
+            limit_files(pid, quota).map_err(Error::machine("limit the size of files")).map_err(midway)?;
+        }
         self.cgroups.limit(id, &groups(&asked.limits)).map_err(Error::machine("set the limits")).map_err(midway)?;
         if workspace.is_some() || asked.hostname.is_some() {
             let id = id.clone();
@@ -446,6 +452,16 @@ impl Engine {
     pub(super) fn changed(&self, sandbox: &Sandbox) {
         let _ = self.changes.send(sandbox.view());
     }
+}
+
+/// Bounds each file that a sandbox writes, where its workspace is only counted: one call can make a file of any size, long
+/// before anybody counts.
+fn limit_files(pid: i32, bytes: u64) -> std::io::Result<()> {
+    // Ours is what it was started with.
+    let bytes = rustix::process::getrlimit(Resource::Fsize).maximum.map_or(bytes, |top| top.min(bytes));
+    let limit = rustix::process::Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    rustix::process::prlimit(Pid::from_raw(pid), Resource::Fsize, limit)?;
+    Ok(())
 }
 
 pub(super) fn groups(limits: &Limits) -> cgroup::Limits {

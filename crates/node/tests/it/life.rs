@@ -195,6 +195,23 @@ async fn a_workspace_with_a_quota_is_full_at_it_and_stays_when_its_sandbox_goes(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_file_of_a_workspace_that_is_only_counted_is_larger_than_its_quota() {
+    let cell = Cell::open().await;
+    let workspace = cell.dir.path().join("workspace");
+    std::fs::create_dir(&workspace).unwrap();
+    // With something in it already it gets no file system of its own, on any machine.
+    std::fs::write(workspace.join("old"), "old").unwrap();
+    cell.sandbox("it").await;
+    let bind = Bind { workspace: Some(Workspace { quota: Some(1 << 20), ..at(&workspace) }), ..Bind::default() };
+    cell.client().post::<Sandbox>("/v1/sandboxes/it/bind", &bind).await.unwrap();
+    let script = "head -c 3000000 /dev/zero > /workspace/f; fallocate -l 12G /workspace/g; truncate -s 12G /workspace/h; \
+                  stat -c %s /workspace/f /workspace/g /workspace/h";
+    let said = cell.sh("it", &format!("({script}) 2>/dev/null")).await;
+    assert_eq!(said, "1048576\n0\n0");
+    cell.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn memory_beyond_the_limit_kills_only_in_that_sandbox() {
     let cell = Cell::open().await;
     if !cell.can("memcg").await {

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use kit::{Clock, Shutdown, Tasks};
 use ledger::{Job, Lease, Ledger, Location, RunId, Ticket};
 use sandbox::{Command, Done, Hand, Options, Owner, Sandboxes, Want};
+use sha2::Digest;
 use tempfile::TempDir;
 use wire::node::{Event, Phase};
 
@@ -43,6 +44,19 @@ impl Cell {
         self.house.tasks.end().await;
         let left: Vec<_> = std::fs::read_dir(self.dir.path().join("node/sandboxes")).unwrap().collect();
         assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+impl Cell {
+    /// Gives a session of the instance `me` a workspace with a file in it, `old`: such a one gets no file system of its
+    /// own, so that its size is counted on every machine.
+    pub(crate) fn count_only(&self, session: &str) -> std::path::PathBuf {
+        let hash = sha2::Sha256::digest(format!("session\0{session}").as_bytes());
+        let name: String = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        let workspace = self.dir.path().join("workspaces/default/me").join(name);
+        std::fs::create_dir_all(&workspace).unwrap();
+        std::fs::write(workspace.join("old"), "old\n").unwrap();
+        workspace
     }
 }
 
@@ -189,4 +203,29 @@ pub(crate) fn is_running(marker: &str) -> bool {
         let line = std::fs::read(it.path().join("cmdline")).unwrap_or_default();
         line.split(|byte| *byte == 0).any(|arg| arg == marker.as_bytes())
     })
+}
+
+/// Runs these tests once more as somebody who is not root, where this is root.
+pub(crate) async fn as_ordinary_user(tests: &[&str]) {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    const ORDINARY: u32 = 54_322;
+    if !std::fs::metadata("/proc/self").is_ok_and(|it| std::os::unix::fs::MetadataExt::uid(&it) == 0) {
+        return;
+    }
+    let open = || PermissionsExt::from_mode(0o755);
+    let dir = tempfile::Builder::new().permissions(open()).tempdir_in("/var/tmp").unwrap();
+    let me = dir.path().join("deps/it");
+    for (from, to) in [(std::env::current_exe().unwrap(), me.clone()), (program(), dir.path().join("examples/cell"))] {
+        std::fs::create_dir(to.parent().unwrap()).unwrap();
+        std::fs::copy(&from, &to).unwrap();
+        std::fs::set_permissions(&to, open()).unwrap();
+    }
+    let mut command = std::process::Command::new(me);
+    command.arg("--exact").args(tests).uid(ORDINARY).gid(ORDINARY).current_dir("/").env("TMPDIR", "/var/tmp");
+    let done = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let said = String::from_utf8_lossy(&done.stdout);
+    println!("{said}");
+    assert!(done.status.success(), "{said}{}", String::from_utf8_lossy(&done.stderr));
+    assert!(said.contains(&format!("test result: ok. {} passed", tests.len())), "{said}");
 }

@@ -120,23 +120,115 @@ async fn want_of_memory_is_told_as_that() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_workspace_that_grows_over_its_quota_is_stopped() {
-    let Some(cell) = Cell::open_with(|options| options.quota = 20 << 20).await else { return };
+    let change = |options: &mut sandbox::Options| {
+        options.quota = 20 << 20;
+        // Not while this looks at commands.
+        options.counted = Duration::from_secs(3600);
+    };
+    let Some(cell) = Cell::open_with(change).await else { return };
+    let fill = "for i in 1 2 3; do head -c 16000000 /dev/zero > /workspace/f$i; done && sleep 20";
     let (owner, _lease) = cell.begin("r", "s").await;
     let hand = cell.claim(&owner).await;
-    let done = run(&hand, "head -c 50000000 /dev/zero > /workspace/f && sleep 20").await;
     if cell.node.describe().await.quota == Quota::Hard {
+        let done = run(&hand, fill).await;
         assert!(done.output.contains("No space left on device"), "{done:?}");
         let refused = hand.write_file("/workspace/more", &[b'x'; 1 << 20]).await.unwrap_err();
         assert!(refused.to_string().contains("No space left on device"), "{refused}");
-        run(&hand, "rm /workspace/f").await;
-    } else {
-        assert!(matches!(done.exit, Exit::OverQuota(size) if size > 40_000_000), "{done:?}");
-        let refused = hand.write_file("/workspace/more", b"x").await.unwrap_err();
-        assert!(refused.to_string().contains("quota"), "{refused}");
-        // What does not grow goes on, and so room is made.
-        let done = run(&hand, "sleep 2.5; rm /workspace/f; sleep 2.5").await;
-        assert_eq!(done.exit, Exit::Code(0));
+        run(&hand, "rm /workspace/f*").await;
+        hand.write_file("/workspace/more", b"x").await.unwrap();
     }
+    cell.count_only("counted");
+    let (owner, _lease) = cell.begin("t", "counted").await;
+    let hand = cell.claim(&owner).await;
+    let done = run(&hand, fill).await;
+    assert!(matches!(done.exit, Exit::OverQuota(size) if size > 40_000_000), "{done:?}");
+    let refused = hand.write_file("/workspace/more", b"x").await.unwrap_err();
+    assert!(refused.to_string().contains("quota"), "{refused}");
+    // What does not grow is told and goes on, and so room is made.
+    let done = run(&hand, "echo well").await;
+    assert!(done.exit == Exit::Code(0) && done.output.starts_with("well\n[the workspace has "), "{done:?}");
+    assert_eq!(sh(&hand, "rm /workspace/f*; echo done").await, "done");
     hand.write_file("/workspace/more", b"x").await.unwrap();
+    // One file over it is its writer's error, and nobody else's.
+    let done =
+        run(&hand, "(fallocate -l 1G /workspace/large || echo refused) 2> /dev/null; kill -0 1 && echo lives").await;
+    assert_eq!(done.output, "refused\nlives\n");
     cell.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_command_has_left_running_fills_no_disk() {
+    let change = |options: &mut sandbox::Options| {
+        options.quota = 20 << 20;
+        options.counted = Duration::from_millis(50);
+    };
+    let Some(cell) = Cell::open_with(change).await else { return };
+    let workspace = cell.count_only("s");
+    let (owner, _lease) = cell.begin("r", "s").await;
+    let hand = cell.claim(&owner).await;
+    let mut watch = cell.watch().await;
+    let writer = "until [ -e /workspace/go ]; do sleep 0.01; done; i=0; while sleep 0.02; do i=$((i+1)); head -c 2000000 /dev/zero > /workspace/f$i; done";
+    assert_eq!(sh(&hand, &format!("({writer}) > /dev/null 2>&1 & echo left")).await, "left");
+    std::fs::write(workspace.join("go"), "").unwrap();
+    watch.ended(hand.id()).await;
+
+    let next = cell.claim(&owner).await;
+    assert_ne!(next.id(), hand.id());
+    let told = next.exec(&command("true"), |_| {}).await.unwrap_err();
+    assert!(matches!(&told, Error::Stopped { why } if why.contains("over its quota of 20971520 bytes")), "{told:?}");
+    let done = run(&next, "true").await;
+    assert!(
+        done.exit == Exit::Code(0) && done.output.contains("more than its quota"),
+        "told once why, then what: {done:?}"
+    );
+    assert_eq!(sh(&next, "rm /workspace/f*; cat /workspace/old").await, "old");
+    drop(watch);
+    cell.end().await;
+}
+
+/// Takes every process that it can get, for as long as it lives.
+const KEEPER: &str = "
+import threading, time
+threading.stack_size(65536)
+while True:
+    try:
+        threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+    except RuntimeError:
+        time.sleep(0.001)
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_in_which_nothing_can_start_is_ended_with_what_fills_it() {
+    let Some(cell) = Cell::open().await else { return };
+    let (owner, _lease) = cell.begin("r", "s").await;
+    let hand = cell.claim(&owner).await;
+    let keeper = format!("/workspace/keeper-{}.py", hand.id());
+    hand.write_file(&keeper, KEEPER.as_bytes()).await.unwrap();
+    assert_eq!(sh(&hand, &format!("python3 {keeper} > /dev/null 2>&1 & echo left")).await, "left");
+    let full = async {
+        loop {
+            match hand.exec(&command("true"), |_| {}).await {
+                Ok(_) => {}
+                Err(error) => return error,
+            }
+        }
+    };
+    let told = tokio::time::timeout(Duration::from_secs(60), full).await.unwrap();
+    assert!(matches!(&told, Error::Stopped { why } if why.contains("limit of processes or memory")), "{told:?}");
+    let next = cell.claim(&owner).await;
+    assert_ne!(next.id(), hand.id());
+    assert_eq!(sh(&next, "ls /workspace").await, keeper.trim_start_matches("/workspace/"), "over the same workspace");
+    assert!(!is_running(&keeper));
+    cell.end().await;
+}
+
+/// Those of these that depend on what an ordinary user's sandboxes are held by.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ordinary_users_sandboxes_are_held_too() {
+    crate::cell::as_ordinary_user(&[
+        "commands::a_workspace_that_grows_over_its_quota_is_stopped",
+        "commands::what_a_command_has_left_running_fills_no_disk",
+        "commands::a_sandbox_in_which_nothing_can_start_is_ended_with_what_fills_it",
+    ])
+    .await;
 }
