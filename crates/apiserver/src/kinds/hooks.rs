@@ -1,5 +1,7 @@
 //! The validation of webhooks' configurations: `pkg/apis/admissionregistration/validation`.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 use super::roles::selector;
@@ -18,16 +20,15 @@ pub(super) fn configuration(object: &Value, old: Option<&Value>, errors: &mut Ve
         list(of, "/webhooks").iter().map(|it| it.get("matchConditions").cloned().unwrap_or_default()).collect()
     };
     let same_conditions = old.is_some_and(|old| conditions(old) == conditions(object));
-    let mut names = Vec::new();
+    let mut names = HashSet::new();
     for (at, hook) in list(object, "/webhooks").iter().enumerate() {
         let path = format!("webhooks[{at}]");
         webhook(hook, &path, same_conditions, errors);
         versions(hook, &format!("{path}.admissionReviewVersions"), errors);
         let name = text(hook, "/name");
-        if !name.is_empty() && names.contains(&name) {
+        if !name.is_empty() && !names.insert(name) {
             errors.push(FieldError::duplicate(format!("{path}.name"), &json!(name)));
         }
-        names.push(name);
     }
 }
 
@@ -87,9 +88,10 @@ fn versions(hook: &Value, path: &str, errors: &mut Vec<FieldError>) {
         errors.push(FieldError::required(path, "must specify one of v1, v1beta1"));
         return;
     }
+    let mut seen = HashSet::new();
     for (at, version) in all.iter().enumerate() {
         let said = version.as_str().unwrap_or_default();
-        if all.iter().take(at).any(|it| it == version) {
+        if !seen.insert(said) {
             errors.push(FieldError::invalid(format!("{path}[{at}]"), version, "duplicate version"));
             continue;
         }
@@ -140,7 +142,7 @@ fn resources(all: &[Value], path: &str, errors: &mut Vec<FieldError>) {
     if all.is_empty() {
         errors.push(FieldError::required(path, ""));
     }
-    let (mut every_sub, mut every_resource) = (Vec::new(), Vec::new());
+    let (mut every_sub, mut every_resource) = (HashSet::new(), HashSet::new());
     for (at, one) in all.iter().enumerate() {
         let (said, path) = (one.as_str().unwrap_or_default(), format!("{path}[{at}]"));
         if said.is_empty() {
@@ -157,10 +159,10 @@ fn resources(all: &[Value], path: &str, errors: &mut Vec<FieldError>) {
             errors.push(FieldError::invalid_str(&path, said, &why));
         }
         if sub == "*" {
-            every_sub.push(resource);
+            every_sub.insert(resource);
         }
         if resource == "*" {
-            every_resource.push(sub);
+            every_resource.insert(sub);
         }
     }
     let has = |name: &str| all.iter().any(|it| it == name);

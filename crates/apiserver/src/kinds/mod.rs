@@ -8,6 +8,7 @@ pub(crate) mod defaults;
 mod ephemeral;
 pub(crate) mod fields;
 mod hooks;
+mod limits;
 mod policies;
 mod roles;
 mod schedule;

@@ -1,5 +1,7 @@
 //! The validation of admission policies and their bindings: `pkg/apis/admissionregistration/validation`.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 use super::hooks::{conditions, one_of, rule_with_operations};
@@ -72,6 +74,7 @@ fn expressions(name: &str, spec: &Value, params: bool, errors: &mut Vec<FieldErr
     if annotations.len() > ANNOTATIONS_MAX {
         let why = format!("must not have more than {ANNOTATIONS_MAX} auditAnnotations");
         errors.push(FieldError::invalid("spec.auditAnnotations", &json!(annotations), &why));
+        return;
     }
     let mut keys = Vec::new();
     for (at, one) in annotations.iter().enumerate() {
@@ -133,12 +136,12 @@ fn resources(of: &Value, path: &str, errors: &mut Vec<FieldError>) {
     for field in ["resourceRules", "excludeResourceRules"] {
         for (at, rule) in list(of, &format!("/{field}")).iter().enumerate() {
             let path = format!("{path}.{field}[{at}]");
-            let names = list(rule, "/resourceNames");
-            for (at, name) in names.iter().filter_map(Value::as_str).enumerate() {
+            let mut seen = HashSet::new();
+            for (at, name) in list(rule, "/resourceNames").iter().filter_map(Value::as_str).enumerate() {
                 let path = format!("{path}.resourceNames[{at}]");
                 let wrong = NameRule::PathSegment.check(name, false);
                 errors.extend(wrong.iter().map(|why| FieldError::invalid_str(&path, name, why)));
-                if names.iter().take(at).any(|it| it == name) {
+                if !seen.insert(name) {
                     errors.push(FieldError::duplicate(path, &json!(name)));
                 }
             }
@@ -286,12 +289,13 @@ fn param_ref(of: &Value, path: &str, errors: &mut Vec<FieldError>) {
 
 fn actions(all: &[Value], path: &str, errors: &mut Vec<FieldError>) {
     const KNOWN: [&str; 3] = ["Audit", "Deny", "Warn"];
+    let mut seen = HashSet::new();
     for (at, action) in all.iter().enumerate() {
         let at_path = format!("{path}[{at}]");
         if !KNOWN.iter().any(|it| action == it) {
             errors.push(FieldError::not_supported(&at_path, action, &KNOWN));
         }
-        if all.iter().take(at).any(|it| it == action) {
+        if !seen.insert(action.as_str()) {
             errors.push(FieldError::duplicate(at_path, action));
         }
     }

@@ -3,9 +3,9 @@
 
 use serde_json::{Value, json};
 
-use super::{addresses, hooks, policies, roles, schedule};
+use super::{addresses, hooks, limits, policies, roles, schedule};
 use crate::object::FieldError;
-use crate::object::field::quote;
+use crate::object::field::{ERRORS_MAX, quote};
 use crate::object::meta::{dns1123_label, validate_kube_finalizers};
 use crate::registry::{Resource, custom};
 use crate::verbs::meta;
@@ -32,6 +32,12 @@ pub(super) fn is_blank(object: &Value, path: &str) -> bool {
 }
 
 pub(super) fn create(resource: &Resource, object: &Value) -> Vec<FieldError> {
+    let mut errors = mistakes(resource, object);
+    errors.truncate(ERRORS_MAX);
+    errors
+}
+
+fn mistakes(resource: &Resource, object: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     // Definitions come from another program's code, which knows no standard names.
     if resource.stored_group != custom::GROUP {
@@ -99,6 +105,8 @@ pub(super) fn create(resource: &Resource, object: &Value) -> Vec<FieldError> {
             }
         }
         ("", "events") => event(object, &mut errors),
+        ("", "limitranges") => limits::range(object, &mut errors),
+        ("", "resourcequotas") => limits::quota(object, None, &mut errors),
         ("admissionregistration.k8s.io", "mutatingwebhookconfigurations" | "validatingwebhookconfigurations") => {
             hooks::configuration(object, None, &mut errors);
         }
@@ -123,6 +131,11 @@ pub(super) fn update(resource: &Resource, new: &Value, old: &Value) -> Vec<Field
             errors
         }
         ("networking.k8s.io", "ipaddresses" | "servicecidrs") => Vec::new(),
+        ("", "resourcequotas") => {
+            let mut errors = validate_kube_finalizers(new.get("metadata").unwrap_or(&Value::Null), "metadata");
+            limits::quota(new, Some(old), &mut errors);
+            errors
+        }
         ("admissionregistration.k8s.io", "validatingadmissionpolicies") => {
             let mut errors = validate_kube_finalizers(new.get("metadata").unwrap_or(&Value::Null), "metadata");
             policies::policy(new, Some(old), &mut errors);
@@ -130,6 +143,7 @@ pub(super) fn update(resource: &Resource, new: &Value, old: &Value) -> Vec<Field
         }
         _ => create(resource, new),
     };
+    errors.truncate(ERRORS_MAX);
     let immutable = |path: &str, name: &str, errors: &mut Vec<FieldError>| {
         if new.pointer(path) != old.pointer(path) {
             errors.push(FieldError::invalid(name, new.pointer(path).unwrap_or(&Value::Null), "field is immutable"));

@@ -102,3 +102,15 @@ async fn a_pod_is_given_and_held_to_the_limits_of_its_namespace() {
     );
     assert_eq!(refused.code, 403);
 }
+
+#[tokio::test]
+async fn a_quota_with_too_many_scopes_or_mistakes_is_refused_with_few_words() {
+    let house = House::open().await;
+    let mut many = quota("many", json!({"pods": "1"}));
+    many["spec"]["scopes"] = (0..65).map(|at| format!("s{at}")).collect();
+    let refused = house.post(QUOTAS, &many).await;
+    assert!(refused.message().ends_with("spec.scopes: Too many: 65: must have at most 64 items"), "{}", refused.text);
+    let wrong: serde_json::Map<String, Value> = (0..1000).map(|at| (format!("odd{at}"), json!("1"))).collect();
+    let refused = house.post(QUOTAS, &quota("wrong", Value::Object(wrong))).await.is(422);
+    assert_eq!(refused["details"]["causes"].as_array().unwrap().len(), 100);
+}
