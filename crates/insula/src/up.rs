@@ -74,6 +74,12 @@ impl Up {
         if let Some(path) = &self.kubeconfig {
             refuse_foreign_kubeconfig(path)?;
         }
+        for path in [&self.kubeconfig, &self.ready_file].into_iter().flatten() {
+            let within = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            if !within.is_dir() {
+                bail!("{} cannot be written: there is no directory {}", path.display(), within.display());
+            }
+        }
         for at in [self.kube_listen, self.listen] {
             if !at.ip().is_loopback() {
                 bail!("{at} is not a loopback address: `insula up` serves this machine alone");
