@@ -12,7 +12,7 @@ const TOLD: usize = 100;
 
 /// Parses a whole body. The last of two equal fields wins.
 pub(crate) fn parse(body: &[u8]) -> Result<Decoded, String> {
-    let mut found = Found { path: String::new(), duplicates: Vec::new() };
+    let mut found = Found { path: String::new(), fields: 0, duplicates: Vec::new() };
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let value = Seed(&mut found).deserialize(&mut deserializer).and_then(|value| deserializer.end().map(|()| value));
     match value {
@@ -39,7 +39,9 @@ fn go_words(error: &serde_json::Error, body: &[u8]) -> String {
 
 struct Found {
     path: String,
-    duplicates: Vec<String>,
+    /// How many different ones there were so far.
+    fields: usize,
+    duplicates: Vec<(usize, String)>,
 }
 
 struct Seed<'a>(&'a mut Found);
@@ -113,8 +115,10 @@ impl<'de> Visitor<'de> for Seed<'_> {
                 self.0.path.push('.');
             }
             self.0.path.push_str(&key);
-            if all.contains_key(&key) && self.0.duplicates.len() < TOLD {
-                self.0.duplicates.push(self.0.path.clone());
+            if !all.contains_key(&key) {
+                self.0.fields += 1;
+            } else if self.0.duplicates.len() < TOLD {
+                self.0.duplicates.push((self.0.fields, self.0.path.clone()));
             }
             let value = fields.next_value_seed(Seed(self.0));
             self.0.path.truncate(before);
@@ -132,7 +136,7 @@ mod tests {
     fn fields_that_stand_twice_are_told_with_their_path() {
         let read = parse(br#"{"a":1,"b":[{"c":1,"c":2}],"a":3}"#).unwrap();
         assert_eq!(read.value, serde_json::json!({"a": 3, "b": [{"c": 2}]}));
-        assert_eq!(read.duplicates, Duplicates::Json(vec!["b[0].c".into(), "a".into()]));
+        assert_eq!(read.duplicates, Duplicates::Json(vec![(3, "b[0].c".into()), (3, "a".into())]));
     }
 
     #[test]

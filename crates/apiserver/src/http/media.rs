@@ -124,8 +124,8 @@ pub(crate) struct Decoded {
 /// Kubernetes reads JSON and YAML with different libraries, which tell of duplicates differently.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Duplicates {
-    /// Paths.
-    Json(Vec<String>),
+    /// Paths, and how many different fields were named before in the whole body.
+    Json(Vec<(usize, String)>),
     /// Complaints.
     Yaml(Vec<String>),
 }
@@ -134,14 +134,16 @@ impl Duplicates {
     pub(crate) const NONE: Self = Self::Json(Vec::new());
 
     pub(crate) fn is_empty(&self) -> bool {
-        let (Self::Json(all) | Self::Yaml(all)) = self;
-        all.is_empty()
+        match self {
+            Self::Json(paths) => paths.is_empty(),
+            Self::Yaml(lines) => lines.is_empty(),
+        }
     }
 
     /// Each as a warning.
     pub(crate) fn warnings(&self) -> Vec<String> {
         match self {
-            Self::Json(paths) => paths.iter().map(|path| format!("duplicate field {path:?}")).collect(),
+            Self::Json(paths) => paths.iter().map(|(_, path)| duplicate(path)).collect(),
             Self::Yaml(lines) => lines.clone(),
         }
     }
@@ -161,6 +163,10 @@ impl Duplicates {
 pub(crate) enum Undecodable {
     Syntax(String),
     Unknown(Problem),
+}
+
+pub(crate) fn duplicate(path: &str) -> String {
+    format!("duplicate field {path:?}")
 }
 
 /// Decodes an object by its media type.

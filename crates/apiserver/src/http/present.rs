@@ -41,8 +41,7 @@ pub(crate) fn metadata(object: &Value, version: &str) -> Value {
 
 /// `PartialObjectMetadataList`.
 pub(crate) fn metadata_list(resource: &Resource, entries: &[Arc<Entry>], list_meta: Value, version: &str) -> Value {
-    let items: Vec<Value> =
-        entries.iter().map(|entry| metadata(&convert::serve(resource, entry.value()), version)).collect();
+    let items: Vec<Value> = entries.iter().map(|entry| metadata(&convert::show(resource, entry), version)).collect();
     json!({
         "kind": "PartialObjectMetadataList",
         "apiVersion": format!("meta.k8s.io/{version}"),

@@ -229,7 +229,7 @@ pub(crate) fn one(
 ) -> Result<Reply, Problem> {
     let resource = &call.resource;
     let value = match (&accept.shape, object) {
-        (Shape::Plain, Object::Stored(entry)) if resource.is_stored_version() && !accept.yaml => {
+        (Shape::Plain, Object::Stored(entry)) if !accept.yaml && resource.shows_as_kept(entry) => {
             return Ok(Reply::new(status, JSON, entry.json.clone()));
         }
         (Shape::Plain, object) => object.served(resource),
@@ -263,7 +263,7 @@ fn many(
         put(&mut meta, "continue", json!(""));
     }
     let value = match accept.shape {
-        Shape::Plain if resource.is_stored_version() && !accept.yaml => {
+        Shape::Plain if !accept.yaml && entries.iter().all(|it| resource.shows_as_kept(it)) => {
             let head = format!(
                 "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{meta},\"items\":[",
                 json!(resource.list_kind),
@@ -282,7 +282,7 @@ fn many(
             let items: Vec<Value> = entries
                 .iter()
                 .map(|entry| {
-                    let mut item = convert::serve(resource, entry.value());
+                    let mut item = convert::show(resource, entry);
                     if !resource.is_custom()
                         && let Some(item) = item.as_object_mut()
                     {
@@ -296,7 +296,7 @@ fn many(
         }
         Shape::Metadata { version } => present::metadata_list(resource, &entries, meta, version),
         Shape::Table { version } => {
-            let objects = entries.iter().map(|entry| convert::serve(resource, entry.value()));
+            let objects = entries.iter().map(|entry| convert::show(resource, entry));
             present::table(resource, objects, meta, version, include(asked)?, call.core.clock.now())
         }
     };

@@ -4,9 +4,20 @@ use serde_json::{Map, Value, json};
 
 use crate::object::{Schema, builtin};
 use crate::registry::{Model, Resource};
+use crate::store::Entry;
 use crate::verbs::meta::map;
 
-/// A kept object in the version that the resource serves.
+/// A kept object in the version that the resource serves, with what its definition says by now.
+pub(crate) fn show(resource: &Resource, entry: &Entry) -> Value {
+    let mut object = entry.value();
+    if resource.is_stored_version() && resource.is_outdated(entry) {
+        fit(&resource.schema(), &mut object);
+        return object;
+    }
+    serve(resource, object)
+}
+
+/// A value in the version that the resource serves.
 pub(crate) fn serve(resource: &Resource, mut stored: Value) -> Value {
     if resource.is_stored_version() {
         return stored;

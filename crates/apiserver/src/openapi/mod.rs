@@ -241,7 +241,10 @@ pub(crate) fn v2(core: &Arc<Core>, request: &Parts) -> Result<Reply, Problem> {
     let whole = hash(&tags.iter().map(String::as_bytes).collect::<Vec<_>>());
     let mut reply = tagged(request, whole, || {
         let mut definitions = schemas(versions(&resources).flat_map(|(_, version)| version.resources.values()));
-        definitions.values_mut().for_each(to_v2);
+        definitions.values_mut().for_each(|it| {
+            open(it);
+            to_v2(it);
+        });
         definitions.sort_keys();
         let mut all = Map::new();
         for (_, version) in versions(&resources) {
@@ -295,6 +298,15 @@ fn to_v2(schema: &mut Value) {
             }
             (_, None) => {}
         }
+    }
+}
+
+/// Of a kind whose objects may hold anything, nothing more can be said: clients take what is named for all there is.
+fn open(kind: &mut Value) {
+    if let Some(it) = kind.as_object_mut()
+        && it.get("x-kubernetes-preserve-unknown-fields") == Some(&json!(true))
+    {
+        it.retain(|key, _| matches!(key.as_str(), "type" | "x-kubernetes-group-version-kind"));
     }
 }
 

@@ -111,6 +111,16 @@ impl Resource {
         self.group == self.stored_group && self.stored_api_version == self.api_version()
     }
 
+    /// Whether a kept object is answered byte by byte. One that is older than its definition may lack a default of it, or have
+    /// a field that it has no more.
+    pub(crate) fn shows_as_kept(&self, entry: &Entry) -> bool {
+        self.is_stored_version() && !self.is_outdated(entry)
+    }
+
+    pub(crate) fn is_outdated(&self, entry: &Entry) -> bool {
+        matches!(&self.model, Model::Custom(custom) if entry.rev < custom.definition.rev)
+    }
+
     pub(crate) fn is(&self, group: &str, plural: &str) -> bool {
         self.stored_group == group && self.plural == plural
     }

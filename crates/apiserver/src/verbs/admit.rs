@@ -148,20 +148,70 @@ pub(crate) fn fit(
 ) -> Result<(), Problem> {
     let schema = resource.schema();
     schema.check_types(value).map_err(&wrong)?;
+    // A typed decoder complains as it reads; an untyped one of duplicates first.
+    let whole = (!resource.is_custom() && !duplicates.is_empty()).then(|| value.clone());
     let unknown = schema.prune(value);
-    let unknown = unknown.iter().map(|path| format!("unknown field {path:?}"));
+    let told = |wording: Vec<String>| match (&duplicates, &whole) {
+        (Duplicates::Json(paths), Some(whole)) => as_read(paths, &unknown, whole),
+        _ => wording.into_iter().chain(unknown.iter().map(|path| self::unknown(path))).collect::<Vec<_>>(),
+    };
     match validation {
         FieldValidation::Strict => {
-            let told: Vec<String> = duplicates.errors().into_iter().chain(unknown).collect();
+            let told = told(duplicates.errors());
             if !told.is_empty() {
                 return Err(wrong(format!("strict decoding error: {}", told.join(", "))));
             }
         }
-        FieldValidation::Warn => duplicates.warnings().into_iter().chain(unknown).for_each(|text| call.warn(text)),
+        FieldValidation::Warn => told(duplicates.warnings()).into_iter().for_each(|text| call.warn(text)),
         FieldValidation::Ignore => {}
     }
     default(resource, value);
     Ok(())
+}
+
+fn unknown(path: &str) -> String {
+    format!("unknown field {path:?}")
+}
+
+/// What stands twice and what is not known, in the order of the body.
+fn as_read(duplicates: &[(usize, String)], unknown: &[String], whole: &Value) -> Vec<String> {
+    fn number<'a>(
+        value: &Value,
+        path: &mut String,
+        fields: &mut usize,
+        unknown: &'a [String],
+        found: &mut Vec<(usize, &'a str)>,
+    ) {
+        let before = path.len();
+        match value {
+            Value::Object(map) => {
+                for (key, value) in map {
+                    if before > 0 {
+                        path.push('.');
+                    }
+                    path.push_str(key);
+                    *fields += 1;
+                    found.extend(unknown.iter().find(|it| *it == path).map(|it| (*fields, it.as_str())));
+                    number(value, path, fields, unknown, found);
+                    path.truncate(before);
+                }
+            }
+            Value::Array(items) => {
+                for (at, item) in items.iter().enumerate() {
+                    path.push_str(&format!("[{at}]"));
+                    number(item, path, fields, unknown, found);
+                    path.truncate(before);
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    number(whole, &mut String::new(), &mut 0, unknown, &mut found);
+    let unknown = found.into_iter().map(|(at, path)| (at, 0, self::unknown(path)));
+    let mut all: Vec<_> = duplicates.iter().map(|(at, path)| (*at, 1, media::duplicate(path))).chain(unknown).collect();
+    all.sort_by_key(|it| (it.0, it.1));
+    all.into_iter().map(|it| it.2).collect()
 }
 
 /// Fills in the defaults of the resource's type.

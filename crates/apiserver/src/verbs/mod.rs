@@ -49,7 +49,7 @@ impl Object {
     /// The object in the version that the resource serves.
     pub(crate) fn served(&self, resource: &Resource) -> Value {
         match self {
-            Self::Stored(entry) => convert::serve(resource, entry.value()),
+            Self::Stored(entry) => convert::show(resource, entry),
             Self::Made(value) => convert::serve(resource, value.clone()),
         }
     }

@@ -67,7 +67,7 @@ impl Selection {
             "metadata.namespace" => Some(entry.key.namespace.to_string()),
             field => {
                 let mut parsed = parsed.borrow_mut();
-                let object = parsed.get_or_insert_with(|| convert::serve(resource, entry.value()));
+                let object = parsed.get_or_insert_with(|| convert::show(resource, entry));
                 Some(fields::value(resource, object, field))
             }
         })

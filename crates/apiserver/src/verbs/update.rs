@@ -85,7 +85,7 @@ pub(crate) async fn guaranteed(
                 done => return done,
             }
         };
-        let old = convert::serve(&resource, current.value());
+        let old = convert::show(&resource, &current);
         let mut object = make(call, Some(&old))?;
         admission::mutate_update(call, &mut object, &old, options).await?;
         admit::settle_namespace(call, &mut object)?;

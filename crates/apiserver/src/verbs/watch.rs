@@ -112,10 +112,10 @@ struct Format {
 
 impl Format {
     fn event(&self, kind: &str, entry: &Entry, first: &mut bool) -> Bytes {
-        if self.shape == Shape::Plain && self.resource.is_stored_version() {
+        if self.shape == Shape::Plain && self.resource.shows_as_kept(entry) {
             return line(kind, &entry.json);
         }
-        let object = convert::serve(&self.resource, entry.value());
+        let object = convert::show(&self.resource, entry);
         self.value(kind, object, first)
     }
 
@@ -235,7 +235,7 @@ impl Served {
         if kind == "DELETED" && !event.deleted {
             // It is shown as it last matched, with the revision at which it ceased to.
             let prev = event.prev.as_deref()?;
-            let mut object = convert::serve(resource, prev.value());
+            let mut object = convert::show(resource, prev);
             meta::set(&mut object, "resourceVersion", event.rev.to_string());
             return Some(self.format.value(kind, object, &mut self.columns_sent));
         }
