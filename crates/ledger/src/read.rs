@@ -97,7 +97,8 @@ pub(crate) fn running(database: &Connection, namespace: &str, instance: &str) ->
 
 pub(crate) fn run(database: &Connection, run: &RunId) -> rusqlite::Result<Option<Run>> {
     let mut statement = database.prepare_cached(
-        "SELECT namespace, name, state, epoch, started, finished, input, output, total, calls, outcome, pod, trouble
+        "SELECT namespace, name, state, epoch, started, finished, input, output, total, calls, outcome, pod, trouble,
+                without
          FROM runs WHERE run = ?",
     )?;
     let found = statement.query_row([run.as_str()], |row| {
@@ -120,6 +121,7 @@ pub(crate) fn run(database: &Connection, run: &RunId) -> rusqlite::Result<Option
             },
             pod: row.get(11)?,
             trouble: row.get(12)?,
+            without: serde_json::from_str(&row.get::<_, String>(13)?).map_err(|error| odd(13, error))?,
         })
     });
     found.optional()

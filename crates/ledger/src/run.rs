@@ -88,6 +88,8 @@ pub struct Job {
     pub secret: Option<String>,
     pub tools: ToolRules,
     pub sandbox: Option<Sandbox>,
+    /// What the run asks for and goes without, each as a sentence: for its status, as [`Run::without`].
+    pub without: Vec<String>,
 }
 
 /// Which tools a run may call. What is denied anywhere is denied.
@@ -289,6 +291,8 @@ pub struct Run {
     pub pod: Option<String>,
     /// Why the model is asked again, from [`Step::Retrying`] on until it is asked the next question or has answered.
     pub trouble: Option<String>,
+    /// [`Job::without`] of the ticket with which it was submitted first.
+    pub without: Vec<String>,
 }
 
 impl Run {

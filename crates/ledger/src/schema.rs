@@ -96,6 +96,10 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE runs ADD COLUMN trouble TEXT;
     CREATE INDEX runs_leased ON runs (namespace, instance) WHERE state = 1;
 ",
+    "
+    -- What the run goes without, as a JSON list; it outlives the job.
+    ALTER TABLE runs ADD COLUMN without TEXT NOT NULL DEFAULT '[]';
+",
 ];
 
 /// The schema this program writes.

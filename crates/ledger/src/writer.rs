@@ -361,10 +361,11 @@ impl Batch<'_> {
         let created = ticket.created.as_microsecond();
         let timeout = i64::try_from(ticket.timeout.as_micros()).unwrap_or(i64::MAX);
         let run = ticket.run.as_str();
+        let without = crate::json(&ticket.job.without)?;
         let new = self.run(
-            "INSERT INTO runs (run, namespace, name, instance, session, created, timeout) VALUES (?, ?, ?, ?, ?, ?, ?)
-             ON CONFLICT (run) DO NOTHING",
-            params![run, ticket.namespace, ticket.name, ticket.instance, ticket.session, created, timeout],
+            "INSERT INTO runs (run, namespace, name, instance, session, created, timeout, without)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (run) DO NOTHING",
+            params![run, ticket.namespace, ticket.name, ticket.instance, ticket.session, created, timeout, without],
         )?;
         if new == 0 {
             return Ok(()); // Done long ago.

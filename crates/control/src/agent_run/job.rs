@@ -9,6 +9,9 @@ use ledger::{Action, Gate, Job, Sandbox, ToolRules};
 
 use crate::machinery::cut;
 
+/// Things that a run goes without, of which each is named: each is an event, too.
+const NAMED: usize = 50;
+
 pub(super) fn job(
     run: &AgentRun,
     instance: &SympoziumInstance,
@@ -44,6 +47,7 @@ pub(super) fn job(
             gate: policy.and_then(gate),
         },
         sandbox: Some(sandbox(run, instance, policy, handler)),
+        without: not_served(run, instance),
     }
 }
 
@@ -170,7 +174,7 @@ pub(crate) fn amount(text: &str) -> Option<f64> {
 }
 
 /// What the run or its instance asks for and does not get yet.
-pub(super) fn not_served(run: &AgentRun, instance: &SympoziumInstance) -> Vec<String> {
+fn not_served(run: &AgentRun, instance: &SympoziumInstance) -> Vec<String> {
     let mut without = Vec::new();
     let own = run.spec.skills.as_deref().filter(|skills| !skills.is_empty());
     for skill in own.or(instance.spec.skills.as_deref()).unwrap_or_default() {
@@ -190,6 +194,11 @@ pub(super) fn not_served(run: &AgentRun, instance: &SympoziumInstance) -> Vec<St
     let selectors = [&run.spec.model.node_selector, &instance.spec.agents.default.node_selector];
     if selectors.into_iter().flatten().any(|selector| !selector.is_empty()) {
         without.push("nodeSelector is not heeded yet".to_owned());
+    }
+    let more = without.len().saturating_sub(NAMED);
+    if more > 0 {
+        without.truncate(NAMED);
+        without.push(format!("{more} more of what the run asks for are not served yet"));
     }
     without
 }

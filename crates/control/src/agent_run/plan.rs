@@ -220,19 +220,18 @@ fn waiting(accepted: Said) -> Plan<Effect> {
     status(RunPhase::Pending, AgentRunStatus::default(), vec![accepted, started, complete])
 }
 
-fn accepted(run: &AgentRun, instance: Option<&SympoziumInstance>) -> (Said, Vec<Note>) {
-    let without = instance.map(|instance| job::not_served(run, instance)).unwrap_or_default();
-    let notes = without
-        .iter()
-        .filter(|what| !message_of(run, conditions::ACCEPTED).contains(*what))
-        .map(|what| Note::warning(reasons::NOT_SUPPORTED, what.clone()))
-        .collect();
-    (Said::yes(conditions::ACCEPTED, reasons::ACCEPTED, without.join("; ")), notes)
+/// A run was accepted when it was handed over. What it goes without is the ledger's word of then, whichever state the
+/// controller sees first and whatever becomes of the instance.
+fn accepted(run: &AgentRun, known: &Run) -> (Said, Vec<Note>) {
+    let told = message_of(run, conditions::ACCEPTED);
+    let news = known.without.iter().filter(|what| !told.contains(*what));
+    let notes = news.map(|what| Note::warning(reasons::NOT_SUPPORTED, what.clone())).collect();
+    (Said::yes(conditions::ACCEPTED, reasons::ACCEPTED, known.without.join("; ")), notes)
 }
 
 fn queued(run: &AgentRun, world: &World, known: &Run) -> Plan<Effect> {
     let message = turn(run, world, known);
-    let (accepted, notes) = accepted(run, world.instance.as_deref());
+    let (accepted, notes) = accepted(run, known);
     let started = match known.started {
         None => Said::no(conditions::STARTED, reasons::QUEUED, message),
         Some(_) => Said::yes(conditions::STARTED, reasons::QUEUED, message),
@@ -281,11 +280,11 @@ fn running(run: &AgentRun, known: &Run) -> Plan<Effect> {
     let told = message_of(run, conditions::COMPLETE);
     let retried =
         known.trouble.iter().filter(|why| *why != told).map(|why| Note::warning(reasons::RETRYING, why.clone()));
-    let notes = retried.collect();
-    let conditions = vec![Said::yes(conditions::STARTED, reasons::RUNNING, message), complete];
+    let (accepted, mut notes) = accepted(run, known);
+    notes.extend(retried);
+    let conditions = vec![accepted, Said::yes(conditions::STARTED, reasons::RUNNING, message), complete];
     let mut plan = status(RunPhase::Running, seen, conditions);
     plan.notes = notes;
-    keep_accepted(run, &mut plan);
     if kinds::phase(run) != Some(RunPhase::Running) {
         plan.notes.push(Note::normal(reasons::RUNNING, "The model is at work"));
     }
@@ -331,10 +330,10 @@ fn ended(run: &AgentRun, known: &Run, outcome: &Outcome, now: Timestamp) -> Plan
         Some(_) => Said::yes(conditions::STARTED, complete.reason, ""),
         None => Said::no(conditions::STARTED, complete.reason, ""),
     };
-    let mut plan = status(phase, seen, vec![started, complete]);
-    keep_accepted(run, &mut plan);
-    plan.notes.push(note);
-    plan
+    let (accepted, mut notes) = accepted(run, known);
+    notes.push(note);
+    let plan = status(phase, seen, vec![accepted, started, complete]);
+    Plan { notes, ..plan }
 }
 
 fn failure(seen: &mut AgentRunStatus, reason: &'static str, error: &str) -> (Said, Note, RunPhase) {
@@ -357,16 +356,6 @@ fn refused(reason: &'static str, why: String, now: Timestamp) -> Plan<Effect> {
 fn status(phase: RunPhase, status: AgentRunStatus, conditions: Vec<Said>) -> Plan<Effect> {
     let status = AgentRunStatus { phase: Some(phase), ..status };
     Plan { status: Some(json!(status)), conditions, ..Plan::default() }
-}
-
-/// The run was accepted when it was handed over; what was said then stays said.
-fn keep_accepted(run: &AgentRun, plan: &mut Plan<Effect>) {
-    let said = run.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    if said.into_iter().any(|it| it.type_ == conditions::ACCEPTED && it.status == "True") {
-        plan.kept.push(conditions::ACCEPTED);
-    } else {
-        plan.conditions.insert(0, Said::yes(conditions::ACCEPTED, reasons::ACCEPTED, ""));
-    }
 }
 
 fn message_of<'a>(run: &'a AgentRun, type_: &str) -> &'a str {

@@ -63,6 +63,7 @@ fn known(state: State) -> World {
         usage: Usage { tokens: Tokens { input: 10, output: 5, total: 15 }, tool_calls: 2 },
         pod: Some("me-1".into()),
         trouble: None,
+        without: Vec::new(),
     };
     World { known: Some(run), ..world() }
 }
@@ -383,7 +384,7 @@ fn why_the_model_is_asked_again_is_said_while_it_is() {
     let run = after(run, &first);
     assert_eq!((told(&first), told(&plan(&run, &world, later(3)))), (1, 0), "once");
     let over = plan(&run, &known(State::Running), later(4));
-    assert_eq!(conditions(&over)[1], "Complete=False/Running");
+    assert_eq!(conditions(&over)[2], "Complete=False/Running");
 }
 
 #[test]
@@ -436,23 +437,32 @@ fn a_deleted_run_is_forgotten_whatever_it_lacks_and_then_let_go() {
 }
 
 #[test]
-fn what_is_not_served_yet_is_said_and_not_waited_for() {
+fn what_a_run_goes_without_is_said_whichever_state_is_seen_first() {
     let world = world_of(|it| {
         it.spec.skills = Some(vec![SkillRef { skill_pack_ref: Some("k8s-ops".into()), ..Default::default() }]);
         it.spec.mcp_servers = Some(vec![McpServerRef { name: "github".into(), ..Default::default() }]);
     });
-    assert_eq!(submitted(&plan(&run(|_| {}), &world, now())).run.as_str(), "uid-r");
-    let known = World { known: known(State::Queued).known, ..world };
-    let run = run(|_| {});
-    let first = plan(&run, &known, now());
+    let without = submitted(&plan(&run(|_| {}), &world, now())).job.without.clone();
     let said = "skill \"k8s-ops\" is not served yet: the run goes without it; \
                 MCP server \"github\" is not served yet: the run goes without it";
-    assert_eq!(first.conditions[0].message, said);
-    assert_eq!(first.notes.len(), 2);
-    let run = after(run, &first);
-    assert_eq!(plan(&run, &known, now()).notes.len(), 0);
-    let running = World { known: super::tests::known(State::Running).known, ..known };
-    assert_eq!(plan(&run, &running, now()).kept, ["Accepted"], "and stays said");
+    for state in [State::Queued, State::Running, State::Done(Outcome::succeeded("42"))] {
+        // The instance asks for nothing any more: what counts is what was handed over.
+        let mut world = known(state.clone());
+        world.known.as_mut().unwrap().without = without.clone();
+        let told = |plan: &Plan<Effect>| plan.notes.iter().filter(|it| it.reason == "NotSupported").count();
+        let fresh = run(|_| {});
+        let first = plan(&fresh, &world, now());
+        assert_eq!((conditions(&first)[0].as_str(), told(&first)), ("Accepted=True/Accepted", 2), "{state:?}");
+        assert_eq!(first.conditions[0].message, said, "{state:?}");
+        let mut seen = after(run(|_| {}), &first);
+        seen.status.as_mut().unwrap().phase = Some(RunPhase::Pending);
+        let second = plan(&seen, &world, now());
+        assert_eq!((&second.conditions[0], told(&second)), (&first.conditions[0], 0), "{state:?}: once");
+    }
+    let many = world_of(|it| it.spec.skills = Some(vec![SkillRef::default(); 1_000]));
+    let without = submitted(&plan(&run(|_| {}), &many, now())).job.without.clone();
+    assert_eq!(without.len(), 51, "each is an event");
+    assert_eq!(without[50], "950 more of what the run asks for are not served yet");
 }
 
 #[test]

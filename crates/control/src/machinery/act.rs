@@ -46,7 +46,7 @@ impl<P: Keeper> Office<P> {
         }
         let releases = deleting && plan.release_finalizer && P::FINALIZER.is_some();
         if let Some(status) = plan.status.filter(|_| !releases) {
-            let told = self.write_status(it, status, &plan.kept, &plan.conditions, now);
+            let told = self.write_status(it, status, &plan.conditions, now);
             let (wrote, ()) = futures::join!(told, self.tell(it, &plan.notes, now));
             wrote?;
         } else {
@@ -81,14 +81,7 @@ impl<P: Keeper> Office<P> {
         }
     }
 
-    async fn write_status(
-        &self,
-        it: &P::Kind,
-        status: Value,
-        kept: &[&str],
-        said: &[Said],
-        now: Timestamp,
-    ) -> Result<(), Error> {
+    async fn write_status(&self, it: &P::Kind, status: Value, said: &[Said], now: Timestamp) -> Result<(), Error> {
         let what = || format!("{} {}", P::Kind::kind(&()), ObjectName::of(it));
         // The finalizer's write may have come back since the look.
         let newer = self.kept.get(&ObjectName::of(it)).filter(|newer| newer.uid() == it.uid());
@@ -103,7 +96,7 @@ impl<P: Keeper> Office<P> {
             Value::Object(fields) => fields,
             _ => Map::new(),
         };
-        let conditions = settle(&before, kept, said, it.meta().generation, now);
+        let conditions = settle(&before, said, it.meta().generation, now);
         status.insert("conditions".into(), json!(conditions));
         if unchanged(&live, &status, it, &self.manager) {
             return Ok(());

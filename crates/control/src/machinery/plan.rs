@@ -22,8 +22,6 @@ pub(crate) struct Plan<E> {
     /// The whole status but its conditions; `None` leaves the status alone.
     pub(crate) status: Option<Value>,
     pub(crate) conditions: Vec<Said>,
-    /// Conditions that stay as they are, by type.
-    pub(crate) kept: Vec<&'static str>,
     pub(crate) notes: Vec<Note>,
     /// Only heeded while the object is being deleted.
     pub(crate) release_finalizer: bool,
@@ -39,7 +37,6 @@ impl<E> Default for Plan<E> {
             prune: Vec::new(),
             status: None,
             conditions: Vec::new(),
-            kept: Vec::new(),
             notes: Vec::new(),
             release_finalizer: false,
             wake_in: None,
@@ -121,14 +118,7 @@ impl Note {
 
 /// The conditions with their times: `lastTransitionTime` moves only when the status does, and a condition that says
 /// nothing new stays as it was, up to its `observedGeneration`.
-pub(crate) fn settle(
-    live: &[Condition],
-    kept: &[&str],
-    said: &[Said],
-    generation: Option<i64>,
-    now: Timestamp,
-) -> Vec<Condition> {
-    let kept = live.iter().filter(|condition| kept.contains(&condition.type_.as_str())).cloned();
+pub(crate) fn settle(live: &[Condition], said: &[Said], generation: Option<i64>, now: Timestamp) -> Vec<Condition> {
     let said = said.iter().map(|it| {
         let before = live.iter().find(|condition| condition.type_ == it.type_);
         let since = before.filter(|condition| condition.status == it.status.as_str());
@@ -142,7 +132,7 @@ pub(crate) fn settle(
                 .map_or_else(|| Time(seconds(now)), |condition| condition.last_transition_time.clone()),
         }
     });
-    kept.chain(said).collect()
+    said.collect()
 }
 
 /// The first `limit` bytes at most, whole characters only, and how many bytes are left out.
@@ -167,13 +157,12 @@ mod tests {
     #[test]
     fn a_transition_time_moves_with_the_status_only() {
         let at = |text: &str| text.parse::<Timestamp>().unwrap();
-        let first = settle(&[], &[], &[Said::no("Ready", "SecretMissing", "a")], Some(1), at("2026-01-01T00:00:00.9Z"));
+        let first = settle(&[], &[Said::no("Ready", "SecretMissing", "a")], Some(1), at("2026-01-01T00:00:00.9Z"));
         assert_eq!(first[0].last_transition_time.0, at("2026-01-01T00:00:00Z"));
-        let second =
-            settle(&first, &[], &[Said::no("Ready", "PolicyMissing", "b")], Some(2), at("2026-01-02T00:00:00Z"));
+        let second = settle(&first, &[Said::no("Ready", "PolicyMissing", "b")], Some(2), at("2026-01-02T00:00:00Z"));
         assert_eq!(second[0].last_transition_time, first[0].last_transition_time);
         assert_eq!((second[0].reason.as_str(), second[0].observed_generation), ("PolicyMissing", Some(2)));
-        let third = settle(&second, &[], &[Said::yes("Ready", "Ready", "")], Some(2), at("2026-01-03T00:00:00Z"));
+        let third = settle(&second, &[Said::yes("Ready", "Ready", "")], Some(2), at("2026-01-03T00:00:00Z"));
         assert_eq!(third[0].last_transition_time.0, at("2026-01-03T00:00:00Z"));
     }
 }

@@ -290,6 +290,22 @@ async fn what_a_runner_says_of_a_failure_reaches_the_status() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_run_goes_without_is_told_at_its_end_though_nobody_looked_before() {
+    let mut house = house().await;
+    house.create(&agent_run("r", |it| it.spec.env = Some([("A".to_owned(), "b".to_owned())].into()))).await;
+    let lease = house.lease().await;
+    house.stop_control().await;
+    let before: AgentRun = house.get("r").await.unwrap();
+    house.delete_orphaning::<SympoziumInstance>("me").await;
+    house.answer(lease, "ok").await;
+    house.restart_control().await;
+    let run = until_phase(&house, "r", RunPhase::Succeeded).await;
+    let said = "spec.env is not served yet: the run goes without it";
+    assert_eq!(condition(&run, "Accepted"), ("True".into(), "Accepted".into(), said.into()), "{:?}", before.status);
+    house.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn new_controllers_go_on_where_the_old_ones_stopped() {
     let mut house = house().await;
     house.create(&agent_run("going", |_| {})).await;
