@@ -13,6 +13,8 @@ pub const SKILL_PACK_MISSING: &str = "SkillPackMissing";
 pub const RUNTIME_CLASS_MISSING: &str = "RuntimeClassMissing";
 /// The RuntimeClass is there, and no machine here has its handler.
 pub const RUNTIME_HANDLER_MISSING: &str = "RuntimeHandlerMissing";
+/// No machine here has the image that is named for the sandbox.
+pub const IMAGE_MISSING: &str = "ImageMissing";
 pub const WARM_POOL_MISSING: &str = "WarmPoolMissing";
 pub const NODE_MISSING: &str = "NodeMissing";
 /// The object asks for something that this version does not do.

@@ -6,6 +6,7 @@
 //! Nobody in here knows whether the API server is embedded or a cluster's.
 
 mod agent_run;
+mod fit;
 mod instance;
 mod kinds;
 mod machinery;

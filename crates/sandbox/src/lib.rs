@@ -40,7 +40,7 @@ pub use hand::{Command, Done, Exit, Hand};
 pub use link::Node;
 pub use live::Owner;
 pub use sandboxes::{Sandboxes, labels};
-pub use shape::{HANDLERS, Want};
+pub use shape::{HANDLERS, Want, image, limit};
 
 /// What [`Sandboxes::open`] is given.
 pub struct Options {

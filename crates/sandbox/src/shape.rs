@@ -53,22 +53,37 @@ impl Shape {
                 HANDLERS.join(", ")
             )));
         }
-        if let Some(image) = want.image.as_deref().filter(|image| !is_host(image)) {
-            return Err(Error::Unfit(format!(
-                "the image {image:?} is not on this machine; name `host`, this machine's own programs, or none"
-            )));
+        if let Some(name) = &want.image {
+            image(name).map_err(Error::Unfit)?;
         }
-        let amount = |what: &str, text: &Option<String>| match text {
-            None => Ok(None),
-            Some(text) => match quantity(text).filter(|amount| *amount > 0.0) {
-                Some(amount) => Ok(Some(amount)),
-                None => Err(Error::Unfit(format!("{what} {text:?} is not an amount, such as 500m or 256Mi"))),
-            },
+        let amount = |what: &str, text: &Option<String>| {
+            let amount = text.as_deref().map(limit).transpose();
+            amount.map_err(|why| Error::Unfit(format!("{what} {why}")))
         };
         let cpu = amount("cpu", &want.cpu)?.map(|cpus| whole(cpus * 1000.0).clamp(1, u64::from(u32::MAX)) as u32);
         let memory = amount("memory", &want.memory)?.map(|bytes| whole(bytes).max(MEMORY));
         Ok(Self { limits: Limits { cpu, memory, ..Limits::default() }, env: want.env.clone() })
     }
+}
+
+/// Whether a sandbox can have this image.
+///
+/// # Errors
+/// A sentence for people, with what to name instead.
+pub fn image(name: &str) -> Result<(), String> {
+    if is_host(name) {
+        return Ok(());
+    }
+    Err(format!("the image {name:?} is not on this machine; name `host`, this machine's own programs, or none"))
+}
+
+/// A sandbox's limit of CPUs or of bytes, as a Kubernetes quantity that is more than nothing.
+///
+/// # Errors
+/// What is wrong with it, for people.
+pub fn limit(text: &str) -> Result<f64, String> {
+    let amount = quantity(text).filter(|amount| *amount > 0.0);
+    amount.ok_or_else(|| format!("{text:?} is not an amount, such as 500m or 256Mi"))
 }
 
 /// Whether a name, whatever its tag, means the machine's own programs.
@@ -101,10 +116,14 @@ fn quantity(text: &str) -> Option<f64> {
         "M" => 1e6,
         "G" => 1e9,
         "T" => 1e12,
+        "P" => 1e15,
+        "E" => 1e18,
         "Ki" => 1024.0,
         "Mi" => 1024.0_f64.powi(2),
         "Gi" => 1024.0_f64.powi(3),
         "Ti" => 1024.0_f64.powi(4),
+        "Pi" => 1024.0_f64.powi(5),
+        "Ei" => 1024.0_f64.powi(6),
         _ => return text.parse().ok().filter(|amount: &f64| amount.is_finite()),
     };
     number.parse::<f64>().ok().map(|number| number * scale).filter(|amount| amount.is_finite())

@@ -7,6 +7,7 @@ use api::agents::{AgentRun, SandboxPolicy, SympoziumInstance, SympoziumPolicy};
 use kube::ResourceExt;
 use ledger::{Action, Gate, Job, Sandbox, ToolRules};
 
+use crate::fit::{self, Wrong};
 use crate::machinery::cut;
 
 /// Things that a run goes without, of which each is named: each is an event, too.
@@ -83,37 +84,74 @@ fn sandbox(
     handler: Option<String>,
 ) -> Sandbox {
     let rules = policy.and_then(|policy| policy.spec.sandbox_policy.as_ref());
-    let images = [
-        run.spec.sandbox.as_ref().and_then(|it| it.image.as_deref()),
-        instance.spec.agents.default.sandbox.as_ref().and_then(|it| it.image.as_deref()),
-        rules.and_then(|rules| rules.default_image.as_deref()),
-    ];
+    let limit = |what| asked(run, instance, what).map(|(_, text)| text).or_else(|| most(rules, what));
     Sandbox {
-        image: images.into_iter().flatten().find(|name| !name.is_empty()).map(str::to_owned),
+        image: image(run, instance, policy).map(|(_, name)| name),
         runtime_class: handler,
-        cpu: asked(run, instance, "cpu").or_else(|| most(rules, "cpu")),
-        memory: asked(run, instance, "memory").or_else(|| most(rules, "memory")),
+        cpu: limit("cpu"),
+        memory: limit("memory"),
     }
 }
 
-/// The limit that the run asks for, or its instance.
-fn asked(run: &AgentRun, instance: &SympoziumInstance, what: &str) -> Option<String> {
-    let text = |quantities: &BTreeMap<String, String>| quantities.get(what).cloned();
+/// The image of the run's sandbox: where it is named, and its name.
+fn image(run: &AgentRun, instance: &SympoziumInstance, policy: Option<&SympoziumPolicy>) -> Option<(String, String)> {
+    let named = |name: Option<&String>| name.filter(|name| !name.is_empty()).cloned();
+    let own = named(run.spec.sandbox.as_ref().and_then(|it| it.image.as_ref()));
+    let inherited = || named(instance.spec.agents.default.sandbox.as_ref().and_then(|it| it.image.as_ref()));
+    let ruled = |policy: &SympoziumPolicy| {
+        let name = named(policy.spec.sandbox_policy.as_ref()?.default_image.as_ref())?;
+        Some((format!("sandboxPolicy.defaultImage of policy {}", policy.name_any()), name))
+    };
+    own.map(|name| ("spec.sandbox.image".to_owned(), name))
+        .or_else(|| inherited().map(|name| (of(instance, "agents.default.sandbox.image"), name)))
+        .or_else(|| ruled(policy?))
+}
+
+fn of(instance: &SympoziumInstance, field: &str) -> String {
+    format!("{field} of instance {}", instance.name_any())
+}
+
+/// The limit that the run asks for, or its instance: where it is written, and what.
+fn asked(run: &AgentRun, instance: &SympoziumInstance, what: &str) -> Option<(String, String)> {
     let own = run.spec.sandbox.as_ref().and_then(|it| it.resources.as_ref()).and_then(|it| it.limits.as_ref());
     let isolated =
         run.spec.agent_sandbox.as_ref().and_then(|it| it.resources.as_ref()).and_then(|it| it.limits.as_ref());
-    let inherited = instance.spec.agents.default.sandbox.as_ref().and_then(|it| it.resources.as_ref());
-    let inherited = inherited.and_then(|it| it.limits.as_ref()).and_then(|it| it.get(what)).map(|it| match it {
-        Quantity::Text(text) => text.clone(),
-        Quantity::Number(number) => number.to_string(),
-    });
-    own.and_then(text).or_else(|| isolated.and_then(text)).or(inherited).filter(|text| !text.is_empty())
+    let text = |field: &str, limits: Option<&BTreeMap<String, String>>| {
+        Some((format!("{field}.resources.limits.{what}"), limits?.get(what)?.clone()))
+    };
+    let inherited = || {
+        let limits = instance.spec.agents.default.sandbox.as_ref()?.resources.as_ref()?.limits.as_ref()?;
+        let text = match limits.get(what)? {
+            Quantity::Text(text) => text.clone(),
+            Quantity::Number(number) => number.to_string(),
+        };
+        Some((of(instance, &format!("agents.default.sandbox.resources.limits.{what}")), text))
+    };
+    let asked = text("spec.sandbox", own).or_else(|| text("spec.agentSandbox", isolated)).or_else(inherited);
+    asked.filter(|(_, text)| !text.is_empty())
 }
 
 fn most(rules: Option<&SandboxPolicy>, what: &str) -> Option<String> {
     let rules = rules?;
     let text = if what == "cpu" { &rules.max_cpu } else { &rules.max_memory };
     text.clone().filter(|text| !text.is_empty())
+}
+
+/// The two limits, with the policy's fields for them.
+const LIMITS: [(&str, &str); 2] = [("cpu", "maxCPU"), ("memory", "maxMemory")];
+
+/// Why no sandbox can be what the run, its instance and its policy say together.
+pub(super) fn unfit(run: &AgentRun, instance: &SympoziumInstance, policy: Option<&SympoziumPolicy>) -> Vec<Wrong> {
+    let mut wrong: Vec<Wrong> =
+        image(run, instance, policy).and_then(|(field, name)| fit::image(field, &name)).into_iter().collect();
+    for (what, field) in LIMITS {
+        wrong.extend(asked(run, instance, what).and_then(|(field, text)| fit::amount(field, &text)));
+        let most = policy.and_then(|policy| Some((policy, most(policy.spec.sandbox_policy.as_ref(), what)?)));
+        wrong.extend(most.and_then(|(policy, text)| {
+            fit::amount(format!("sandboxPolicy.{field} of policy {}", policy.name_any()), &text)
+        }));
+    }
+    wrong
 }
 
 /// Which rule of its policy the run breaks.
@@ -125,15 +163,13 @@ pub(super) fn denied(
 ) -> Option<String> {
     let name = policy.name_any();
     let rules = policy.spec.sandbox_policy.as_ref()?;
-    for (what, field) in [("cpu", "maxCPU"), ("memory", "maxMemory")] {
-        let (Some(asked), Some(most)) = (asked(run, instance, what), most(Some(rules), what)) else { continue };
-        match (amount(&asked), amount(&most)) {
-            (Some(it), Some(limit)) if it <= limit => {}
-            (Some(_), Some(_)) => {
-                return Some(format!("policy {name}: {what} {asked} is more than {field} {most}"));
-            }
-            (None, _) => return Some(format!("policy {name}: {what} {asked:?} is no quantity")),
-            (_, None) => return Some(format!("policy {name}: {field} {most:?} is no quantity")),
+    for (what, field) in LIMITS {
+        let (Some((_, asked)), Some(most)) = (asked(run, instance, what), most(Some(rules), what)) else { continue };
+        // What is no amount is not denied but waited for: see `unfit`.
+        if let (Ok(it), Ok(limit)) = (sandbox::limit(&asked), sandbox::limit(&most))
+            && it > limit
+        {
+            return Some(format!("policy {name}: {what} {asked} is more than {field} {most}"));
         }
     }
     let classes = rules.agent_sandbox_policy.as_ref()?;
@@ -147,30 +183,6 @@ pub(super) fn denied(
         }
         _ => None,
     }
-}
-
-/// A quantity as a number; `None` when it is none.
-pub(crate) fn amount(text: &str) -> Option<f64> {
-    let split = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(split);
-    let scale = match suffix {
-        "n" => 1e-9,
-        "u" => 1e-6,
-        "m" => 1e-3,
-        "" => 1.0,
-        "k" => 1e3,
-        "M" => 1e6,
-        "G" => 1e9,
-        "T" => 1e12,
-        "P" => 1e15,
-        "Ki" => 1024.0,
-        "Mi" => 1024.0_f64.powi(2),
-        "Gi" => 1024.0_f64.powi(3),
-        "Ti" => 1024.0_f64.powi(4),
-        "Pi" => 1024.0_f64.powi(5),
-        _ => return text.parse().ok(),
-    };
-    number.parse::<f64>().ok().map(|number| number * scale).filter(|amount| amount.is_finite())
 }
 
 /// What the run or its instance asks for and does not get yet.

@@ -133,6 +133,9 @@ fn lacks(run: &AgentRun, instance: &SympoziumInstance, world: &World, wanted: &W
     if let Some((reason, what)) = wanted.class.as_deref().and_then(|name| world.class.lack(name)) {
         lack(reason, what);
     }
+    for (reason, what) in job::unfit(run, instance, world.policy.as_deref()) {
+        lack(reason, what);
+    }
     let isolated = run.spec.agent_sandbox.as_ref().filter(|it| it.enabled);
     if let Some(pool) = isolated.and_then(|it| it.warm_pool_ref.as_deref()).filter(|name| !name.is_empty()) {
         lack(

@@ -52,6 +52,13 @@ fn world_of(with: impl FnOnce(&mut SympoziumInstance)) -> World {
     World { instance: Some(Arc::new(instance("me", with))), ..world() }
 }
 
+/// With a policy on sandboxes.
+fn ruled(with: impl FnOnce(&mut SandboxPolicy)) -> World {
+    let mut rules = SandboxPolicy::default();
+    with(&mut rules);
+    World { policy: Some(Arc::new(policy("careful", |it| it.spec.sandbox_policy = Some(rules)))), ..world() }
+}
+
 fn known(state: State) -> World {
     let run = Run {
         namespace: "default".into(),
@@ -197,6 +204,36 @@ fn what_is_missing_is_named_and_waited_for_and_told_once() {
             "agentSandbox.warmPoolRef: there is no warm pool \"pool\"; the platform keeps sandboxes warm by itself",
         ),
         ("NotSupported", world(), Box::new(|it| it.spec.mode = Mode::Server), "mode server is not served yet"),
+        (
+            "ImageMissing",
+            world(),
+            Box::new(|it| {
+                it.spec.sandbox = Some(RunSandbox { image: Some("nope:1".into()), ..Default::default() });
+            }),
+            "spec.sandbox.image: the image \"nope:1\" is not on this machine; name `host`, this machine's own programs, or none",
+        ),
+        (
+            "ImageMissing",
+            ruled(|rules| rules.default_image = Some("foo/bar:1".into())),
+            Box::new(|_| {}),
+            "sandboxPolicy.defaultImage of policy careful: the image \"foo/bar:1\" is not on this machine; name `host`, this machine's own programs, or none",
+        ),
+        (
+            "Invalid",
+            ruled(|rules| rules.max_cpu = Some("-1".into())),
+            Box::new(|_| {}),
+            "sandboxPolicy.maxCPU of policy careful: \"-1\" is not an amount, such as 500m or 256Mi",
+        ),
+        (
+            "Invalid",
+            ruled(|rules| rules.max_memory = Some("1Gi".into())),
+            Box::new(|it| {
+                let limits = Some([("memory".to_owned(), "banana".to_owned())].into());
+                let resources = Some(StringResources { limits, requests: None });
+                it.spec.sandbox = Some(RunSandbox { resources, ..Default::default() });
+            }),
+            "spec.sandbox.resources.limits.memory: \"banana\" is not an amount, such as 500m or 256Mi",
+        ),
         (
             "Invalid",
             world_of(|it| {
@@ -463,13 +500,4 @@ fn what_a_run_goes_without_is_said_whichever_state_is_seen_first() {
     let without = submitted(&plan(&run(|_| {}), &many, now())).job.without.clone();
     assert_eq!(without.len(), 51, "each is an event");
     assert_eq!(without[50], "950 more of what the run asks for are not served yet");
-}
-
-#[test]
-fn quantities_are_compared_as_numbers() {
-    let amount = super::job::amount;
-    assert_eq!(amount("500m"), Some(0.5));
-    assert_eq!(amount("1Gi"), Some(1_073_741_824.0));
-    assert_eq!(amount("1e3"), Some(1000.0));
-    assert_eq!((amount("lots"), amount(""), amount("1X")), (None, None, None));
 }

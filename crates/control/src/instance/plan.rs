@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use api::agents::{Channel, ChannelState, ChannelStatus, InstancePhase, SympoziumInstance, SympoziumInstanceStatus};
-use api::{conditions, labels, reasons};
+use api::{Quantity, conditions, labels, reasons};
 use kube::{Resource, ResourceExt};
 use serde_json::{Map, Value, json};
 
 use super::{Effect, World};
+use crate::fit::{self, Wrong};
 use crate::kinds;
 use crate::machinery::{Child, Note, Plan, Said, Seed};
 
@@ -228,6 +229,9 @@ fn topics(it: &SympoziumInstance, world: &World) -> Vec<Topic> {
     if spec.observability.as_ref().is_some_and(|it| it.enabled) {
         others.lack(reasons::NOT_SUPPORTED, "observability is not served yet: no telemetry leaves".to_owned());
     }
+    for (reason, what) in unfit(it) {
+        others.lack(reason, what);
+    }
     let sandbox = spec.agents.default.agent_sandbox.as_ref();
     if sandbox.is_some_and(|sandbox| sandbox.enabled && sandbox.warm_pool.is_some()) {
         let what = "agentSandbox.warmPool is not read yet: the platform decides how many sandboxes are kept warm";
@@ -240,6 +244,23 @@ fn topics(it: &SympoziumInstance, world: &World) -> Vec<Topic> {
         topics.push(others);
     }
     topics
+}
+
+/// What is wrong with the sandbox that the instance's runs inherit.
+fn unfit(it: &SympoziumInstance) -> Vec<Wrong> {
+    let Some(sandbox) = &it.spec.agents.default.sandbox else { return Vec::new() };
+    let image = sandbox.image.as_deref().filter(|name| !name.is_empty());
+    let image = image.and_then(|name| fit::image("agents.default.sandbox.image", name));
+    let limits = sandbox.resources.iter().flat_map(|it| it.limits.iter().flatten());
+    let limits = limits.filter(|(what, _)| matches!(what.as_str(), "cpu" | "memory")).filter_map(|(what, it)| {
+        let text = match it {
+            Quantity::Text(text) if text.is_empty() => return None,
+            Quantity::Text(text) => text.clone(),
+            Quantity::Number(number) => number.to_string(),
+        };
+        fit::amount(format!("agents.default.sandbox.resources.limits.{what}"), &text)
+    });
+    image.into_iter().chain(limits).collect()
 }
 
 /// What keeps a channel from being served, the nearest thing first.

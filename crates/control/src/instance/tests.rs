@@ -117,7 +117,16 @@ fn what_can_never_be_is_an_error() {
     let limit = |it: &mut SympoziumInstance| {
         it.spec.agents.default.subagents = Some(Subagents { max_concurrent: 0, ..Default::default() });
     };
+    let memory = |it: &mut SympoziumInstance| {
+        let limits = Some([("memory".to_owned(), api::Quantity::Number(-1))].into());
+        let resources = Some(api::agents::ResourceRequirements { limits, ..Default::default() });
+        it.spec.agents.default.sandbox = Some(InstanceSandbox { resources, ..Default::default() });
+    };
     for (it, message) in [
+        (
+            stored(memory),
+            "agents.default.sandbox.resources.limits.memory: \"-1\" is not an amount, such as 500m or 256Mi",
+        ),
         (stored(channel), "channel type \"pigeon\" is none of telegram, whatsapp, discord, slack"),
         (stored(limit), "agents.default.subagents.maxConcurrent is 0: no run may start"),
     ] {

@@ -7,6 +7,7 @@ use kube::ResourceExt;
 use serde_json::json;
 use std::time::Duration;
 
+use crate::fit::{self, Wrong};
 use crate::kinds;
 use crate::machinery::{Cache, Error, Machinery, Note, ObjectName, Plan, Said, Wakes};
 
@@ -57,14 +58,21 @@ impl crate::machinery::Keeper for Keeper {
         let wrong = wrong(it);
         let idle = not_enforced(it);
         let accepted = match wrong.first() {
-            Some(_) => Said::no(conditions::ACCEPTED, reasons::INVALID, wrong.join("; ")),
+            Some((reason, _)) => {
+                let all: Vec<&str> = wrong.iter().map(|(_, what)| what.as_str()).collect();
+                Said::no(conditions::ACCEPTED, reason, all.join("; "))
+            }
             None => Said::yes(conditions::ACCEPTED, reasons::ACCEPTED, idle.join("; ")),
         };
         let before = it.status.iter().flat_map(|status| status.conditions.iter().flatten());
         let told = before.into_iter().find(|it| it.type_ == conditions::ACCEPTED).map_or("", |it| it.message.as_str());
-        let (reason, news) =
-            if wrong.is_empty() { (reasons::NOT_SUPPORTED, &idle) } else { (reasons::INVALID, &wrong) };
-        let notes = news.iter().filter(|what| !told.contains(*what)).map(|what| Note::warning(reason, what.clone()));
+        let news = if wrong.is_empty() {
+            idle.into_iter().map(|what| (reasons::NOT_SUPPORTED, what)).collect()
+        } else {
+            wrong
+        };
+        let notes =
+            news.into_iter().filter(|(_, what)| !told.contains(what)).map(|(reason, what)| Note::warning(reason, what));
         Plan {
             notes: notes.collect(),
             status: Some(json!(SympoziumPolicyStatus {
@@ -81,21 +89,25 @@ impl crate::machinery::Keeper for Keeper {
     }
 }
 
-fn wrong(policy: &SympoziumPolicy) -> Vec<String> {
-    let Some(gating) = &policy.spec.tool_gating else { return Vec::new() };
-    let known = |action: &str| matches!(action, "allow" | "deny" | "ask");
+fn wrong(policy: &SympoziumPolicy) -> Vec<Wrong> {
     let mut wrong = Vec::new();
-    if !known(&gating.default_action) {
-        wrong.push(format!(
-            "toolGating.defaultAction {:?} is not allow, deny or ask, and denies",
-            gating.default_action
-        ));
+    if let Some(gating) = &policy.spec.tool_gating {
+        let known = |action: &str| matches!(action, "allow" | "deny" | "ask");
+        let mut denies =
+            |what: String| wrong.push((reasons::INVALID, format!("{what} is not allow, deny or ask, and denies")));
+        if !known(&gating.default_action) {
+            denies(format!("toolGating.defaultAction {:?}", gating.default_action));
+        }
+        for rule in gating.rules.iter().flatten().filter(|rule| !known(&rule.action)) {
+            denies(format!("the action {:?} of the rule for {}", rule.action, rule.tool));
+        }
     }
-    for rule in gating.rules.iter().flatten().filter(|rule| !known(&rule.action)) {
-        wrong.push(format!(
-            "the action {:?} of the rule for {} is not allow, deny or ask, and denies",
-            rule.action, rule.tool
-        ));
+    // Runs that are bound by these wait until they are edited.
+    if let Some(rules) = &policy.spec.sandbox_policy {
+        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        wrong.extend(given(&rules.max_cpu).and_then(|it| fit::amount("sandboxPolicy.maxCPU", &it)));
+        wrong.extend(given(&rules.max_memory).and_then(|it| fit::amount("sandboxPolicy.maxMemory", &it)));
+        wrong.extend(given(&rules.default_image).and_then(|it| fit::image("sandboxPolicy.defaultImage", &it)));
     }
     wrong
 }
