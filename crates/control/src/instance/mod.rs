@@ -102,7 +102,7 @@ impl Keeper {
         Ok(found.map(|found| Memory {
             uid: found.uid().unwrap_or_default(),
             ours: found.labels().get(labels::MANAGED_BY) == Some(&self.manager)
-                && found.labels().get(labels::INSTANCE) == Some(&it.name_any()),
+                && found.labels().get(labels::INSTANCE) == plan::label(it).as_ref(),
         }))
     }
 }

@@ -30,6 +30,29 @@ pub(super) fn memory_name(it: &SympoziumInstance) -> String {
     format!("{}{}", it.name_any(), kinds::MEMORY_SUFFIX)
 }
 
+/// Characters of an object's name that Kubernetes takes.
+const NAME_LIMIT: usize = 253;
+/// ... of a label's value.
+const LABEL_LIMIT: usize = 63;
+
+/// The label by which what is made for the instance is found. None where its name does not fit into one: the name of
+/// what is made says whose it is, too.
+pub(super) fn label(it: &SympoziumInstance) -> Option<String> {
+    Some(it.name_any()).filter(|name| name.len() <= LABEL_LIMIT)
+}
+
+/// Why there can be no memory.
+fn memory_unnamed(it: &SympoziumInstance) -> Option<String> {
+    let length = memory_name(it).len();
+    (length > NAME_LIMIT).then(|| {
+        format!(
+            "memory: its ConfigMap has the instance's name and {:?}, {length} characters, and a name has at most \
+             {NAME_LIMIT}: make the instance anew with a shorter name, or set memory.enabled to false",
+            kinds::MEMORY_SUFFIX
+        )
+    })
+}
+
 /// The isolation class that the instance's runs ask for.
 pub(super) fn class(it: &SympoziumInstance) -> Option<&str> {
     let sandbox = it.spec.agents.default.agent_sandbox.as_ref()?;
@@ -117,7 +140,10 @@ pub(super) fn plan(it: &SympoziumInstance, world: &World) -> Plan<Effect> {
     said.extend(topics.iter().map(Topic::said));
     let wants_memory = it.spec.memory.as_ref().is_some_and(|memory| memory.enabled);
     Plan {
-        seed: (wants_memory && world.memory.is_none()).then(|| memory(it, &world.manager)).into_iter().collect(),
+        seed: (wants_memory && world.memory.is_none() && memory_unnamed(it).is_none())
+            .then(|| memory(it, &world.manager))
+            .into_iter()
+            .collect(),
         status: Some(json!(status)),
         conditions: said,
         notes,
@@ -216,7 +242,11 @@ fn topics(it: &SympoziumInstance, world: &World) -> Vec<Topic> {
         topics.push(topic);
     }
     if spec.memory.as_ref().is_some_and(|memory| memory.enabled) {
-        topics.push(Topic { remark: "runs are told what is in it, and cannot write it yet", ..Topic::new(MEMORY) });
+        let mut topic = Topic { remark: "runs are told what is in it, and cannot write it yet", ..Topic::new(MEMORY) };
+        if let Some(why) = memory_unnamed(it) {
+            topic.lack(reasons::INVALID, why);
+        }
+        topics.push(topic);
     }
     let mut others = Topic::new(OTHERS);
     let limits = spec.agents.default.subagents.clone().unwrap_or_default();
@@ -287,7 +317,9 @@ fn channel(channel: &Channel, world: &World) -> ChannelStatus {
 fn memory(it: &SympoziumInstance, manager: &str) -> Seed {
     let (namespace, name) = (it.namespace().unwrap_or_default(), memory_name(it));
     let mut labels = Map::new();
-    labels.insert(labels::INSTANCE.into(), it.name_any().into());
+    if let Some(label) = label(it) {
+        labels.insert(labels::INSTANCE.into(), label.into());
+    }
     labels.insert(labels::COMPONENT.into(), "memory".into());
     labels.insert(labels::MANAGED_BY.into(), manager.into());
     let owner = json!({

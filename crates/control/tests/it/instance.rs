@@ -153,3 +153,30 @@ async fn an_instance_made_anew_remembers_nothing_of_the_old_ones_sessions() {
     assert_eq!(house.lease().await.history.len(), 0);
     house.end().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_long_name_has_its_memory_and_one_that_is_too_long_for_it_says_so() {
+    let house = House::open().await;
+    house.create(&secret(KEY_SECRET, "x")).await;
+    let remembers = |it: &mut SympoziumInstance| {
+        it.spec.memory = Some(Memory { enabled: true, max_size_kb: 256, system_prompt: None });
+    };
+    let (long, longest, too_long) = ("a".repeat(64), "b".repeat(246), "c".repeat(247));
+    for name in [&long, &longest, &too_long] {
+        house.create(&instance(name, remembers)).await;
+    }
+    for name in [&long, &longest] {
+        house.until(&format!("{name}-memory"), |_: &ConfigMap| true).await;
+        house.until(name, |it| phase(it) == Some(InstancePhase::Running)).await;
+        house.delete::<SympoziumInstance>(name).await;
+        house.until_gone::<ConfigMap>(&format!("{name}-memory")).await;
+    }
+    let it = house.until(&too_long, |it| phase(it) == Some(InstancePhase::Error)).await;
+    let conditions = it.status.unwrap().conditions.unwrap();
+    let said = conditions.iter().find(|it| it.type_ == "MemoryReady").unwrap();
+    assert_eq!((said.status.as_str(), said.reason.as_str()), ("False", "Invalid"));
+    assert!(said.message.contains("254 characters") && said.message.contains("shorter name"), "{}", said.message);
+    house.delete::<SympoziumInstance>(&too_long).await;
+    house.until_gone::<SympoziumInstance>(&too_long).await;
+    house.end().await;
+}
