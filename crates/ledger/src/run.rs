@@ -151,6 +151,8 @@ pub enum Step {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         cut: Option<String>,
     },
+    /// What a question cost that brought no answer.
+    Spent { usage: Tokens },
     /// A tool is about to act.
     Called { call_id: String, name: String, arguments: String },
     /// What the model is told of a call.
@@ -163,6 +165,7 @@ impl Step {
     /// About how much memory it takes.
     pub(crate) fn bytes(&self) -> usize {
         64 + match self {
+            Self::Spent { .. } => 0,
             Self::Asked { model: text, .. } | Self::Retrying { why: text, .. } | Self::Noted { text } => text.len(),
             Self::Answered { message, cut, .. } => bytes(message) + cut.as_ref().map_or(0, String::len),
             Self::Called { call_id, name, arguments } => call_id.len() + name.len() + arguments.len(),

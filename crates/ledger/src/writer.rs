@@ -605,7 +605,7 @@ impl Active {
 impl Usage {
     fn add(&mut self, step: &Step) {
         match step {
-            Step::Answered { usage, .. } => {
+            Step::Answered { usage, .. } | Step::Spent { usage } => {
                 self.tokens.input = self.tokens.input.saturating_add(usage.input);
                 self.tokens.output = self.tokens.output.saturating_add(usage.output);
                 self.tokens.total = self.tokens.total.saturating_add(usage.total);

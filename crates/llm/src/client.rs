@@ -1,3 +1,4 @@
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -11,8 +12,9 @@ use reqwest::{Response, Url};
 use tokio::time::{Instant, timeout_at};
 
 use crate::openai::{self, Ask, Assembly};
+use crate::question::Question;
 use crate::sse::Events;
-use crate::{Completion, Error, Request};
+use crate::{Completion, Error, Request, Usage};
 
 /// An error's body is read no further than this.
 const ERROR_BODY: usize = 64 * 1024;
@@ -93,19 +95,34 @@ impl Client {
     /// Streaming is tried first. A provider that refuses `stream_options`, or streaming, is asked again at once
     /// without, and this client remembers.
     ///
+    /// `spent` is what the question has cost so far, true at every moment, so also when this is dropped or fails: nothing
+    /// until the question is sent, and nothing where it was refused or the connection failed without an answer; then the
+    /// provider's figures, or an estimate as long as there are none.
+    ///
     /// # Errors
     /// See [`Error::class`] for what may be tried again. `on` may have seen a part of an answer that then failed.
-    pub async fn chat(&self, request: &Request, mut on: impl FnMut(&str)) -> Result<Completion, Error> {
+    pub async fn chat(
+        &self,
+        request: &Request,
+        spent: &mut Usage,
+        mut on: impl FnMut(&str),
+    ) -> Result<Completion, Error> {
         let mut ask = match self.ask.load(Ordering::Relaxed) {
             it if it == Ask::Stream as u8 => Ask::Stream,
             it if it == Ask::Whole as u8 => Ask::Whole,
             _ => Ask::StreamWithUsage,
         };
         loop {
-            let answer = self.once(request, ask, &mut on).await;
+            *spent = Usage::default();
+            let answer = self.once(request, ask, spent, &mut on).await;
             match &answer {
-                Ok(_) => self.ask.store(ask as u8, Ordering::Relaxed),
+                Ok(completion) => {
+                    *spent = completion.usage;
+                    self.ask.store(ask as u8, Ordering::Relaxed);
+                }
+                Err(Error::Unreachable { .. } | Error::Stranger { .. }) => *spent = Usage::default(),
                 Err(Error::Refused { status, said, .. }) => {
+                    *spent = Usage::default();
                     if let Some(instead) = ask.instead(*status, said) {
                         tracing::debug!(at = self.at, ?instead, "the model provider refuses how it is asked");
                         ask = instead;
@@ -118,27 +135,44 @@ impl Client {
         }
     }
 
-    async fn once(&self, request: &Request, ask: Ask, on: &mut impl FnMut(&str)) -> Result<Completion, Error> {
+    async fn once(
+        &self,
+        request: &Request,
+        ask: Ask,
+        spent: &mut Usage,
+        on: &mut impl FnMut(&str),
+    ) -> Result<Completion, Error> {
+        let (question, sent) = Question::new(openai::request(request, ask).to_string());
         let mut asking = self
             .http
             .post(self.url.clone())
             .header(CONTENT_TYPE, "application/json")
             .header(ACCEPT, if ask == Ask::Whole { "application/json" } else { "text/event-stream, application/json" })
-            .body(openai::request(request, ask).to_string());
+            .body(reqwest::Body::wrap(question));
         if let Some(key) = &self.key {
             asking = asking.header(AUTHORIZATION, key.header.clone());
         }
         let patience = self.limits.first_byte;
         let deadline = Instant::now() + patience;
-        let response = match timeout_at(deadline, asking.send()).await {
+        let mut sending = pin!(timeout_at(deadline, asking.send()));
+        let answer = tokio::select! {
+            biased;
+            answer = &mut sending => answer,
+            Ok(()) = sent => {
+                *spent = asked(request);
+                sending.await
+            }
+        };
+        let response = match answer {
             Ok(Ok(response)) => response,
-            Ok(Err(source)) => return Err(Error::Unreachable { at: self.at.clone(), source: source.without_url() }),
+            Ok(Err(source)) => return Err(self.unanswered(source)),
             Err(_) => return Err(Error::Silent { at: self.at.clone(), waited: patience }),
         };
         let mut body = Body { response, at: &self.at, deadline, waited: patience, idle: self.limits.idle };
         if !body.response.status().is_success() {
             return Err(self.refused(body).await);
         }
+        *spent = asked(request);
         let kind = media_type(body.response.headers());
         match kind.as_str() {
             "application/json" => {
@@ -148,11 +182,13 @@ impl Client {
                     return Err(Error::TooLarge { limit: self.limits.answer });
                 }
                 let mut assembly = Assembly::new(self.limits.answer);
-                assembly.take(&document, on)?;
+                let taken = assembly.take(&document, on);
+                *spent = assembly.spent(*spent);
+                taken?;
                 assembly.finish(request, true)
             }
             // Some servers do not name the type of a stream; a stream it is when events come.
-            "text/event-stream" | "text/plain" | "" if ask != Ask::Whole => self.stream(request, body, on).await,
+            "text/event-stream" | "text/plain" | "" if ask != Ask::Whole => self.stream(request, body, spent, on).await,
             _ => {
                 let (beginning, _) = body.read(ERROR_BODY).await.unwrap_or_default();
                 let page = openai::page(&String::from_utf8_lossy(&beginning));
@@ -165,6 +201,7 @@ impl Client {
         &self,
         request: &Request,
         mut body: Body<'_>,
+        spent: &mut Usage,
         on: &mut impl FnMut(&str),
     ) -> Result<Completion, Error> {
         let mut assembly = Assembly::new(self.limits.answer);
@@ -176,7 +213,12 @@ impl Client {
                 return Ok(());
             }
             done = event == b"[DONE]";
-            if done { Ok(()) } else { assembly.take(event, on) }
+            if done {
+                return Ok(());
+            }
+            let taken = assembly.take(event, on);
+            *spent = assembly.spent(*spent);
+            taken
         };
         while let Some(bytes) = body.next().await? {
             events.push(&bytes, &mut take)?;
@@ -201,6 +243,17 @@ impl Client {
             said = format!("nothing is at {}, is baseURL right? It says: {said}", self.at);
         }
         Error::Refused { status, said, retry_after: retry_after(&headers), hopeless }
+    }
+
+    /// Why there is no answer although something was sent, or was to be. What is no HTTP is no trouble of the network: it
+    /// would hardly be another time.
+    fn unanswered(&self, source: reqwest::Error) -> Error {
+        let causes = std::iter::successors(std::error::Error::source(&source), |it| it.source());
+        let odd = causes.filter_map(|it| it.downcast_ref::<hyper::Error>()).find(|it| it.is_parse());
+        if let Some(odd) = odd {
+            return Error::Broken { what: format!("it is not HTTP as it should be: {odd}") };
+        }
+        Error::Unreachable { at: self.at.clone(), source: source.without_url() }
     }
 
     fn stranger(&self, what: String) -> Error {
@@ -275,6 +328,11 @@ impl Body<'_> {
         }
         Ok((read, true))
     }
+}
+
+/// What a question costs that has no answer yet.
+fn asked(request: &Request) -> Usage {
+    Usage { input: request.estimate(), output: 0, estimated: true }
 }
 
 fn media_type(headers: &HeaderMap) -> String {

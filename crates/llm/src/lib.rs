@@ -10,6 +10,7 @@ mod lenient;
 mod message;
 mod openai;
 mod provider;
+mod question;
 pub mod scripted;
 mod sse;
 

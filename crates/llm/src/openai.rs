@@ -221,6 +221,12 @@ impl Assembly {
         if self.size > self.limit { Err(Error::TooLarge { limit: self.limit }) } else { Ok(()) }
     }
 
+    /// What the answer has cost so far, `before` any of it came: the provider's figures, or an estimate.
+    pub(crate) fn spent(&self, before: Usage) -> Usage {
+        let estimate = Usage { output: (self.size as u64).div_ceil(4), ..before };
+        self.usage.unwrap_or(estimate)
+    }
+
     /// The answer, `whole` when the provider said that nothing follows. `request` serves the estimate of usage.
     pub(crate) fn finish(self, request: &Request, whole: bool) -> Result<Completion, Error> {
         if self.finish.is_none() && !whole {

@@ -45,6 +45,8 @@ pub(crate) struct Attempt<'a> {
     /// What went wrong last and is not over.
     trouble: Option<Trouble>,
     doing: Doing,
+    /// What the question has cost that is being asked.
+    spent: llm::Usage,
 }
 
 #[derive(Debug)]
@@ -82,6 +84,7 @@ impl<'a> Attempt<'a> {
             deadline,
             trouble: None,
             doing: Doing::Nothing,
+            spent: llm::Usage::default(),
         }
     }
 
@@ -89,8 +92,8 @@ impl<'a> Attempt<'a> {
         self.deadline
     }
 
-    /// The outcome of a run that took too long.
-    pub(crate) fn late(&self) -> Outcome {
+    /// The outcome of a run that took too long; what its last question cost is logged.
+    pub(crate) async fn late(&mut self) -> Result<Outcome, Stop> {
         let (cause, why) = match (&self.trouble, &self.doing) {
             (Some(Trouble { cause, why }), _) => (*cause, why.clone()),
             (None, Doing::Asking { answers: false }) => {
@@ -101,7 +104,9 @@ impl<'a> Attempt<'a> {
             (None, Doing::Nothing) => (Cause::Timeout, String::new()),
         };
         let error = format!("timeout: the run took longer than {}; {why}", self.limit());
-        Outcome::failed(cause, error.trim_end_matches("; "))
+        self.spend()?;
+        self.log().await?;
+        Ok(Outcome::failed(cause, error.trim_end_matches("; ")))
     }
 
     /// Goes on from the log to the end. May be dropped at any point; what was logged then stays true.
@@ -134,6 +139,7 @@ impl<'a> Attempt<'a> {
                         },
                     };
                     if let Some(outcome) = self.ask(client, turn).await? {
+                        self.log().await?;
                         return Ok(outcome);
                     }
                 }
@@ -189,12 +195,16 @@ impl<'a> Attempt<'a> {
                 *doing = Doing::Asking { answers: true };
                 ledger.stream(run, epoch, text);
             };
-            let answer = client.chat(&request, hear).await;
+            let answer = client.chat(&request, &mut self.spent, hear).await;
             self.doing = Doing::Nothing;
             let error = match answer {
-                Ok(completion) => return self.answered(completion).map(|()| None),
+                Ok(completion) => {
+                    self.spent = llm::Usage::default();
+                    return self.answered(completion).map(|()| None);
+                }
                 Err(error) => error,
             };
+            self.spend()?;
             let Class::Retry(after) = error.class() else { return Ok(Some(failed(Cause::Provider, &error))) };
             let why = kit::chain(&error);
             let (tries, limit) = match &error {
@@ -219,6 +229,14 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// Counts a question that brought no answer.
+    fn spend(&mut self) -> Result<(), Stop> {
+        match tokens(std::mem::take(&mut self.spent)) {
+            Tokens { total: 0, .. } => Ok(()),
+            usage => self.happened(Step::Spent { usage }),
+        }
+    }
+
     fn answered(&mut self, completion: Completion) -> Result<(), Stop> {
         let Completion { message, usage, finish } = completion;
         let cut = match finish {
@@ -227,8 +245,7 @@ impl<'a> Attempt<'a> {
             Finish::Filtered => Some("the model provider's filter cut the answer".to_owned()),
             Finish::Other(why) => Some(format!("the model stopped: {why}")),
         };
-        let usage =
-            Tokens { input: usage.input, output: usage.output, total: usage.input.saturating_add(usage.output) };
+        let usage = tokens(usage);
         let message = serde_json::to_value(message).unwrap_or_default();
         self.trouble = None;
         self.backoff.reset();
@@ -349,6 +366,10 @@ impl<'a> Attempt<'a> {
         let thinking = job.thinking.as_deref().and_then(Effort::parse);
         Request { model: job.model.clone(), messages, tools: self.tools.clone(), thinking }
     }
+}
+
+fn tokens(usage: llm::Usage) -> Tokens {
+    Tokens { input: usage.input, output: usage.output, total: usage.input.saturating_add(usage.output) }
 }
 
 fn failed(cause: Cause, error: &(dyn std::error::Error + 'static)) -> Outcome {

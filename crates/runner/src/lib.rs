@@ -147,14 +147,17 @@ impl Shared {
                         driven = AssertUnwindSafe(attempt.drive()).catch_unwind() => Some(driven),
                         () = late => None,
                     };
-                    match driven {
-                        None => attempt.late(),
-                        Some(Ok(Ok(outcome))) => outcome,
-                        Some(Ok(Err(Stop::Lost))) => return,
-                        Some(Ok(Err(Stop::Damaged(error)))) => Outcome::failed(Cause::Other, error.to_string()),
-                        Some(Ok(Err(Stop::Ledger(error)))) => Outcome::failed(Cause::Other, kit::chain(&error)),
+                    let ended = match driven {
+                        None => Ok(attempt.late().await),
+                        Some(driven) => driven,
+                    };
+                    match ended {
+                        Ok(Ok(outcome)) => outcome,
+                        Ok(Err(Stop::Lost)) => return,
+                        Ok(Err(Stop::Damaged(error))) => Outcome::failed(Cause::Other, error.to_string()),
+                        Ok(Err(Stop::Ledger(error))) => Outcome::failed(Cause::Other, kit::chain(&error)),
                         // Whatever it was would happen again: the run fails, nobody else's does.
-                        Some(Err(_)) => Outcome::failed(Cause::Other, "internal error: the run's task panicked"),
+                        Err(_) => Outcome::failed(Cause::Other, "internal error: the run's task panicked"),
                     }
                 }
                 Err(damaged) => Outcome::failed(Cause::Other, damaged.to_string()),

@@ -68,6 +68,7 @@ impl Tools for Notebook {
 
 /// A ledger, a model, a cluster with Secrets, and a runner over them.
 struct House {
+    clock: Clock,
     ledger: Ledger,
     tasks: Tasks,
     tools: Arc<Notebook>,
@@ -79,12 +80,22 @@ type Secrets = Arc<Mutex<HashMap<String, Vec<(&'static str, &'static str)>>>>;
 
 impl House {
     async fn new(script: impl Fn(usize, &Value) -> Reply + Send + Sync + 'static) -> Self {
+        Self::at(Clock::system(), script).await
+    }
+
+    async fn at(clock: Clock, script: impl Fn(usize, &Value) -> Reply + Send + Sync + 'static) -> Self {
         let secrets = Secrets::default();
         secrets.lock().unwrap().insert("model-key".to_owned(), vec![("API_KEY", KEY), ("OTHER", "x")]);
-        let ledger = Ledger::open(Location::Memory, Clock::system()).unwrap();
+        let ledger = Ledger::open(Location::Memory, clock.clone()).unwrap();
         let model = Model::listen(script).await;
-        let house =
-            Self { ledger, tasks: Tasks::new(Shutdown::new()), tools: Arc::default(), model: Arc::new(model), secrets };
+        let house = Self {
+            clock,
+            ledger,
+            tasks: Tasks::new(Shutdown::new()),
+            tools: Arc::default(),
+            model: Arc::new(model),
+            secrets,
+        };
         house.start_runner();
         house
     }
@@ -92,7 +103,8 @@ impl House {
     /// Another process over that ledger, with the same model.
     fn again(&self, ledger: Ledger) -> Self {
         let (tasks, tools) = (Tasks::new(Shutdown::new()), Arc::default());
-        let house = Self { ledger, tasks, tools, model: self.model.clone(), secrets: self.secrets.clone() };
+        let (model, secrets) = (self.model.clone(), self.secrets.clone());
+        let house = Self { clock: self.clock.clone(), ledger, tasks, tools, model, secrets };
         house.start_runner();
         house
     }
@@ -101,7 +113,7 @@ impl House {
         let shared = Shared {
             ledger: self.ledger.clone(),
             client: cluster(self.secrets.clone()),
-            clock: Clock::system(),
+            clock: self.clock.clone(),
             http: kit::http::client().unwrap(),
             providers: [("ours".to_owned(), self.model.base_url())].into(),
             tools: Some(self.tools.clone()),

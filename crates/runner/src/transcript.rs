@@ -58,7 +58,7 @@ impl Transcript {
     /// What happened next, in the log already.
     pub(crate) fn add(&mut self, step: &Step) -> Result<(), Damaged> {
         match step {
-            Step::Asked { .. } | Step::Retrying { .. } | Step::Noted { .. } => {}
+            Step::Asked { .. } | Step::Retrying { .. } | Step::Spent { .. } | Step::Noted { .. } => {}
             Step::Answered { message, cut, .. } => {
                 let message = serde_json::from_value(message.clone()).map_err(|error| Damaged(error.to_string()))?;
                 let Message::Assistant { text, calls } = &message else {

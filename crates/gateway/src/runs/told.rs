@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use api::agents::{AgentRunStatus, RunPhase};
 use api::{conditions, reasons};
 use axum::response::sse::Event;
-use ledger::{Entry, Outcome, Run, Seq, State, Step};
+use ledger::{Entry, Outcome, Run, Seq, State, Step, Tokens};
 use serde_json::{Value, json};
 
 /// Where in a run's events somebody is.
@@ -136,19 +136,22 @@ impl Told {
 
     /// The events of one entry of the log, in order.
     pub(crate) fn entry(entry: &Entry) -> Vec<Self> {
+        let tokens = |usage: &Tokens| {
+            let data = json!({"inputTokens": usage.input, "outputTokens": usage.output, "totalTokens": usage.total});
+            ("usage", data)
+        };
         let parts = match &entry.step {
             Step::Asked { turn, model } => vec![("asked", json!({"turn": turn, "model": model}))],
             Step::Retrying { why, wait } => vec![("retry", json!({"why": why, "wait": wait.as_secs_f64()}))],
             Step::Answered { message, usage, cut } => {
                 let part = |name| message.get(name).cloned();
                 let answer = json!({"text": part("text").unwrap_or_default(), "calls": part("calls").unwrap_or_else(|| json!([]))});
-                let usage =
-                    json!({"inputTokens": usage.input, "outputTokens": usage.output, "totalTokens": usage.total});
                 let mut parts = vec![("answer", answer)];
                 parts.extend(cut.as_ref().map(|cut| ("note", json!({"text": cut}))));
-                parts.push(("usage", usage));
+                parts.push(tokens(usage));
                 parts
             }
+            Step::Spent { usage } => vec![tokens(usage)],
             Step::Called { call_id, name, arguments } => {
                 vec![("tool_call", json!({"id": call_id, "name": name, "arguments": arguments}))]
             }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kit::Class;
-use llm::{Error, base_url};
+use llm::{Error, Usage, base_url};
 
 use crate::server::{Raw, Then, response, stream, whole};
 use crate::{ask, client};
@@ -12,7 +12,7 @@ const KEY: &str = "sk-very-secret-key";
 
 async fn error(answer: Vec<u8>) -> Error {
     let raw = Raw::start(vec![answer], Then::Close).await;
-    client(&raw.base_url(), Some(KEY)).chat(&ask("hi"), |_| {}).await.unwrap_err()
+    client(&raw.base_url(), Some(KEY)).chat(&ask("hi"), &mut Usage::default(), |_| {}).await.unwrap_err()
 }
 
 #[tokio::test]
@@ -128,7 +128,7 @@ async fn no_text_contains_the_key_or_is_long() {
         assert!(!all.contains("very-secret") && all.len() < 5000, "{all}");
     }
     let unreachable = client("http://user:very-secret@127.0.0.1:1/?k=very-secret", Some(KEY))
-        .chat(&ask("x"), |_| {})
+        .chat(&ask("x"), &mut Usage::default(), |_| {})
         .await
         .unwrap_err();
     assert_eq!(unreachable.class(), Class::Retry(None));

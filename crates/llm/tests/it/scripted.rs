@@ -20,7 +20,10 @@ async fn an_answer_is_streamed_and_its_usage_counted() {
     )
     .await;
     let mut pieces = Vec::new();
-    let got = client(&server.base_url(), None).chat(&ask("hi"), |it| pieces.push(it.to_owned())).await.unwrap();
+    let got = client(&server.base_url(), None)
+        .chat(&ask("hi"), &mut Usage::default(), |it| pieces.push(it.to_owned()))
+        .await
+        .unwrap();
     assert_eq!(pieces, ["one", " two", "  três"]);
     assert_eq!(got.message, Message::Assistant { text: "one two  três".into(), calls: Vec::new() });
     assert_eq!(got.usage, Usage { input: 100, output: 20, estimated: false });
@@ -43,7 +46,7 @@ async fn a_conversation_with_tools_goes_through_its_rules() {
     let client = client(&server.base_url(), None);
     let mut request = ask("go");
     request.tools = vec![tool("execute_command"), tool("list_directory")];
-    let got = client.chat(&request, |_| {}).await.unwrap();
+    let got = client.chat(&request, &mut Usage::default(), |_| {}).await.unwrap();
     let Message::Assistant { text, calls } = &got.message else { panic!("{got:?}") };
     assert_eq!((text.as_str(), &got.finish), ("Let me see.", &Finish::Calls));
     let said: Vec<_> = calls.iter().map(|it| (it.name.as_str(), it.arguments.as_str())).collect();
@@ -52,20 +55,20 @@ async fn a_conversation_with_tools_goes_through_its_rules() {
 
     let calls = calls.clone();
     request.messages.push(got.message.clone());
-    let unanswered = client.chat(&request, |_| {}).await.unwrap_err();
+    let unanswered = client.chat(&request, &mut Usage::default(), |_| {}).await.unwrap_err();
     assert_eq!(unanswered.class(), Class::Rejected);
     assert!(unanswered.to_string().contains("did not have response messages: call_"), "{unanswered}");
     let result = |it: &Call| Message::Tool { call: it.id.clone(), output: "ok".into() };
     request.messages.extend(calls.iter().map(result));
     assert_eq!(
-        client.chat(&request, |_| {}).await.unwrap().message,
+        client.chat(&request, &mut Usage::default(), |_| {}).await.unwrap().message,
         Message::Assistant { text: "done".into(), calls: vec![] }
     );
     // The results of an earlier turn do not count for the next.
     request
         .messages
         .extend([Message::Assistant { text: "done".into(), calls: vec![] }, Message::User { text: "again".into() }]);
-    assert_eq!(client.chat(&request, |_| {}).await.unwrap().finish, Finish::Calls);
+    assert_eq!(client.chat(&request, &mut Usage::default(), |_| {}).await.unwrap().finish, Finish::Calls);
 }
 
 #[tokio::test]
@@ -79,13 +82,13 @@ rules:
     )
     .await;
     let client = client(&server.base_url(), None);
-    let error = client.chat(&ask("go"), |_| {}).await.unwrap_err();
+    let error = client.chat(&ask("go"), &mut Usage::default(), |_| {}).await.unwrap_err();
     assert_eq!(error.class(), Class::Retry(None));
     assert_eq!(error.to_string(), "the model provider answered 503 Service Unavailable: scripted failure 503");
-    let error = client.chat(&ask("go"), |_| {}).await.unwrap_err();
+    let error = client.chat(&ask("go"), &mut Usage::default(), |_| {}).await.unwrap_err();
     assert_eq!(error.class(), Class::Retry(Some(Duration::from_secs(2))));
     assert_eq!(error.to_string(), "the model provider answered 429 Too Many Requests: Slow down.");
-    let got = client.chat(&ask("go"), |_| {}).await.unwrap();
+    let got = client.chat(&ask("go"), &mut Usage::default(), |_| {}).await.unwrap();
     assert_eq!(got.message, Message::Assistant { text: "at last".into(), calls: vec![] });
 }
 
@@ -93,7 +96,7 @@ rules:
 async fn what_is_not_in_the_script_is_refused() {
     let (server, _tasks) =
         serve("key: sk-right\nrules:\n- {match: {model: m, user: {contains: one}}, answer: a}").await;
-    let chat = async |key, text| client(&server.base_url(), key).chat(&ask(text), |_| {}).await;
+    let chat = async |key, text| client(&server.base_url(), key).chat(&ask(text), &mut Usage::default(), |_| {}).await;
     for (key, text, status, said) in [
         (None, "one", 401, "You didn't provide an API key."),
         (Some("sk-wrong"), "one", 401, "Incorrect API key provided."),
@@ -106,7 +109,8 @@ async fn what_is_not_in_the_script_is_refused() {
     assert!(chat(Some("sk-right"), "one or two").await.is_ok());
     let mut other = ask("one");
     other.model = "other".into();
-    let error = client(&server.base_url(), Some("sk-right")).chat(&other, |_| {}).await.unwrap_err();
+    let error =
+        client(&server.base_url(), Some("sk-right")).chat(&other, &mut Usage::default(), |_| {}).await.unwrap_err();
     assert!(error.to_string().contains("404 Not Found: The model `other` does not exist"), "{error}");
 }
 
@@ -146,10 +150,10 @@ async fn the_example_script_does_what_it_says() {
     let mut request = ask("Which day is it?");
     request.model = "scripted".into();
     request.tools = vec![tool("execute_command")];
-    let called = client.chat(&request, |_| {}).await.unwrap();
+    let called = client.chat(&request, &mut Usage::default(), |_| {}).await.unwrap();
     let Message::Assistant { calls, .. } = &called.message else { panic!("{called:?}") };
     assert_eq!((called.finish, calls[0].name.as_str()), (Finish::Calls, "execute_command"));
     let output = Message::Tool { call: calls[0].id.clone(), output: "Monday".into() };
     request.messages.extend([called.message.clone(), output]);
-    assert_eq!(client.chat(&request, |_| {}).await.unwrap().finish, Finish::Stop);
+    assert_eq!(client.chat(&request, &mut Usage::default(), |_| {}).await.unwrap().finish, Finish::Stop);
 }

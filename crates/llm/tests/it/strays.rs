@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kit::Class;
-use llm::Error;
+use llm::{Error, Usage};
 
 use crate::server::{Raw, Then, response, stream, whole};
 use crate::{ask, client};
@@ -41,7 +41,7 @@ async fn half_an_answer_and_broken_json_are_no_answer() {
         ),
     ] {
         let raw = Raw::start(vec![answer], Then::Close).await;
-        let error = client(&raw.base_url(), None).chat(&ask("hi"), |_| {}).await.unwrap_err();
+        let error = client(&raw.base_url(), None).chat(&ask("hi"), &mut Usage::default(), |_| {}).await.unwrap_err();
         assert!(error.to_string().contains(said), "{error} instead of {said}");
         assert_eq!(error.class(), Class::Retry(None), "{error}");
     }
@@ -66,10 +66,46 @@ async fn ten_megabytes_are_too_large_in_whatever_form_and_the_connection_is_clos
     ] {
         let raw = Raw::start(vec![answer], Then::Hold).await;
         let mut heard = 0;
-        let error = client(&raw.base_url(), None).chat(&ask("hi"), |it| heard += it.len()).await.unwrap_err();
+        let error = client(&raw.base_url(), None)
+            .chat(&ask("hi"), &mut Usage::default(), |it| heard += it.len())
+            .await
+            .unwrap_err();
         assert!(matches!(error, Error::TooLarge { .. }) && error.class() == Class::Rejected, "{error}");
         assert!(heard <= 4 << 20);
         raw.closed.notified().await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_failed_question_cost_is_known() {
+    let estimated = |input, output| Usage { input, output, estimated: true };
+    let figures = r#"{"choices":[],"usage":{"prompt_tokens":70,"completion_tokens":5}}"#;
+    let known = Usage { input: 70, output: 5, estimated: false };
+    // "hi" and what is around it are five tokens, "half" is one.
+    for (what, answer, spent) in [
+        ("cut off", stream(&[HALF]), estimated(5, 1)),
+        ("cut off after figures", stream(&[HALF, figures]), known),
+        ("broken", whole("{"), estimated(5, 0)),
+        ("broken off", stream(&[HALF, r#"{"error":{"message":"no"}}"#]), estimated(5, 1)),
+        ("refused", response("503 Busy", "content-length: 0\r\n", ""), Usage::default()),
+        ("a web page", response("200 OK", "content-type: text/html\r\n", "<html>"), Usage::default()),
+        ("nothing", Vec::new(), Usage::default()),
+    ] {
+        let raw = Raw::start(vec![answer], Then::Close).await;
+        let mut told = known;
+        client(&raw.base_url(), None).chat(&ask("hi"), &mut told, |_| {}).await.unwrap_err();
+        assert_eq!(told, spent, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_head_without_end_is_a_broken_answer_and_no_trouble_of_the_network() {
+    let endless = "x-more: and more of it, and more, and more\r\n".repeat(20_000);
+    for head in [format!("HTTP/1.1 200 OK\r\n{endless}"), "SSH-2.0-OpenSSH_9.6\r\n\r\n".to_owned()] {
+        let raw = Raw::start(vec![head.into_bytes()], Then::Hold).await;
+        let error = client(&raw.base_url(), None).chat(&ask("hi"), &mut Usage::default(), |_| {}).await.unwrap_err();
+        assert!(matches!(error, Error::Broken { .. }), "{error:?}");
+        assert!(error.to_string().contains("is broken: it is not HTTP as it should be: "), "{error}");
     }
 }
 
@@ -81,7 +117,10 @@ async fn silence_ends_at_the_deadline() {
         let raw = Raw::start(vec![answer], Then::Hold).await;
         let chat = async {
             let client = client(&raw.base_url(), None);
-            client.chat(&ask("hi"), |_| {}).await.unwrap_err()
+            let mut spent = Usage::default();
+            let error = client.chat(&ask("hi"), &mut spent, |_| {}).await.unwrap_err();
+            assert_eq!(spent.input, 5, "it was sent");
+            error
         };
         // The clock stands still, and jumps, only after all that comes has been written.
         let pause = async {
@@ -105,9 +144,9 @@ async fn a_question_that_is_dropped_is_hung_up() {
     let raw = Raw::start(vec![begun], Then::Hold).await;
     let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
     let client = client(&raw.base_url(), None);
-    let request = ask("hi");
+    let (request, mut spent) = (ask("hi"), Usage::default());
     tokio::select! {
-        done = client.chat(&request, |it| heard.send(it.to_owned()).unwrap()) => panic!("{done:?}"),
+        done = client.chat(&request, &mut spent, |it| heard.send(it.to_owned()).unwrap()) => panic!("{done:?}"),
         it = hears.recv() => assert_eq!(it.unwrap(), "half"),
     }
     raw.closed.notified().await;

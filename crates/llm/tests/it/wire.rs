@@ -27,10 +27,10 @@ async fn a_question_is_written_as_openai_wants_it() {
     ];
     request.tools = vec![tool("f")];
     request.thinking = Effort::parse("high");
-    client(&raw.base_url(), Some(" sk-key\n")).chat(&request, |_| {}).await.unwrap();
+    client(&raw.base_url(), Some(" sk-key\n")).chat(&request, &mut Usage::default(), |_| {}).await.unwrap();
     request.tools.clear();
     request.thinking = Effort::parse("off");
-    client(&format!("{}/", raw.base_url()), None).chat(&request, |_| {}).await.unwrap();
+    client(&format!("{}/", raw.base_url()), None).chat(&request, &mut Usage::default(), |_| {}).await.unwrap();
     let [(head, full), (bare_head, bare)] = raw.asked().try_into().unwrap();
     assert!(head.starts_with("post /v1/chat/completions http/1.1\r\n"), "{head}");
     assert!(head.contains("\r\nauthorization: bearer sk-key\r\n") && head.contains("content-type: application/json"));
@@ -165,7 +165,8 @@ async fn answers_in_every_form_in_use_are_understood() {
     for (what, answer, message, finish, usage) in cases {
         let raw = Raw::start(vec![answer], Then::Close).await;
         let mut heard = String::new();
-        let got = client(&raw.base_url(), None).chat(&ask("four"), |it| heard.push_str(it)).await;
+        let got =
+            client(&raw.base_url(), None).chat(&ask("four"), &mut Usage::default(), |it| heard.push_str(it)).await;
         let got = got.unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!((&got.message, &got.finish), (&message, &finish), "{what}");
         let Message::Assistant { text, .. } = &got.message else { panic!("{what}") };
@@ -187,7 +188,7 @@ async fn calls_without_ids_get_ids_that_differ() {
         r#"{"choices":[{"message":{"tool_calls":[{"function":{"name":"f"}},{"id":"","function":{"name":"f"}},{"id":"a","function":{"name":"f"}}]}}]}"#,
     );
     let raw = Raw::start(vec![answer], Then::Close).await;
-    let got = client(&raw.base_url(), None).chat(&ask("x"), |_| {}).await.unwrap();
+    let got = client(&raw.base_url(), None).chat(&ask("x"), &mut Usage::default(), |_| {}).await.unwrap();
     let Message::Assistant { calls, .. } = got.message else { panic!() };
     let ids: std::collections::HashSet<_> = calls.iter().map(|it| it.id.as_str()).collect();
     assert!(ids.len() == 3 && ids.contains("a") && !ids.contains(""), "{ids:?}");
@@ -206,9 +207,9 @@ async fn a_provider_that_refuses_how_it_is_asked_is_asked_otherwise_and_remember
     ];
     let raw = Raw::start(answers, Then::Close).await;
     let first = client(&raw.base_url(), None);
-    first.chat(&ask("x"), |_| {}).await.unwrap();
-    first.clone().chat(&ask("x"), |_| {}).await.unwrap();
-    let refused = first.chat(&ask("x"), |_| {}).await.unwrap_err();
+    first.chat(&ask("x"), &mut Usage::default(), |_| {}).await.unwrap();
+    first.clone().chat(&ask("x"), &mut Usage::default(), |_| {}).await.unwrap();
+    let refused = first.chat(&ask("x"), &mut Usage::default(), |_| {}).await.unwrap_err();
     assert!(matches!(refused, Error::Refused { .. }) && refused.class() == Class::Rejected);
     let asked: Vec<_> =
         raw.asked().iter().map(|(_, it)| (it["stream"].clone(), it["stream_options"].clone())).collect();

@@ -244,6 +244,42 @@ async fn a_run_that_takes_too_long_fails_and_hangs_up() {
 }
 
 #[tokio::test]
+async fn what_questions_cost_is_counted_though_no_answer_came_of_them() {
+    let house = House::at(Clock::starting_at(Timestamp::UNIX_EPOCH), |_, body| match body["model"].as_str().unwrap() {
+        "broken" => {
+            Reply::Raw(r#"{"choices": [], "usage": {"prompt_tokens": 100, "completion_tokens": 20}}"#.to_owned())
+        }
+        "refuses" => Reply::Status(401, vec![], "no".to_owned()),
+        _ => Reply::Hang(&["Once upon"]),
+    })
+    .await;
+    let ticket = |model: &str| {
+        let mut ticket = house.ticket(model);
+        ticket.job.model = model.to_owned();
+        ticket
+    };
+    let tokens = |run: &ledger::Run| {
+        assert!(matches!(run.state, State::Done(Outcome::Failed { .. })), "{:?}", run.state);
+        run.usage.tokens
+    };
+    let broken = house.run(ticket("broken")).await;
+    assert_eq!(
+        tokens(&broken),
+        Tokens { input: 300, output: 60, total: 360 },
+        "the provider's figures, of three tries"
+    );
+    assert_eq!(tokens(&house.run(ticket("refuses")).await), Tokens::default());
+    let mut follow = house.ledger.follow(&"stalls".into(), Seq(0));
+    house.ledger.submit(ticket("stalls")).await.unwrap();
+    while !matches!(follow.next().await.unwrap(), Some(Event::Text { .. })) {}
+    // Nothing more comes: the clock jumps to the run's deadline.
+    tokio::time::pause();
+    let Tokens { input, output, total } = tokens(&house.done("stalls").await);
+    assert!(input > 0 && output == 3 && total == input + 3, "{input}, {output}, {total}");
+    assert!(matches!(house.log("stalls").await.last(), Some(Step::Spent { .. })));
+}
+
+#[tokio::test]
 async fn a_key_that_is_missing_is_waited_for_and_named() {
     let house = House::new(|_, _| Reply::Text("ok")).await;
     let mut ticket = Ticket { timeout: Duration::from_millis(50), ..house.ticket("late") };
