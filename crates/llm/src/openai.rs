@@ -10,8 +10,10 @@ use serde_json::{Map, Value, json};
 
 use crate::{Call, Completion, Error, Finish, Message, Request, Usage, from_json};
 
-/// More calls than this in one answer are refused: OpenAI allows that many tools.
-const MAX_CALLS: usize = 128;
+/// With more calls than this an answer is broken. How many of them are made is not decided here.
+const MAX_CALLS: usize = 512;
+/// Characters of a tool's name, in what we send.
+const MAX_NAME: usize = 64;
 
 /// How much of streaming a provider is asked for; each step is for servers that refuse the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,13 +71,20 @@ fn message(message: &Message) -> Value {
         Message::Assistant { text, calls } => {
             let calls: Value = calls
                 .iter()
-                .map(|it| json!({"id": it.id, "type": "function", "function": {"name": it.name, "arguments": it.arguments}}))
+                .map(|it| json!({"id": it.id, "type": "function", "function": {"name": sendable(&it.name), "arguments": it.arguments}}))
                 .collect();
             let content = if text.is_empty() { Value::Null } else { json!(text) };
             json!({"role": "assistant", "content": content, "tool_calls": calls})
         }
         Message::Tool { call, output } => json!({"role": "tool", "tool_call_id": call, "content": output}),
     }
+}
+
+/// A model may call what is no name of a tool, or nothing at all. Providers refuse to hear of it again under that name.
+fn sendable(name: &str) -> String {
+    let fit = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '-') { c } else { '_' };
+    let name: String = name.chars().map(fit).take(MAX_NAME).collect();
+    if name.is_empty() { "_".into() } else { name }
 }
 
 /// A `chat.completion` or a `chat.completion.chunk`.
@@ -237,9 +246,6 @@ impl Assembly {
         }
         let mut calls: Vec<Call> = Vec::with_capacity(self.calls.len());
         for (_, mut call) in self.calls {
-            if call.name.is_empty() {
-                return Err(Error::Broken { what: "a tool call without a name".into() });
-            }
             if call.id.is_empty() || calls.iter().any(|it| it.id == call.id) {
                 call.id = format!("call_{}", kit::id());
             }

@@ -18,6 +18,8 @@ const TURNS: u32 = 50;
 const TRIES: u32 = 10;
 /// How often one question is asked while its answers are broken.
 const TRIES_BROKEN: u32 = 3;
+/// Calls of one answer that are made: as many tools as OpenAI allows.
+const CALLS: usize = 128;
 /// Bytes of a call's arguments that are shown; all of them are in the model's answer.
 const SHOWN: usize = 64 << 10;
 /// What the model is told of a call that was begun, and whose result nobody knows.
@@ -268,6 +270,11 @@ impl<'a> Attempt<'a> {
 
     async fn act(&self, name: &str, arguments: &str) -> Output {
         let ticket = &self.lease.ticket;
+        if self.transcript.results() >= CALLS {
+            return Output::failed(format!(
+                "not called: no more than {CALLS} calls of one answer are made; call it again if it is still needed"
+            ));
+        }
         if let Some(refusal) = tools::refusal(&ticket.job.tools, name) {
             return Output::failed(refusal);
         }

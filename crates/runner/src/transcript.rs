@@ -98,6 +98,11 @@ impl Transcript {
         }
     }
 
+    /// Results of the latest answer's calls.
+    pub(crate) fn results(&self) -> usize {
+        self.messages.iter().rev().take_while(|message| matches!(message, Message::Tool { .. })).count()
+    }
+
     pub(crate) fn messages(&self) -> &[Message] {
         &self.messages
     }

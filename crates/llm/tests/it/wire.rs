@@ -217,3 +217,25 @@ async fn a_provider_that_refuses_how_it_is_asked_is_asked_otherwise_and_remember
     let plain = (Value::Null, Value::Null);
     assert_eq!(asked, [with_usage, (json!(true), Value::Null), plain.clone(), plain.clone(), plain]);
 }
+
+#[tokio::test]
+async fn a_call_of_nothing_is_a_call_and_is_sent_back_under_a_name_that_providers_take() {
+    let calls = r#"[{"id":"a","function":{"arguments":"{}"}},{"id":"b","function":{"name":"","arguments":"{}"}},
+                    {"id":"c","function":{"name":"rm -rf é"}},{"id":"d","function":{"name":"f"}}]"#;
+    let first = whole(&format!(r#"{{"choices":[{{"message":{{"tool_calls":{calls}}}}}]}}"#));
+    let second = whole(r#"{"choices":[{"message":{"content":"x"}}]}"#);
+    let raw = Raw::start(vec![first, second], Then::Close).await;
+    let client = client(&raw.base_url(), None);
+    let mut request = ask("hi");
+    let got = client.chat(&request, &mut Usage::default(), |_| {}).await.unwrap();
+    let Message::Assistant { calls, .. } = &got.message else { panic!("{got:?}") };
+    let named: Vec<_> = calls.iter().map(|it| (it.id.as_str(), it.name.as_str())).collect();
+    assert_eq!(named, [("a", ""), ("b", ""), ("c", "rm -rf é"), ("d", "f")]);
+    let results: Vec<_> = calls.iter().map(|it| Message::Tool { call: it.id.clone(), output: "no".into() }).collect();
+    request.messages.push(got.message);
+    request.messages.extend(results);
+    client.chat(&request, &mut Usage::default(), |_| {}).await.unwrap();
+    let sent = &raw.asked()[1].1["messages"][1]["tool_calls"];
+    let names: Vec<_> = sent.as_array().unwrap().iter().map(|it| it["function"]["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["_", "_", "rm_-rf__", "f"]);
+}

@@ -208,6 +208,27 @@ async fn an_answer_that_the_provider_cut_says_so_to_the_end() {
 }
 
 #[tokio::test]
+async fn calls_of_nothing_and_too_many_at_once_are_refused_one_by_one() {
+    let house = House::new(|_, body| match results(body) {
+        0 => {
+            let write = |number: usize| ("write", json!({"what": number.to_string()}).to_string());
+            Reply::Calls((0..127).map(write).chain([("", "{}".to_owned())]).chain((128..131).map(write)).collect())
+        }
+        131 => Reply::Text("enough"),
+        some => panic!("{some} results"),
+    })
+    .await;
+    let run = house.run(house.ticket("r")).await;
+    assert_eq!(answer(&run), "enough");
+    assert_eq!(house.model.asked().len(), 2, "no answer was broken");
+    assert_eq!(house.tools.acted.lock().unwrap().len(), 127);
+    let told = house.model.told();
+    assert_eq!((told.len(), told[126].as_str()), (131, "wrote 126"));
+    assert_eq!(told[127], "there is no tool \"\": this run has write, hang, panic");
+    assert!(told[128..].iter().all(|it| it.starts_with("not called: no more than 128 calls")), "{:?}", &told[128..]);
+}
+
+#[tokio::test]
 async fn a_provider_without_an_address_is_asked_at_the_one_given_for_its_name() {
     let house = House::new(|_, _| Reply::Text("ok")).await;
     let mut ticket = house.ticket("r");
