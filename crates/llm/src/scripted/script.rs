@@ -91,7 +91,7 @@ impl Script {
         if yaml.len() > MAX_SCRIPT {
             return Err(whole(format!("the script is larger than {MAX_SCRIPT} bytes")));
         }
-        let document: Value = serde_saphyr::from_str(yaml).map_err(|error| whole(error.to_string()))?;
+        let document: Value = serde_saphyr::from_str(yaml).map_err(|error| whole(unreadable(&error)))?;
         let mut fields = match document {
             rules @ Value::Array(_) => {
                 Fields::new(String::new(), Value::Object(Map::from_iter([("rules".into(), rules)])))?
@@ -114,6 +114,16 @@ impl Script {
             models.push("scripted".into());
         }
         Ok(Self { key: key.map(SecretString::from), models, rules })
+    }
+}
+
+/// Why a text is no document, with its line.
+fn unreadable(error: &serde_saphyr::Error) -> String {
+    match error.without_snippet() {
+        serde_saphyr::Error::NullIntoString { location } => {
+            format!("line {}, column {}: a key is missing before the colon", location.line(), location.column())
+        }
+        _ => error.to_string(),
     }
 }
 
@@ -144,7 +154,11 @@ impl Rule {
 impl Reply {
     fn read(fields: &mut Fields) -> Result<Self, ScriptError> {
         let text: Option<String> = fields.take("answer")?;
+        let no_calls = fields.map.get("calls").and_then(Value::as_array).is_some_and(Vec::is_empty);
         let calls = fields.list("calls")?.into_iter().map(read_call).collect::<Result<Vec<_>, _>>()?;
+        if no_calls {
+            return Err(fields.wrong_at("calls", "at least one call is needed, or no such key"));
+        }
         let status: Option<u16> = fields.take("status")?;
         let Some(status) = status else {
             if text.is_none() && calls.is_empty() {
@@ -319,6 +333,9 @@ mod tests {
             ("- {answer: a, chunks: {words: 0}}", "rules[0].chunks: one of words and bytes"),
             ("- {answer: a, retryAfter: 1s}", "rules[0].retryAfter: there is no such key"),
             ("- {calls: [{arguments: {}}]}", "rules[0].calls[0]: name is needed"),
+            ("- {answer: a, calls: []}", "rules[0].calls: at least one call is needed"),
+            ("- {answer: a}\n- {answer: b, : c}", "line 2, column 15: a key is missing before the colon"),
+            ("- {answer: a}\n- answer: b\n  ~: c", "line 3, column 3: a key is missing before the colon"),
             ("- x", "rules[0]: a mapping is needed"),
             ("x", "a mapping is needed"),
             ("- {answer: a, answer: b}", "duplicate"),
