@@ -75,7 +75,7 @@ impl Up {
             refuse_foreign_kubeconfig(path)?;
         }
         for path in [&self.kubeconfig, &self.ready_file].into_iter().flatten() {
-            let within = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let within = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
             if !within.is_dir() {
                 bail!("{} cannot be written: there is no directory {}", path.display(), within.display());
             }
