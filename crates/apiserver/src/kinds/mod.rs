@@ -5,6 +5,7 @@ mod certificates;
 pub(crate) mod components;
 pub(crate) mod convert;
 pub(crate) mod defaults;
+mod difference;
 mod ephemeral;
 pub(crate) mod fields;
 mod hooks;

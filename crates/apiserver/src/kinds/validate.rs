@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{addresses, hooks, limits, policies, roles, schedule};
+use super::{addresses, difference, hooks, limits, policies, roles, schedule};
 use crate::object::FieldError;
 use crate::object::field::{ERRORS_MAX, quote};
 use crate::object::meta::{dns1123_label, validate_kube_finalizers};
@@ -535,6 +535,7 @@ fn pod_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
         let why = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,\
                    `spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),\
                    `spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
-        errors.push(FieldError::forbidden("spec", why));
+        let shown = difference::between(&Value::Object(old), &Value::Object(new));
+        errors.push(FieldError::forbidden("spec", &format!("{why}\n{shown}")));
     }
 }
