@@ -104,6 +104,14 @@ impl Rule {
         parts
     }
 
+    /// How many these are.
+    fn parts(&self) -> usize {
+        let (verbs, names) = (self.verbs.len(), self.resource_names.len().max(1));
+        let each = |all: &[&Vec<String>]| all.iter().fold(verbs, |so_far, it| so_far.saturating_mul(it.len()));
+        let of_resources = each(&[&self.api_groups, &self.resources]).saturating_mul(names);
+        of_resources.saturating_add(each(&[&self.non_resource_urls]))
+    }
+
     /// `{APIGroups:[""], Resources:["pods"], Verbs:["get" "list"]}`.
     fn compact(&self) -> String {
         let fields = [
@@ -139,6 +147,11 @@ fn names(rule: &str, resource: &str, subresource: &str) -> bool {
 
 fn url_covers(rule: &str, url: &str) -> bool {
     rule == url || (rule.ends_with('*') && url.starts_with(rule.trim_end_matches('*')))
+}
+
+/// In how many parts [`uncovered`] looks at them.
+pub(super) fn parts(rules: &[Rule]) -> usize {
+    rules.iter().fold(0, |so_far: usize, it| so_far.saturating_add(it.parts()))
 }
 
 /// What of `wanted` the `held` rules do not allow, in parts; nothing when they cover it.

@@ -299,7 +299,7 @@ fn params(asked: &Asked<'_>, kind: Option<&Resource>, binding: &Binding) -> Resu
     if found.is_empty() && text(wanted, "parameterNotFoundAction") == "Deny" {
         return Err("no params found for policy binding with `Deny` parameterNotFoundAction".to_owned());
     }
-    Ok(found.iter().map(|it| Some(convert::serve(kind, it.value()))).collect())
+    Ok(found.iter().map(|it| Some(convert::show(kind, it))).collect())
 }
 
 /// An expression, and the variables that it mentions, by their places.

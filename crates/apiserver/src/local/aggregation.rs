@@ -1,6 +1,5 @@
 //! ClusterRoles that are made of others: `pkg/controller/clusterroleaggregation` of upstream.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -22,16 +21,8 @@ use crate::verbs::scale::selector_text;
 pub(crate) const AGGREGATOR: &str = "clusterrole-aggregation-controller";
 const PLURAL: &str = "clusterroles";
 
-/// Runs until the shutdown.
-pub(super) async fn run(core: Arc<Core>) -> Result<(), Infallible> {
-    let shutdown = core.tasks.shutdown().clone();
-    tokio::select! {
-        () = shutdown.begun() => Ok(()),
-        never = async { loop { follow(&core).await; } } => never,
-    }
-}
-
-async fn follow(core: &Arc<Core>) {
+pub(super) async fn follow(core: Arc<Core>) {
+    let core = &core;
     let Ok(mut changes) = core.store.watch(GROUP, PLURAL, None, core.store.revision()) else { return };
     // All of them at once: one may be made of another.
     let mut agenda = Agenda::new(core.clock.clone());

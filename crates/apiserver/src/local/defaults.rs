@@ -1,7 +1,6 @@
 //! What every namespace has: a ServiceAccount `default`, and the authority's certificate in a ConfigMap. What the default one
 //! has besides: the Service by which the API server is known within a cluster.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -23,16 +22,8 @@ const MANAGER: &str = "kube-controller-manager";
 const SERVER: &str = "kube-apiserver";
 const DESCRIPTION: &str = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the internal service IP or kubernetes.default.svc. No other usage is guaranteed across distributions of Kubernetes clusters.";
 
-/// Runs until the shutdown.
-pub(super) async fn run(core: Arc<Core>, authority: String) -> Result<(), Infallible> {
-    let shutdown = core.tasks.shutdown().clone();
-    tokio::select! {
-        () = shutdown.begun() => Ok(()),
-        never = async { loop { follow(&core, &authority).await; } } => never,
-    }
-}
-
-async fn follow(core: &Arc<Core>, authority: &str) {
+pub(super) async fn follow(core: Arc<Core>, authority: Arc<str>) {
+    let (core, authority) = (&core, &*authority);
     let rev = core.store.revision();
     let watch = |resource| core.store.watch("", resource, None, rev);
     let (Ok(mut namespaces), Ok(mut accounts), Ok(mut maps), Ok(mut services)) =

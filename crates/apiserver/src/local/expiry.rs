@@ -1,7 +1,6 @@
 //! Events are kept for an hour after they were last written.
 
 use std::collections::{BTreeSet, HashMap};
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,16 +18,8 @@ const KEPT: Duration = Duration::from_secs(3600);
 /// How much later one is tried again that could not be deleted.
 const AGAIN: Duration = Duration::from_secs(30);
 
-/// Runs until the shutdown.
-pub(super) async fn run(core: Arc<Core>) -> Result<(), Infallible> {
-    let shutdown = core.tasks.shutdown().clone();
-    tokio::select! {
-        () = shutdown.begun() => Ok(()),
-        never = async { loop { follow(&core).await; } } => never,
-    }
-}
-
-async fn follow(core: &Arc<Core>) {
+pub(super) async fn follow(core: Arc<Core>) {
+    let core = &core;
     let listed = core.store.list("", "events", None, None, None);
     let Ok(mut changes) = core.store.watch("", "events", None, listed.rev) else { return };
     let mut queue = Queue::default();

@@ -5,7 +5,6 @@ pub(super) mod plan;
 mod report;
 
 use std::collections::BTreeSet;
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -25,17 +24,9 @@ const MANAGER: &str = "garbage-collector";
 /// Looked at between two looks at the changes.
 const TURN: usize = 256;
 
-/// Runs until the shutdown.
-pub(super) async fn run(core: Arc<Core>) -> Result<(), Infallible> {
-    let shutdown = core.tasks.shutdown().clone();
-    tokio::select! {
-        () = shutdown.begun() => Ok(()),
-        never = async { loop { follow(&core).await; } } => never,
-    }
-}
-
 /// Looks at everything and follows what changes, until it falls behind.
-async fn follow(core: &Arc<Core>) {
+pub(super) async fn follow(core: Arc<Core>) {
+    let core = &core;
     let (entries, rev) = core.store.everything();
     let Ok(mut changes) = core.store.watch_everything(rev) else { return };
     let mut kinds = core.registry.changes();

@@ -16,6 +16,7 @@ mod unattended;
 #[cfg(test)]
 mod tests;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 pub(crate) use aggregation::AGGREGATOR;
@@ -36,14 +37,34 @@ const AT_ONCE: usize = 16;
 
 /// Starts the loops. `authority` is the certificate (PEM) that each namespace publishes.
 pub(crate) fn start(core: &Arc<Core>, authority: &str) {
-    core.tasks.platform("garbage collection", garbage::run(core.clone()));
-    core.tasks.platform("namespaces", namespaces::run(core.clone()));
-    core.tasks.platform("namespace defaults", defaults::run(core.clone(), authority.to_owned()));
-    core.tasks.platform("expiry of events", expiry::run(core.clone()));
-    core.tasks.platform("aggregation of roles", aggregation::run(core.clone()));
-    core.tasks.platform("use of quotas", quotas::run(core.clone()));
-    core.tasks.platform("protection of volumes", protection::run(core.clone()));
-    core.tasks.platform("kinds that nobody acts on", unattended::run(core.clone()));
+    keep(core, "garbage collection", garbage::follow);
+    keep(core, "namespaces", namespaces::follow);
+    let authority: Arc<str> = authority.into();
+    keep(core, "namespace defaults", move |core| defaults::follow(core, authority.clone()));
+    keep(core, "expiry of events", expiry::follow);
+    keep(core, "aggregation of roles", aggregation::follow);
+    keep(core, "use of quotas", quotas::follow);
+    keep(core, "protection of volumes", protection::follow);
+    keep(core, "kinds that nobody acts on", unattended::follow);
+}
+
+/// Has a loop look and follow until the shutdown: from the beginning again whenever it has fallen behind.
+fn keep<F>(core: &Arc<Core>, name: &'static str, follow: impl Fn(Arc<Core>) -> F + Send + Sync + 'static)
+where
+    F: Future<Output = ()> + Send,
+{
+    let (of, shutdown) = (core.clone(), core.tasks.shutdown().clone());
+    core.tasks.platform(name, async move {
+        tokio::select! {
+            () = shutdown.begun() => Ok::<_, Infallible>(()),
+            never = async {
+                loop {
+                    follow(of.clone()).await;
+                    tokio::task::yield_now().await;
+                }
+            } => never,
+        }
+    });
 }
 
 /// A call about one object. None when its kind is not served (any more).

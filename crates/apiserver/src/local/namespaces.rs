@@ -1,7 +1,6 @@
 //! A namespace that is deleted takes its content with it, and goes when the last of it is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -19,16 +18,8 @@ use crate::verbs::{DeleteOptions, Propagation, delete, meta, update};
 const FINALIZER: &str = "kubernetes";
 const MANAGER: &str = "namespace-controller";
 
-/// Runs until the shutdown.
-pub(super) async fn run(core: Arc<Core>) -> Result<(), Infallible> {
-    let shutdown = core.tasks.shutdown().clone();
-    tokio::select! {
-        () = shutdown.begun() => Ok(()),
-        never = async { loop { follow(&core).await; } } => never,
-    }
-}
-
-async fn follow(core: &Arc<Core>) {
+pub(super) async fn follow(core: Arc<Core>) {
+    let core = &core;
     let listed = core.store.list("", "namespaces", None, None, None);
     let Ok(mut namespaces) = core.store.watch("", "namespaces", None, listed.rev) else { return };
     let mut agenda = Agenda::new(core.clock.clone());

@@ -1,6 +1,5 @@
 //! A volume or a claim in use outlives its deletion: `pkg/controller/volume/{pvcprotection,pvprotection}` of upstream.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -25,16 +24,8 @@ pub(crate) fn finalizer(plural: &str) -> Option<&'static str> {
     }
 }
 
-/// Runs until the shutdown.
-pub(super) async fn run(core: Arc<Core>) -> Result<(), Infallible> {
-    let shutdown = core.tasks.shutdown().clone();
-    tokio::select! {
-        () = shutdown.begun() => Ok(()),
-        never = async { loop { follow(&core).await; } } => never,
-    }
-}
-
-async fn follow(core: &Arc<Core>) {
+pub(super) async fn follow(core: Arc<Core>) {
+    let core = &core;
     let rev = core.store.revision();
     let watch = |resource| core.store.watch("", resource, None, rev);
     let (Ok(mut claims), Ok(mut volumes), Ok(mut pods)) = (watch(CLAIMS), watch(VOLUMES), watch("pods")) else {

@@ -2,23 +2,14 @@
 //! admitted; here is counted what goes, what ends, and what a new quota finds.
 
 use std::collections::BTreeSet;
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use super::agenda::Agenda;
 use crate::admission::quota;
 use crate::core::Core;
 
-/// Runs until the shutdown.
-pub(super) async fn run(core: Arc<Core>) -> Result<(), Infallible> {
-    let shutdown = core.tasks.shutdown().clone();
-    tokio::select! {
-        () = shutdown.begun() => Ok(()),
-        never = async { loop { follow(&core).await; } } => never,
-    }
-}
-
-async fn follow(core: &Arc<Core>) {
+pub(super) async fn follow(core: Arc<Core>) {
+    let core = &core;
     let listed = core.store.list("", "resourcequotas", None, None, None);
     let Ok(mut quotas) = core.store.watch("", "resourcequotas", None, listed.rev) else { return };
     let mut agenda: Agenda<String> = Agenda::new(core.clock.clone());

@@ -1,6 +1,5 @@
 //! Kinds that are stored and that nobody acts on say so, in one event for each kind and namespace that has one.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -37,16 +36,8 @@ fn known(key: &Key) -> Option<&'static str> {
     KINDS.iter().find(|it| *it.0 == *key.group && *it.1 == *key.resource).map(|it| it.2)
 }
 
-/// Runs until the shutdown.
-pub(super) async fn run(core: Arc<Core>) -> Result<(), Infallible> {
-    let shutdown = core.tasks.shutdown().clone();
-    tokio::select! {
-        () = shutdown.begun() => Ok(()),
-        never = async { loop { follow(&core).await; } } => never,
-    }
-}
-
-async fn follow(core: &Arc<Core>) {
+pub(super) async fn follow(core: Arc<Core>) {
+    let core = &core;
     let rev = core.store.revision();
     let Ok(mut changes) = core.store.watch_everything(rev) else { return };
     for (group, resource, _) in KINDS {

@@ -121,6 +121,22 @@ async fn nobody_grants_more_than_they_have() {
 }
 
 #[tokio::test]
+async fn a_short_role_that_stands_for_millions_of_rules_holds_nobody_up() {
+    let house = House::open().await;
+    house.give(&[rule(&[GROUP], &["roles", "rolebindings"], &["create"])]).await;
+    let names: Vec<String> = (0..300).map(|at| format!("n{at}")).collect();
+    let many = json!({"apiGroups": names, "resources": names, "verbs": names, "resourceNames": names});
+    let many = role("Role", "many", &[many]);
+    let roles = format!("{DEFAULT}/roles");
+    let refused = house.jane(Method::POST, &roles, &many).await;
+    assert!(refused.code == 403 && refused.message().contains("more than 50000 combinations"), "{}", refused.text);
+    // Nor when it is there and somebody binds it.
+    house.post(&roles, &many).await.is(201);
+    let bound = binding("RoleBinding", "b", ("Role", "many"), "jane");
+    assert_eq!(house.jane(Method::POST, &format!("{DEFAULT}/rolebindings"), &bound).await.code, 403);
+}
+
+#[tokio::test]
 async fn a_change_is_in_force_that_the_window_of_events_has_lost() {
     let house = House::open().await;
     let see = rule(&[""], &["configmaps"], &["list"]);
