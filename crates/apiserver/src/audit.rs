@@ -20,10 +20,12 @@ use jiff::Timestamp;
 use kit::{Clock, Shutdown, Tasks};
 use serde_json::{Map, Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::access::roles::Decision;
 use crate::access::{Attributes, User};
-use crate::count::{Counter, Gauge};
+use crate::count::Counter;
 
 /// Bytes of events that wait to be written.
 const QUEUE: usize = 16 << 20;
@@ -34,8 +36,6 @@ const LONGEST_URI: usize = 8 << 10;
 const LONGEST_AGENT: usize = 1 << 10;
 /// How long answers that are still given at the shutdown are waited for.
 const FAREWELL: Duration = Duration::from_secs(3);
-/// Between two looks at whether there are any.
-const GLANCE: Duration = Duration::from_millis(20);
 
 /// Where the audit log is, and when another file is begun.
 #[derive(Clone, Debug)]
@@ -61,12 +61,13 @@ pub(crate) struct Asked {
     decision: Option<Decision>,
     /// Code, and the reason of a refusal.
     outcome: Option<(u16, Option<Cow<'static, str>>)>,
+    /// Goes after the event has been written.
+    _open: TaskTrackerToken,
 }
 
 impl Drop for Asked {
     fn drop(&mut self) {
         self.audit.write(&self.event(self.audit.0.clock.now()));
-        self.audit.0.open.add(-1);
     }
 }
 
@@ -81,7 +82,7 @@ struct Inner {
     lost: Arc<Counter>,
     written: Arc<Counter>,
     /// Requests that are being answered, watches among them.
-    open: Arc<Gauge>,
+    open: TaskTracker,
 }
 
 impl Audit {
@@ -90,7 +91,7 @@ impl Audit {
         let file = LogFile::open(to)?;
         let (queue, events) = mpsc::unbounded_channel();
         let (lost, written) = (Arc::<Counter>::default(), Arc::<Counter>::default());
-        let (room, open) = (Arc::new(Semaphore::new(QUEUE)), Arc::<Gauge>::default());
+        let (room, open) = (Arc::new(Semaphore::new(QUEUE)), TaskTracker::new());
         let (lost_too, written_too, open_too) = (lost.clone(), written.clone(), open.clone());
         let writer = Writer { file: Some(file), events, lost: lost_too, written: written_too, open: open_too, told: 0 };
         tasks.platform("audit log", writer.run(tasks.shutdown().clone()));
@@ -101,7 +102,6 @@ impl Audit {
     pub(crate) fn begin(&self, parts: &Parts, from: Option<IpAddr>) -> Box<Asked> {
         let uri = parts.uri.path_and_query().map_or_else(|| parts.uri.path(), |it| it.as_str());
         let agent = parts.headers.get(USER_AGENT).and_then(|it| it.to_str().ok()).unwrap_or_default();
-        self.0.open.add(1);
         Box::new(Asked {
             audit: self.clone(),
             received: self.0.clock.now(),
@@ -114,6 +114,7 @@ impl Audit {
             wanted: None,
             decision: None,
             outcome: None,
+            _open: self.0.open.token(),
         })
     }
 
@@ -248,7 +249,7 @@ struct Writer {
     events: mpsc::UnboundedReceiver<(String, OwnedSemaphorePermit)>,
     lost: Arc<Counter>,
     written: Arc<Counter>,
-    open: Arc<Gauge>,
+    open: TaskTracker,
     /// Of the lost ones.
     told: u64,
 }
@@ -265,14 +266,20 @@ impl Writer {
             }
             self.write(&mut batch).await?;
         }
-        let ends = tokio::time::Instant::now() + FAREWELL;
-        while tokio::time::Instant::now() < ends {
-            // In this order: a request that is over has its event in the queue.
-            let over = self.open.get() == 0;
-            let _ = tokio::time::timeout(GLANCE, self.events.recv_many(&mut batch, BATCH)).await;
-            if batch.is_empty() && over {
-                break;
+        self.open.close();
+        let open = self.open.clone();
+        let mut over = std::pin::pin!(tokio::time::timeout(FAREWELL, open.wait()));
+        loop {
+            tokio::select! {
+                biased;
+                _ = over.as_mut() => break,
+                count = self.events.recv_many(&mut batch, BATCH) => if count == 0 { return Ok(()) },
             }
+            self.write(&mut batch).await?;
+        }
+        // A request that is over has its event in the queue; what comes now comes too late, and is counted as lost.
+        self.events.close();
+        while self.events.recv_many(&mut batch, BATCH).await > 0 {
             self.write(&mut batch).await?;
         }
         Ok(())

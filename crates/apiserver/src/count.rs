@@ -1,6 +1,6 @@
 //! What is counted, as plain atomics: counting costs a few nanoseconds and waits for nobody.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 #[derive(Debug, Default)]
@@ -16,15 +16,20 @@ impl Counter {
     }
 }
 
+/// How many there are of what comes and goes: each `up` has its `down`.
 #[derive(Debug, Default)]
-pub(crate) struct Gauge(AtomicI64);
+pub(crate) struct Gauge(AtomicU64);
 
 impl Gauge {
-    pub(crate) fn add(&self, count: i64) {
-        self.0.fetch_add(count, Relaxed);
+    pub(crate) fn up(&self) {
+        self.0.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn get(&self) -> i64 {
+    pub(crate) fn down(&self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
 }

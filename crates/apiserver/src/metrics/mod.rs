@@ -178,12 +178,23 @@ impl Key {
         Self { resource: "other".into(), verb: "other", ..Self::default() }
     }
 
-    fn component(&self) -> &'static str {
-        match self.subresource {
+    /// In the order of Kubernetes' page.
+    fn labels(&self) -> [(&'static str, &str); 8] {
+        let component = match self.subresource {
             "api" | "apis" => "apiserver",
             _ if self.resource.is_empty() => "",
             _ => "apiserver",
-        }
+        };
+        [
+            ("component", component),
+            ("dry_run", self.dry_run),
+            ("group", &self.group),
+            ("resource", &self.resource),
+            ("scope", self.scope),
+            ("subresource", self.subresource),
+            ("verb", self.verb),
+            ("version", &self.version),
+        ]
     }
 }
 
@@ -235,10 +246,19 @@ impl Metrics {
         })
     }
 
+    /// All that there is, in order. Copied: a request on a new route must not wait until a page is written.
+    fn all(&self) -> Vec<(Key, Arc<Series>)> {
+        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = routes.iter().map(|(key, series)| (key.clone(), series.clone())).collect();
+        drop(routes);
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        all
+    }
+
     /// Counts a request as one that goes on, until the guard is dropped.
     pub(crate) fn begin(&self, method: &Method) -> InFlight<'_> {
         let gauge = if matches!(*method, Method::GET | Method::HEAD) { &self.reading } else { &self.writing };
-        gauge.add(1);
+        gauge.up();
         InFlight(gauge)
     }
 
@@ -250,7 +270,7 @@ impl Metrics {
     /// Counts a watch from its first event until the guard is dropped.
     pub(crate) fn watching(&self, route: &Route) -> Watching {
         let series = self.series(&route.key());
-        series.running.add(1);
+        series.running.up();
         Watching { series, began: Instant::now() }
     }
 }
@@ -259,7 +279,7 @@ pub(crate) struct InFlight<'a>(&'a Gauge);
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.0.add(-1);
+        self.0.down();
     }
 }
 
@@ -277,7 +297,7 @@ impl Watching {
 
 impl Drop for Watching {
     fn drop(&mut self) {
-        self.series.running.add(-1);
+        self.series.running.down();
         self.series.ended(200, self.began.elapsed());
     }
 }
@@ -285,10 +305,7 @@ impl Drop for Watching {
 /// The page as it is now.
 pub(crate) fn answer(core: &Core) -> Reply {
     let mut page = Page::default();
-    let routes = core.metrics.routes.read().unwrap_or_else(PoisonError::into_inner);
-    let mut routes: Vec<(Key, Arc<Series>)> =
-        routes.iter().map(|(key, series)| (key.clone(), series.clone())).collect();
-    routes.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let routes = core.metrics.all();
     requests(&mut page, core, &routes);
     watches(&mut page, &routes);
     objects(&mut page, core);
@@ -315,20 +332,8 @@ fn requests(page: &mut Page, core: &Core, routes: &[(Key, Arc<Series>)]) {
     for (key, series) in routes {
         for (code, count) in series.codes() {
             let code = code.to_string();
-            page.sample(
-                &[
-                    ("code", &code),
-                    ("component", key.component()),
-                    ("dry_run", key.dry_run),
-                    ("group", &key.group),
-                    ("resource", &key.resource),
-                    ("scope", key.scope),
-                    ("subresource", key.subresource),
-                    ("verb", key.verb),
-                    ("version", &key.version),
-                ],
-                count,
-            );
+            let labels: Vec<_> = [("code", code.as_str())].into_iter().chain(key.labels()).collect();
+            page.sample(&labels, count);
         }
     }
     page.family(
@@ -337,17 +342,7 @@ fn requests(page: &mut Page, core: &Core, routes: &[(Key, Arc<Series>)]) {
         "From a request until the head of its answer, of a watch until its end, in seconds.",
     );
     for (key, series) in routes {
-        let labels = [
-            ("component", key.component()),
-            ("dry_run", key.dry_run),
-            ("group", &*key.group),
-            ("resource", &*key.resource),
-            ("scope", key.scope),
-            ("subresource", key.subresource),
-            ("verb", key.verb),
-            ("version", &*key.version),
-        ];
-        page.histogram(&labels, &series.took);
+        page.histogram(&key.labels(), &series.took);
     }
 }
 
@@ -355,15 +350,7 @@ fn watches(page: &mut Page, routes: &[(Key, Arc<Series>)]) {
     let watches = || routes.iter().filter(|(key, _)| key.verb == "WATCH");
     page.family("apiserver_longrunning_requests", "gauge", "Watches that go on, by what is watched.");
     for (key, series) in watches() {
-        let labels = [
-            ("component", key.component()),
-            ("group", &*key.group),
-            ("resource", &*key.resource),
-            ("scope", key.scope),
-            ("subresource", key.subresource),
-            ("verb", key.verb),
-            ("version", &*key.version),
-        ];
+        let labels: Vec<_> = key.labels().into_iter().filter(|(name, _)| *name != "dry_run").collect();
         page.sample(&labels, series.running.get());
     }
     page.family("apiserver_watch_events_total", "counter", "Events that watchers were sent, by what is watched.");

@@ -3,9 +3,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Instant;
 
 use kit::Clock;
-use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::key::{Draft, Entry, Key};
@@ -21,7 +21,7 @@ const BATCH: usize = 256;
 const BATCH_BYTES: usize = 8 << 20;
 /// Revisions in one step of a compaction; writes go between two steps.
 const STEP: u64 = 256;
-/// From a tenth of what one durable write takes to what nobody waits for.
+/// Seconds: from a tenth of what one durable write takes to more than anybody waits for.
 const LATENCIES: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 

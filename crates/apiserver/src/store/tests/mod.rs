@@ -4,6 +4,7 @@ mod faults;
 mod replay;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use kit::{Clock, Shutdown, Tasks};
 use serde_json::{Value, json};
@@ -30,12 +31,13 @@ fn open(data: &Data) -> Opened {
 }
 
 fn open_window(data: &Data, window: Window) -> Opened {
+    let patience = Instant::now() + Duration::from_secs(30);
     loop {
         let tasks = Tasks::new(Shutdown::new());
         match Store::open_with(data, Clock::system(), &tasks, window) {
             Ok(store) => return Opened { store, tasks },
             // Other tests start children, and such a one has all our files until it has become another program.
-            Err(OpenError::InUse { .. }) => std::thread::yield_now(),
+            Err(OpenError::InUse { .. }) if Instant::now() < patience => std::thread::yield_now(),
             Err(error) => panic!("{}", kit::chain(&error)),
         }
     }
