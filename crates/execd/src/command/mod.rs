@@ -166,6 +166,11 @@ impl Command {
         self.started
     }
 
+    /// The time, and never one before its start: the machine's clock may have been set back since.
+    pub(crate) fn now(&self) -> u64 {
+        now_ms().max(self.started)
+    }
+
     fn status(&self) -> CommandStatus {
         let end = self.end.borrow();
         CommandStatus {
@@ -477,7 +482,7 @@ async fn supervise(
     if let Some(killed) = killed.filter(|_| code != 0) {
         why = format!("{killed} ({why})");
     }
-    let end = End { code, why, at: now_ms() };
+    let end = End { code, why, at: command.now() };
     after(&end);
     command.end.replace(Some(end.clone()));
     daemon.commands.end(&command);

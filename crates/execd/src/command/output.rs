@@ -96,15 +96,18 @@ impl Output {
                 return Poll::Ready(Some(end));
             }
             if let Poll::Ready(end) = Pin::new(&mut self.ended).poll(cx) {
-                self.end =
-                    Some(end.unwrap_or_else(|_| End { code: 255, why: "its end was not seen".into(), at: now_ms() }));
+                self.end = Some(end.unwrap_or_else(|_| End {
+                    code: 255,
+                    why: "its end was not seen".into(),
+                    at: self.command.now(),
+                }));
                 for source in self.sources.iter_mut().flatten() {
                     source.left = Some(available(&source.fd));
                 }
                 continue;
             }
             if self.ping.poll_tick(cx).is_ready() {
-                let ping = format!("{{\"type\":\"ping\",\"text\":\"pong\",\"timestamp\":{}}}\n\n", now_ms());
+                let ping = format!("{{\"type\":\"ping\",\"text\":\"pong\",\"timestamp\":{}}}\n\n", self.command.now());
                 return Poll::Ready(Some(ping.into()));
             }
             return Poll::Pending;
@@ -127,7 +130,7 @@ impl Output {
                 source.left = source.left.map(|left| left - length.min(left));
                 let data = scratch.get(..length).unwrap_or_default();
                 source.journal.write(&self.daemon.journal, data);
-                source.lines.push(data, &Tail::at(now_ms()), out);
+                source.lines.push(data, &Tail::at(self.command.now()), out);
                 let told = out.len() - before;
                 if told > FRAME {
                     self.read = (self.read / 2).max(READ.0);
@@ -137,7 +140,7 @@ impl Output {
             }
             Poll::Ready(end) => {
                 source.journal.finish(&self.daemon.journal);
-                source.lines.finish(&Tail::at(now_ms()), out);
+                source.lines.finish(&Tail::at(self.command.now()), out);
                 // A child that the command left behind may hold the pipe: it must not die of writing to it.
                 let held =
                     end.is_ok() && self.end.is_some() && !matches!(rustix::io::read(&source.fd, &mut **scratch), Ok(0));
@@ -215,7 +218,7 @@ pub(crate) fn not_started(id: &str, code: i32, why: &str) -> Bytes {
 
 /// The whole stream of a background command.
 pub(crate) fn started_in_background(command: &Command) -> Bytes {
-    [init(&command.id, command.started), last(0, "", command.started, now_ms())].concat().into()
+    [init(&command.id, command.started), last(0, "", command.started, command.now())].concat().into()
 }
 
 /// Where the output of a background command goes.
