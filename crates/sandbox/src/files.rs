@@ -7,6 +7,7 @@ use bytes::BytesMut;
 use http::{Method, StatusCode, header};
 use http_body_util::BodyExt;
 use wire::execd::{FileInfo, FileMetadata, Permission};
+use wire::query::encode;
 
 use crate::link::{answer, full};
 use crate::{Error, Hand};
@@ -33,7 +34,7 @@ impl Hand {
     /// [`Error::Refused`] when there is no such file, or it is not one.
     pub async fn read_file(&self, path: &str, from: u64, most: usize) -> Result<Content, Error> {
         let _busy = self.begin()?;
-        let mut query = format!("files/download?path={}", encoded(path));
+        let mut query = format!("files/download?path={}", encode(path.as_bytes()));
         if from > 1 {
             let _ = write!(query, "&offset={from}");
         }
@@ -86,7 +87,7 @@ impl Hand {
     /// [`Error::Refused`] when there is no such directory, or too much is in it.
     pub async fn list_directory(&self, path: &str) -> Result<Vec<FileInfo>, Error> {
         let _busy = self.begin()?;
-        let query = format!("directories/list?depth=1&path={}", encoded(path));
+        let query = format!("directories/list?depth=1&path={}", encode(path.as_bytes()));
         let list = async {
             let asked = self.link().execd(&self.live.id, Method::GET, &query, "application/json", full(""));
             answer("pass a listing on", asked.await?).await
@@ -118,17 +119,4 @@ impl Form {
             closing: format!("\r\n--{boundary}--\r\n"),
         }
     }
-}
-
-/// As a value in a query.
-fn encoded(path: &str) -> String {
-    let mut text = String::with_capacity(path.len());
-    for byte in path.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
-            text.push(char::from(byte));
-        } else {
-            let _ = write!(text, "%{byte:02X}");
-        }
-    }
-    text
 }

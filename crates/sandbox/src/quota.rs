@@ -15,7 +15,8 @@ use crate::{Error, Hand, workspace};
 const COUNTED: Duration = Duration::from_secs(2);
 /// Counting may take one part in so many of the time.
 const SHARE: u32 = 20;
-/// Sessions that are still to be told why their sandbox was ended; of more, some are not told.
+/// Sessions that are still to be told why their sandbox was ended. When there are more, one of those that have waited is
+/// not told any more.
 const UNSAID: usize = 1024;
 
 impl Hand {
@@ -117,15 +118,24 @@ impl Inner {
 
     fn tell_later(&self, key: &Key, stopped: Stopped) {
         let mut unsaid = self.unsaid();
-        if unsaid.len() < UNSAID || unsaid.contains_key(key) {
-            unsaid.insert(key.clone(), stopped);
+        if unsaid.len() >= UNSAID
+            && !unsaid.contains_key(key)
+            && let Some(one) = unsaid.keys().next().cloned()
+        {
+            unsaid.remove(&one);
         }
+        unsaid.insert(key.clone(), stopped);
     }
 }
 
 async fn count(live: &Live) -> u64 {
     let path = live.workspace.clone();
-    let size = tokio::task::spawn_blocking(move || workspace::size(&path)).await.unwrap_or_default();
-    live.size.store(size, Ordering::Release);
-    size
+    match tokio::task::spawn_blocking(move || workspace::size(&path)).await {
+        Ok(size) => {
+            live.size.store(size, Ordering::Release);
+            size
+        }
+        // Not counted, because everything ends: it is as it was.
+        Err(_) => live.size.load(Ordering::Acquire),
+    }
 }

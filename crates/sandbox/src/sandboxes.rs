@@ -53,7 +53,7 @@ pub(crate) struct Inner {
     places: Mutex<HashMap<Key, Arc<Place>>>,
     /// By the node's id.
     live: Mutex<Everybody>,
-    /// What sessions without a sandbox are told when they get the next one.
+    /// What sessions whose sandbox was ended are told when they get the next one.
     unsaid: Mutex<HashMap<Key, Stopped>>,
 }
 
@@ -140,6 +140,7 @@ impl Sandboxes {
         for place in used {
             self.0.end_place(&place, "its run was deleted", |live| *live.run() == *run).await;
         }
+        self.0.unsaid().remove(&own);
         // What no object can be named has no workspace.
         self.0.workspaces.of(&own).map_or(Ok(()), |path| self.0.discard(&path))
     }
@@ -153,6 +154,7 @@ impl Sandboxes {
         let its = places.iter().filter(|it| it.key.namespace == namespace && it.key.instance == instance);
         let ends = its.map(|place| self.0.end_place(place, "its instance was deleted", |_| true));
         futures::future::join_all(ends).await;
+        self.0.unsaid().retain(|key, _| key.namespace != namespace || key.instance != instance);
         self.0.workspaces.of_instance(namespace, instance).map_or(Ok(()), |path| self.0.discard(&path))
     }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
 
@@ -13,17 +14,19 @@ use crate::live::{Key, Whose};
 /// What waits to be removed; no namespace has such a name.
 const REMOVED: &str = ".removed";
 
-/// How often a workspace is tried to be made.
-const TRIES: usize = 3;
-
-pub(crate) struct Workspaces(PathBuf);
+pub(crate) struct Workspaces {
+    root: PathBuf,
+    /// Held while directories above workspaces are made or removed: what one call made is not to go before it has put a
+    /// workspace there.
+    above: Mutex<()>,
+}
 
 impl Workspaces {
     /// Takes the directory and makes it this user's alone.
     pub(crate) fn open(root: PathBuf) -> Result<Self, Error> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(root.join(REMOVED));
         let root = made.and_then(|()| root.canonicalize()).map_err(Error::disk("make", &root))?;
-        Ok(Self(root))
+        Ok(Self { root, above: Mutex::default() })
     }
 
     pub(crate) fn of_instance(&self, namespace: &str, instance: &str) -> Result<PathBuf, Error> {
@@ -33,7 +36,7 @@ impl Workspaces {
                 return Err(Error::Unfit(format!("{name:?} is no name of an object")));
             }
         }
-        Ok(self.0.join(namespace).join(instance))
+        Ok(self.root.join(namespace).join(instance))
     }
 
     pub(crate) fn of(&self, key: &Key) -> Result<PathBuf, Error> {
@@ -48,27 +51,26 @@ impl Workspaces {
 
     /// Makes a workspace, where it is not there yet. Only the last directory is open to the sandbox's own ids.
     pub(crate) fn make(&self, workspace: &Path) -> Result<(), Error> {
-        let try_once = || {
-            if let Some(above) = workspace.parent() {
-                fs::DirBuilder::new().recursive(true).mode(0o700).create(above)?;
-            }
-            match fs::DirBuilder::new().mode(0o755).create(workspace) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-                other => other,
-            }
+        let _above = self.above.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = match workspace.parent() {
+            Some(above) => fs::DirBuilder::new().recursive(true).mode(0o700).create(above),
+            None => Ok(()),
         };
-        // What is above it may go in this moment, with the last workspace in it.
-        let made = (1..TRIES).map(|_| try_once()).find(Result::is_ok).unwrap_or_else(try_once);
+        let made = made.and_then(|()| match fs::DirBuilder::new().mode(0o755).create(workspace) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        });
         made.map_err(Error::disk("make the workspace", workspace))
     }
 
     /// Takes a directory out of the way, at once, and tells where it is then; what uses its name again begins empty.
     pub(crate) fn discard(&self, directory: &Path) -> Result<Option<PathBuf>, Error> {
-        let away = self.0.join(REMOVED).join(kit::id());
+        let away = self.root.join(REMOVED).join(kit::id());
         match fs::rename(directory, &away) {
             Ok(()) => {
-                // The instance's and the namespace's, when they are empty now.
-                for above in directory.ancestors().skip(1).take_while(|it| *it != self.0) {
+                let _above = self.above.lock().unwrap_or_else(PoisonError::into_inner);
+                for above in directory.ancestors().skip(1).take_while(|it| *it != self.root) {
+                    // The instance's and the namespace's: refused while anything is in them.
                     let _ = fs::remove_dir(above);
                 }
                 Ok(Some(away))
@@ -80,7 +82,7 @@ impl Workspaces {
 
     /// What was discarded and is still there.
     pub(crate) fn removed(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(self.0.join(REMOVED));
+        let entries = fs::read_dir(self.root.join(REMOVED));
         entries.map(|entries| entries.flatten().map(|it| it.path()).collect()).unwrap_or_default()
     }
 }
@@ -141,5 +143,23 @@ mod tests {
         assert!(!path.exists() && all.removed() == [away]);
         assert!(!home.path().join("default").exists(), "nor is anything left above it");
         assert_eq!(all.discard(&path).unwrap(), None);
+    }
+
+    #[test]
+    fn one_can_be_made_while_the_last_one_beside_it_goes() {
+        let home = tempfile::tempdir().unwrap();
+        let all = Workspaces::open(home.path().join("workspaces")).unwrap();
+        let again_and_again = |run: &str| {
+            let path = all.of(&key("default", "me", Whose::Run(run.into()))).unwrap();
+            for _ in 0..2000 {
+                all.make(&path).unwrap();
+                fs::remove_dir(all.discard(&path).unwrap().unwrap()).unwrap();
+            }
+        };
+        std::thread::scope(|scope| {
+            for run in ["a", "b", "c", "d"] {
+                scope.spawn(move || again_and_again(run));
+            }
+        });
     }
 }

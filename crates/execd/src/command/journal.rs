@@ -11,6 +11,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use crate::daemon::Daemon;
 use crate::os;
@@ -21,7 +22,7 @@ use super::encode::{Stream, whole_characters};
 
 /// How much is kept: text, and what each piece of it costs besides.
 const KEPT: usize = 256 << 10;
-const PIECE: usize = 64;
+const PIECE: usize = size_of::<Piece>();
 /// A piece, and with it a line, is not longer. So long are the pieces of container runtimes, too.
 const LONGEST: usize = 16 << 10;
 /// A reader is given about so much at once.
@@ -49,7 +50,8 @@ struct Lines {
 struct Piece {
     /// How many bytes were logged before it.
     from: u64,
-    head: String,
+    at: Timespec,
+    stream: Stream,
     text: Box<[u8]>,
 }
 
@@ -63,10 +65,6 @@ pub(crate) struct Writer {
 impl Journal {
     fn push(&self, stream: Stream, text: &[&[u8]]) {
         let text = text.concat().into_boxed_slice();
-        let name = match stream {
-            Stream::Stdout => "stdout",
-            Stream::Stderr => "stderr",
-        };
         {
             let mut lines = self.lines.borrow_mut();
             lines.cost += text.len() + PIECE;
@@ -77,7 +75,7 @@ impl Journal {
             }
             let from = lines.end;
             lines.end += text.len() as u64;
-            lines.pieces.push_back(Piece { from, head: format!("{} {name} ", os::rfc3339_now()), text });
+            lines.pieces.push_back(Piece { from, at: clock_gettime(ClockId::Realtime), stream, text });
         }
         for waker in std::mem::take(&mut *self.waiting.borrow_mut()).into_values() {
             waker.wake();
@@ -106,6 +104,17 @@ impl Lines {
 
     fn start(&self) -> u64 {
         self.pieces.front().map_or(self.end, |piece| piece.from)
+    }
+}
+
+impl Piece {
+    /// What each of its lines begins with for a reader.
+    fn head(&self) -> String {
+        let stream = match self.stream {
+            Stream::Stdout => "stdout",
+            Stream::Stderr => "stderr",
+        };
+        format!("{} {stream} ", os::rfc3339_nanos(self.at))
     }
 }
 
@@ -180,16 +189,17 @@ impl Reading {
         let start = lines.start();
         if self.at < start {
             let lost = start - self.at;
-            let now = os::rfc3339_now();
+            let now = os::rfc3339_nanos(clock_gettime(ClockId::Realtime));
             let _ = writeln!(out, "{now} lost {lost} bytes of this log were dropped before they were read");
             self.at = start;
         }
         let end = self.end.unwrap_or(lines.end);
         let first = lines.pieces.partition_point(|piece| piece.from + piece.text.len() as u64 <= self.at);
         for piece in lines.pieces.iter().skip(first).take_while(|piece| piece.from < end) {
+            let head = piece.head();
             let skip = usize::try_from(self.at - piece.from).unwrap_or(usize::MAX);
             for line in piece.text.get(skip..).unwrap_or_default().split_inclusive(|byte| *byte == b'\n') {
-                out.extend_from_slice(piece.head.as_bytes());
+                out.extend_from_slice(head.as_bytes());
                 out.extend_from_slice(line);
             }
             self.at = piece.from + piece.text.len() as u64;

@@ -118,14 +118,7 @@ fn disposition(name: &OsStr) -> String {
     if name.as_bytes().iter().all(plain) {
         return format!("attachment; filename=\"{}\"", name.to_string_lossy());
     }
-    let encoded: String = name
-        .as_bytes()
-        .iter()
-        .map(|&byte| match byte {
-            byte if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => char::from(byte).to_string(),
-            byte => format!("%{byte:02X}"),
-        })
-        .collect();
+    let encoded = wire::query::encode(name.as_bytes());
     format!("attachment; filename=\"{encoded}\"; filename*=UTF-8''{encoded}")
 }
 

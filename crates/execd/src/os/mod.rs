@@ -9,7 +9,7 @@ pub(crate) mod tree;
 pub(crate) mod users;
 pub(crate) mod workers;
 
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
 /// Milliseconds since 1970.
 pub(crate) fn now_ms() -> u64 {
@@ -28,10 +28,9 @@ pub(crate) fn rfc3339(seconds: i64, nanos: u32) -> String {
     format!("{}{fraction}Z", date_and_time(seconds))
 }
 
-/// Now, in RFC 3339 with nine digits of the second.
-pub(crate) fn rfc3339_now() -> String {
-    let now = clock_gettime(ClockId::Realtime);
-    format!("{}.{:09}Z", date_and_time(now.tv_sec), now.tv_nsec)
+/// The same with nine digits of the second, always.
+pub(crate) fn rfc3339_nanos(at: Timespec) -> String {
+    format!("{}.{:09}Z", date_and_time(at.tv_sec), at.tv_nsec)
 }
 
 fn date_and_time(seconds: i64) -> String {

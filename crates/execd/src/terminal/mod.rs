@@ -32,6 +32,7 @@ use crate::request::Query;
 
 use self::past::Past;
 
+/// Terminals at once; and as many commands that run for one client alone.
 const MOST: usize = 64;
 /// Read at once; a client's messages are not longer.
 const CHUNK: usize = 16 << 10;
@@ -39,7 +40,11 @@ const CHUNK: usize = 16 << 10;
 const WAITING: usize = 16;
 
 #[derive(Default)]
-pub(crate) struct Terminals(RefCell<HashMap<String, Rc<Terminal>>>);
+pub(crate) struct Terminals {
+    all: RefCell<HashMap<String, Rc<Terminal>>>,
+    /// Held by each of those that nobody comes back to, and by us.
+    passing: Rc<()>,
+}
 
 pub(crate) struct Terminal {
     id: String,
@@ -94,7 +99,7 @@ pub(crate) fn create(daemon: &Daemon, request: RunCommand) -> Result {
     if request.gid.is_some() && request.uid.is_none() {
         return Err(Problem::invalid("gid needs uid"));
     }
-    let mut all = daemon.terminals.0.borrow_mut();
+    let mut all = daemon.terminals.all.borrow_mut();
     if all.len() >= MOST {
         return Err(Problem::too_many(format!("there are {MOST} terminals: delete one")));
     }
@@ -113,7 +118,7 @@ pub(crate) fn status(daemon: &Daemon, id: &str) -> Result {
 /// `DELETE /pty/{id}`: ends its process and all that comes from it.
 pub(crate) async fn delete(daemon: &Daemon, id: &str) -> Result {
     let terminal = daemon.terminals.get(id)?;
-    daemon.terminals.0.borrow_mut().remove(id);
+    daemon.terminals.all.borrow_mut().remove(id);
     let process = terminal.state.borrow().process.clone();
     if let Some(process) = process {
         process.command.kill(daemon, "its terminal was deleted", Duration::ZERO).await;
@@ -147,12 +152,15 @@ pub(crate) fn exec(daemon: &Rc<Daemon>, query: &Query, headers: &HeaderMap, upgr
     let text = |value: &[u8]| String::from_utf8(value.to_vec()).map_err(|_| Problem::parameter("arg is no UTF-8"));
     let argv = query.all("arg").map(text).collect::<Result<Vec<_>>>()?;
     let pipes = query.get("pty") != Some(b"1");
+    if Rc::strong_count(&daemon.terminals.passing) > MOST {
+        return Err(Problem::too_many(format!("{MOST} commands run for one client each: that is all")));
+    }
     let (upgrade, reply) = upgraded(headers, upgrade)?;
     let request = RunCommand { argv: Some(argv), ..RunCommand::default() };
     let terminal = Rc::new(Terminal { id: os::id(), request, state: RefCell::default() });
-    let shared = daemon.clone();
+    let (shared, place) = (daemon.clone(), daemon.terminals.passing.clone());
     daemon.spawn(async move {
-        let daemon = shared;
+        let (daemon, _place) = (shared, place);
         client::serve(daemon.clone(), terminal.clone(), upgrade, 0, pipes, false).await;
         let process = terminal.state.borrow_mut().process.take();
         if let Some(process) = process
@@ -179,7 +187,7 @@ fn upgraded(headers: &HeaderMap, upgrade: Option<OnUpgrade>) -> Result<(OnUpgrad
 
 impl Terminals {
     fn get(&self, id: &str) -> Result<Rc<Terminal>> {
-        self.0.borrow().get(id).cloned().ok_or_else(|| Problem::no_context(format!("no terminal {id}")))
+        self.all.borrow().get(id).cloned().ok_or_else(|| Problem::no_context(format!("no terminal {id}")))
     }
 }
 

@@ -291,3 +291,11 @@ fn what_is_executed_for_one_client_has_its_arguments_and_ends_with_it() {
     assert_eq!(execd.get("/insula/v1/exec?arg=true").problem(400), "INVALID_PARAMETER");
     assert!(execd.get("/insula/v1/log").ok().text().is_empty(), "what a terminal shows is its client's");
 }
+
+#[test]
+fn as_many_run_for_one_client_each_as_there_are_terminals() {
+    let execd = Execd::open();
+    let mut many: Vec<_> = (0..64).map(|_| Client::at(&execd, "/insula/v1/exec?arg=cat").unwrap()).collect();
+    many.iter_mut().for_each(|client| client.is_connected_in("pipe"));
+    assert_eq!(Client::at(&execd, "/insula/v1/exec?arg=cat").err().unwrap().problem(429), "TOO_MANY");
+}

@@ -1,9 +1,10 @@
+use std::path::Path;
 use std::time::Duration;
 
-use sandbox::{Command, Error, Exit, Want};
+use sandbox::{Command, Error, Exit, Hand, Want};
 use wire::node::Quota;
 
-use crate::cell::{Cell, command, is_running, run, sh};
+use crate::cell::{Cell, Watch, command, is_running, run, sh};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_runs_in_the_sandbox_and_says_how_it_ended() {
@@ -167,10 +168,7 @@ async fn what_a_command_has_left_running_fills_no_disk() {
     let (owner, _lease) = cell.begin("r", "s").await;
     let hand = cell.claim(&owner).await;
     let mut watch = cell.watch().await;
-    let writer = "until [ -e /workspace/go ]; do sleep 0.01; done; i=0; while sleep 0.02; do i=$((i+1)); head -c 2000000 /dev/zero > /workspace/f$i; done";
-    assert_eq!(sh(&hand, &format!("({writer}) > /dev/null 2>&1 & echo left")).await, "left");
-    std::fs::write(workspace.join("go"), "").unwrap();
-    watch.ended(hand.id()).await;
+    outgrow(&hand, &workspace, &mut watch).await;
 
     let next = cell.claim(&owner).await;
     assert_ne!(next.id(), hand.id());
@@ -182,8 +180,24 @@ async fn what_a_command_has_left_running_fills_no_disk() {
         "told once why, then what: {done:?}"
     );
     assert_eq!(sh(&next, "rm /workspace/f*; cat /workspace/old").await, "old");
+
+    // Of what one instance did, another one with its name is not told.
+    std::fs::remove_file(workspace.join("go")).unwrap();
+    outgrow(&next, &workspace, &mut watch).await;
+    cell.ledger.forget_instance("default", "me").await.unwrap();
+    cell.sandboxes.end_instance("default", "me").await.unwrap();
+    let (owner, _lease) = cell.begin("of another", "s").await;
+    assert_eq!(sh(&cell.claim(&owner).await, "echo well").await, "well");
     drop(watch);
     cell.end().await;
+}
+
+/// Leaves something running that writes until the sandbox is ended for it.
+async fn outgrow(hand: &Hand, workspace: &Path, watch: &mut Watch) {
+    let writer = "until [ -e /workspace/go ]; do sleep 0.01; done; i=0; while sleep 0.02; do i=$((i+1)); head -c 2000000 /dev/zero > /workspace/f$i; done";
+    assert_eq!(sh(hand, &format!("({writer}) > /dev/null 2>&1 & echo left")).await, "left");
+    std::fs::write(workspace.join("go"), "").unwrap();
+    watch.ended(hand.id()).await;
 }
 
 /// Takes every process that it can get, for as long as it lives.
