@@ -87,8 +87,9 @@ impl House {
     pub(crate) async fn with(data: Data, kubelets: Option<Kubelets>) -> Self {
         loop {
             let (tasks, kubelets) = (Tasks::new(Shutdown::new()), kubelets.clone());
-            let options =
-                Options { data: data.clone(), clock: Clock::system(), tasks: tasks.clone(), kubelets, audit: None };
+            // The machine's may be set back meanwhile; what is deleted once more is then due at another time.
+            let clock = Clock::starting_at(Clock::system().now());
+            let options = Options { data: data.clone(), clock, tasks: tasks.clone(), kubelets, audit: None };
             match ApiServer::open(options).await {
                 Ok(server) => return Self { client: server.client(), server, tasks },
                 // The clients of the house before are on their way out.

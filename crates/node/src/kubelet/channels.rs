@@ -27,7 +27,7 @@ const WAITING: usize = 16;
 const PING: Duration = Duration::from_secs(30);
 /// execd asks twice as often whether we are there.
 const SILENCE: Duration = Duration::from_secs(75);
-/// How long a peer may take to take one frame.
+/// How long a client may take to take one frame.
 const SLOWEST: Duration = Duration::from_secs(60);
 /// How long a client may take to close its side when all was said.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -173,10 +173,10 @@ where
         let _ = to_execd.try_send(text(&ToTerminal::Eof));
     }
 
-    let mut out = pin!(write(client, frames, Some(ping)));
+    let mut out = pin!(write(client, frames, ping));
     let mut into = pin!(async {
         // What the process does not take any more is not missed; how it ended is still to be read.
-        let _ = write(execd, input, None).await;
+        let _ = hand_on(execd, input).await;
         std::future::pending::<()>().await;
     });
     let way = tokio::select! {
@@ -281,29 +281,34 @@ async fn down<R: AsyncRead + Unpin>(
     }
 }
 
-/// Writes frames as they come, and `ping` when none do for a while.
-async fn write<W>(mut to: W, mut frames: mpsc::Receiver<Out>, ping: Option<Vec<u8>>) -> io::Result<()>
-where
-    W: AsyncWrite + Unpin,
-{
+/// Writes frames to the client as they come, and `ping` when none do for a while.
+async fn write<W: AsyncWrite + Unpin>(mut to: W, mut frames: mpsc::Receiver<Out>, ping: Vec<u8>) -> io::Result<()> {
     loop {
-        let next = match &ping {
-            None => frames.recv().await,
-            Some(ping) => match timeout(PING, frames.recv()).await {
-                Ok(next) => next,
-                Err(_) => Some(ping.clone().into()),
-            },
+        let next = match timeout(PING, frames.recv()).await {
+            Ok(next) => next,
+            Err(_) => Some(ping.clone().into()),
         };
         let Some(Out { frame, last }) = next else { return Ok(()) };
-        let written = timeout(SLOWEST, async {
-            to.write_all(&frame).await?;
-            to.flush().await
-        });
+        let written = timeout(SLOWEST, put(&mut to, &frame));
         written.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         if last {
             return Ok(());
         }
     }
+}
+
+/// Writes frames to execd, which waits while the process reads nothing: it may do so for ever. That execd itself is stuck
+/// shows by its silence.
+async fn hand_on<W: AsyncWrite + Unpin>(mut to: W, mut frames: mpsc::Receiver<Out>) -> io::Result<()> {
+    while let Some(Out { frame, .. }) = frames.recv().await {
+        put(&mut to, &frame).await?;
+    }
+    Ok(())
+}
+
+async fn put<W: AsyncWrite + Unpin>(to: &mut W, frame: &[u8]) -> io::Result<()> {
+    to.write_all(frame).await?;
+    to.flush().await
 }
 
 /// `TerminalSize`.
@@ -344,4 +349,52 @@ fn failed(why: &str) -> Value {
         "details": {"causes": [{"message": why}]},
         "code": 500,
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn input_waits_for_a_process_that_reads_late() {
+        let (client, mut kubectl) = tokio::io::duplex(1 << 10);
+        let (ours, execd) = tokio::io::duplex(1 << 10);
+        let asked = Asked { command: vec!["late".into()], stdin: true, stdout: true, ..Asked::default() };
+        let carried = carry(client, ours, &asked, Carrier::WebSocket, Protocol::V5);
+        let says = async {
+            let block = [&[channel::STDIN], [b'x'; 1 << 10].as_slice()];
+            for _ in 0..64 {
+                kubectl.write_all(&frame(Side::Client, Opcode::Binary, &block)).await.unwrap();
+            }
+            kubectl.write_all(&frame(Side::Client, Opcode::Binary, &[&[255, channel::STDIN]])).await.unwrap();
+            // To the close, which it does not answer.
+            let mut told = Vec::new();
+            kubectl.read_to_end(&mut told).await.unwrap();
+            String::from_utf8_lossy(&told).into_owned()
+        };
+        let reads = async {
+            let (from, mut to) = tokio::io::split(execd);
+            for _ in 0..20 {
+                tokio::time::sleep(PING).await;
+                to.write_all(&frame(Side::Server, Opcode::Ping, &[])).await.unwrap();
+            }
+            let (mut messages, mut input) = (Messages::new(from, Side::Client), 0);
+            loop {
+                match messages.next().await.unwrap().unwrap() {
+                    Message::Binary(data) => input += data.len() - 1,
+                    Message::Text(_) => break,
+                    _ => {}
+                }
+            }
+            let exit = serde_json::to_vec(&FromTerminal::Exit { exit_code: 0 }).unwrap();
+            to.write_all(&frame(Side::Server, Opcode::Text, &[&exit])).await.unwrap();
+            input
+        };
+        let ((), told, input) = tokio::join!(carried, says, reads);
+        assert_eq!(input, 64 << 10);
+        assert!(told.contains(r#""status":"Success""#), "{told}");
+    }
 }
