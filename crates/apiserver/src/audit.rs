@@ -1,11 +1,13 @@
 //! The audit log: who asked for what and what became of it, as Kubernetes' audit events at the level `Metadata`, one JSON
-//! document a line. Never a body, and never a token: of headers only the user agent is told.
+//! document a line. Never a body, and never a token: of headers only the user agent is told, and of bodies what policies and
+//! webhooks choose to tell.
 //!
 //! Lines are written off the requests' path. They wait in a queue that is bounded in bytes; while it is full, or the disk
 //! is, events are lost, counted (`insula_audit_lost_total`) and told in the program's log: an API that stands still because of
 //! its log would be worse.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -26,6 +28,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::access::roles::Decision;
 use crate::access::{Attributes, User};
 use crate::count::Counter;
+use crate::object::meta::qualified_name;
 
 /// Bytes of events that wait to be written.
 const QUEUE: usize = 16 << 20;
@@ -34,6 +37,8 @@ const BATCH: usize = 512;
 /// Of a request's URI and of its user agent, what is told.
 const LONGEST_URI: usize = 8 << 10;
 const LONGEST_AGENT: usize = 1 << 10;
+/// What the annotations of admission may be together.
+const ANNOTATIONS_MAX: usize = 1 << 20;
 /// How long answers that are still given at the shutdown are waited for.
 const FAREWELL: Duration = Duration::from_secs(3);
 
@@ -45,6 +50,31 @@ pub struct AuditLog {
     pub max_bytes: u64,
     /// So many older files are kept.
     pub max_backups: u32,
+}
+
+/// What admission has to tell of a request.
+#[derive(Debug, Default)]
+pub(crate) struct Annotations {
+    all: BTreeMap<String, String>,
+    size: usize,
+}
+
+impl Annotations {
+    /// The first value of a key is the one that stays.
+    pub(crate) fn add(&mut self, key: String, value: String) {
+        if self.all.contains_key(&key) {
+            return;
+        }
+        let size = self.size + key.len() + value.len();
+        if key.split('/').count() != 2 || !qualified_name(&key).is_empty() {
+            tracing::warn!(key = cut(&key, LONGEST_AGENT), "an annotation for the audit log has no proper key");
+        } else if size > ANNOTATIONS_MAX {
+            tracing::warn!(key, "there is no room for an annotation of the audit log");
+        } else {
+            self.size = size;
+            self.all.insert(key, value);
+        }
+    }
 }
 
 /// What is known of a request. Dropped, it is written: also when who asked has gone before the answer.
@@ -59,6 +89,7 @@ pub(crate) struct Asked {
     impersonated: Option<User>,
     wanted: Option<(Attributes, String)>,
     decision: Option<Decision>,
+    annotations: Annotations,
     /// Code, and the reason of a refusal.
     outcome: Option<(u16, Option<Cow<'static, str>>)>,
     /// Goes after the event has been written.
@@ -113,6 +144,7 @@ impl Audit {
             impersonated: None,
             wanted: None,
             decision: None,
+            annotations: Annotations::default(),
             outcome: None,
             _open: self.0.open.token(),
         })
@@ -155,6 +187,10 @@ impl Asked {
     pub(crate) fn decided(&mut self, wanted: &Attributes, version: &str, decision: &Decision) {
         self.wanted = Some((wanted.clone(), version.to_owned()));
         self.decision = Some(decision.clone());
+    }
+
+    pub(crate) fn annotated(&mut self, annotations: Annotations) {
+        self.annotations = annotations;
     }
 
     pub(crate) fn ended(&mut self, code: u16, reason: Option<Cow<'static, str>>) {
@@ -211,12 +247,15 @@ impl Asked {
         }
         set("requestReceivedTimestamp", json!(micros(self.received)));
         set("stageTimestamp", json!(micros(now)));
+        let mut annotations: Map<String, Value> =
+            self.annotations.all.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
         if let Some(Decision { allowed, reason }) = &self.decision {
             let decision = if *allowed { "allow" } else { "forbid" };
-            set(
-                "annotations",
-                json!({"authorization.k8s.io/decision": decision, "authorization.k8s.io/reason": reason}),
-            );
+            annotations.insert("authorization.k8s.io/decision".into(), json!(decision));
+            annotations.insert("authorization.k8s.io/reason".into(), json!(reason));
+        }
+        if !annotations.is_empty() {
+            set("annotations", annotations.into());
         }
         Value::Object(event)
     }

@@ -224,6 +224,7 @@ fn call(core: &Arc<Core>, group: &str, plural: &str, name: &str) -> Option<Call>
         name: name.to_owned(),
         subresource: String::new(),
         warnings: Vec::new(),
+        annotations: Default::default(),
     })
 }
 

@@ -10,6 +10,7 @@ use super::rules::Matcher;
 
 pub(super) struct Hook {
     pub(super) name: String,
+    pub(super) configuration: String,
     /// Among all webhooks.
     pub(super) id: String,
     pub(super) matcher: Matcher,
@@ -33,6 +34,7 @@ impl Hook {
         let fails_open = text("failurePolicy") == "Ignore";
         let versions = of.get("admissionReviewVersions").and_then(Value::as_array);
         Self {
+            configuration: configuration.to_owned(),
             id: format!("{configuration}/{name}/{at}"),
             matcher: Matcher::new(of),
             conditions: Conditions::new(of, fails_open, &Environment::new(false, false)),

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
+use indexmap::{IndexMap, IndexSet};
+use serde_json::{Value, json};
 
 use super::celled::{self, BROKE, Conditions, Environment, Scene, VARIABLES};
 use super::forbidden;
@@ -26,6 +27,10 @@ use crate::verbs::scale::selector_text;
 const BUDGET: u64 = 10_000_000;
 /// A message that an expression makes is at most so long.
 const MESSAGE_MAX: usize = 5 * 1024;
+/// What an annotation of the audit log holds at most, and those of all parameters together.
+const ANNOTATION_MAX: usize = 10 * 1024;
+const TOLD_MAX: usize = 256 * 1024;
+const VALIDATION_FAILURE: &str = "validation.policy.admission.k8s.io/validation_failure";
 const GROUP: &str = "admissionregistration.k8s.io";
 
 fn text<'a>(of: &'a Value, field: &str) -> &'a str {
@@ -59,6 +64,7 @@ pub(super) struct Policy {
     conditions: Conditions,
     variables: Vec<Variable>,
     validations: Vec<Validation>,
+    annotations: Vec<Annotation>,
 }
 
 struct Variable {
@@ -76,6 +82,13 @@ struct Validation {
     reason: String,
 }
 
+/// Something for the audit log.
+struct Annotation {
+    key: String,
+    source: String,
+    of: Result<Composed, String>,
+}
+
 pub(super) struct Binding {
     pub(super) rev: u64,
     name: String,
@@ -83,8 +96,7 @@ pub(super) struct Binding {
     matcher: Option<Matcher>,
     /// `paramRef`.
     params: Option<Value>,
-    denies: bool,
-    warns: bool,
+    actions: Vec<String>,
 }
 
 impl Policy {
@@ -115,12 +127,20 @@ impl Policy {
             }
         };
         let validations = list(spec, "validations").map(validation).collect();
+        let annotation = |of: &Value| {
+            let source = text(of, "valueExpression").to_owned();
+            let program = all.compile(&source, &[Type::Text, Type::Null]);
+            let of_it = program.map(|it| Composed::new(it, &variables));
+            Annotation { key: text(of, "key").to_owned(), of: of_it, source }
+        };
+        let annotations = list(spec, "auditAnnotations").map(annotation).collect();
         Self {
             rev: entry.rev,
             name: entry.key.name.to_string(),
             matcher: Matcher::of_resources(spec.get("matchConstraints").unwrap_or(&Value::Null)),
             conditions: Conditions::new(spec, fails_open, &plain),
             validations,
+            annotations,
             fails_open,
             params,
             variables,
@@ -132,29 +152,73 @@ impl Binding {
     pub(super) fn new(entry: &Entry) -> Self {
         let object = entry.value();
         let spec = object.get("spec").unwrap_or(&Value::Null);
-        let does = |action: &str| list(spec, "validationActions").any(|it| it == action);
         Self {
             rev: entry.rev,
             name: entry.key.name.to_string(),
             policy: text(spec, "policyName").to_owned(),
             matcher: spec.get("matchResources").filter(|it| it.is_object()).map(Matcher::of_resources),
             params: spec.get("paramRef").filter(|it| it.is_object()).cloned(),
-            denies: does("Deny"),
-            warns: does("Warn"),
+            actions: list(spec, "validationActions").filter_map(Value::as_str).map(str::to_owned).collect(),
         }
+    }
+
+    fn does(&self, action: &str) -> bool {
+        self.actions.iter().any(|it| it == action)
     }
 }
 
 /// What is wrong with an object by one policy.
 struct Complaint {
+    /// Which of the policy's validations says so.
+    at: usize,
     message: String,
     reason: String,
 }
 
 impl Complaint {
     fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), reason: String::new() }
+        Self { at: 0, message: message.into(), reason: String::new() }
     }
+}
+
+/// What a policy finds.
+#[derive(Default)]
+struct Findings {
+    complaints: Vec<Complaint>,
+    /// For the audit log.
+    told: Vec<(String, String)>,
+    /// What was to be told and could not be evaluated, which refuses whatever the actions are.
+    untold: Vec<Complaint>,
+}
+
+/// What a policy has for the audit log, from all its bindings and parameters.
+#[derive(Default)]
+struct Told {
+    all: IndexMap<String, IndexSet<String>>,
+    size: usize,
+}
+
+impl Told {
+    fn add(&mut self, key: String, value: String) {
+        let size = self.size + value.len();
+        if size <= TOLD_MAX && self.all.entry(key).or_default().insert(value) {
+            self.size = size;
+        }
+    }
+
+    /// The annotations, each with all its values.
+    fn of(self, policy: &str) -> impl Iterator<Item = (String, String)> {
+        self.all.into_iter().map(move |(key, values)| (format!("{policy}/{key}"), Vec::from_iter(values).join(", ")))
+    }
+}
+
+/// The annotation of a request that is let through although something is wrong with it.
+fn failure(policy: &Policy, binding: &Binding, complaint: &Complaint) -> String {
+    json!([{
+        "message": complaint.message, "policy": policy.name, "binding": binding.name, "expressionIndex": complaint.at,
+        "validationActions": binding.actions,
+    }])
+    .to_string()
 }
 
 /// Holds what is about to happen to all policies that are bound.
@@ -168,7 +232,7 @@ pub(super) fn judge(
     if is_policy(&call.resource) {
         return Ok(());
     }
-    let (mut denied, mut warnings) = (Vec::new(), Vec::new());
+    let (mut denied, mut warnings, mut annotations) = (Vec::new(), Vec::new(), Vec::new());
     let asked = Asked::new(call, request.operation, object, old);
     for policy in &held.policies {
         let bindings: Vec<_> = held.bindings.iter().filter(|it| it.policy == policy.name).collect();
@@ -178,7 +242,7 @@ pub(super) fn judge(
         let deny = |binding: Option<&Binding>, it: Complaint| {
             let with = binding.map(|it| format!(" with binding '{}'", it.name)).unwrap_or_default();
             let said = format!("ValidatingAdmissionPolicy '{}'{with} denied request: {}", policy.name, it.message);
-            Complaint { message: said, reason: it.reason }
+            Complaint { message: said, ..it }
         };
         let misconfigured = |binding: Option<&Binding>, why: &str| {
             let what = if binding.is_some() { "binding" } else { "policy" };
@@ -211,6 +275,7 @@ pub(super) fn judge(
         let described = request.described(call, &resource, shown.0.as_ref());
         let said = celled::request(described, request.dry_run, request.options());
         let here = own_namespace(call);
+        let mut told = Told::default();
         for binding in bindings {
             match binding.matcher.as_ref().map(|it| it.find(&asked)) {
                 None | Some(Ok(Some(_))) => {}
@@ -229,22 +294,30 @@ pub(super) fn judge(
             };
             for params in &params {
                 let scene = Scene::new(shown.0.as_ref(), shown.1.as_ref(), &said).with(here.as_ref(), params.as_ref());
-                for complaint in aside(|| policy.complaints(&scene)) {
-                    if binding.warns {
+                let findings = aside(|| policy.findings(&scene));
+                for complaint in findings.complaints {
+                    if binding.does("Audit") {
+                        annotations.push((VALIDATION_FAILURE.to_owned(), failure(policy, binding, &complaint)));
+                    }
+                    if binding.does("Warn") {
                         warnings.push(format!(
                             "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{}': {}",
                             policy.name, binding.name, complaint.message
                         ));
                     }
-                    if binding.denies {
+                    if binding.does("Deny") {
                         denied.push(deny(Some(binding), complaint));
                     }
                 }
+                findings.told.into_iter().for_each(|(key, value)| told.add(key, value));
+                denied.extend(findings.untold.into_iter().map(|it| deny(Some(binding), it)));
             }
         }
+        annotations.extend(told.of(&policy.name));
     }
     let refused = denied.into_iter().next().map(|it| refusal(call, object, it));
     warnings.into_iter().for_each(|it| call.warn(it));
+    annotations.into_iter().for_each(|(key, value)| call.annotations.add(key, value));
     refused.map_or(Ok(()), Err)
 }
 
@@ -322,6 +395,9 @@ impl Composed {
     }
 }
 
+/// There is nothing left to pay with.
+struct Spent;
+
 /// Evaluates expressions that share their variables, each of which is evaluated once, when it is first mentioned.
 struct Evaluator<'a> {
     policy: &'a Policy,
@@ -336,8 +412,7 @@ impl<'a> Evaluator<'a> {
         Self { policy, base, known: vec![None; policy.variables.len()], left }
     }
 
-    /// `Err`: there is nothing left to pay with.
-    fn run(&mut self, of: &'a Composed) -> Result<Result<cel::Value<'a>, Failed>, ()> {
+    fn run(&mut self, of: &'a Composed) -> Result<Result<cel::Value<'a>, Failed>, Spent> {
         let (mut needed, mut open) = (BTreeSet::new(), of.needs.clone());
         while let Some(at) = open.pop() {
             if self.known.get(at).is_some_and(Option::is_none)
@@ -365,71 +440,95 @@ impl<'a> Evaluator<'a> {
     }
 
     /// With the variables that are known.
-    fn evaluate(&mut self, of: &'a Composed) -> Result<Result<cel::Value<'a>, Failed>, ()> {
+    fn evaluate(&mut self, of: &'a Composed) -> Result<Result<cel::Value<'a>, Failed>, Spent> {
         let base = self.base.iter().map(|(name, value)| (*name, Ok(value.clone())));
         let needed = of.needs.iter().filter_map(|at| {
             let name: &'a str = &self.policy.variables.get(*at)?.full;
             Some((name, self.known.get(*at)?.clone()?))
         });
         let (outcome, cost) = of.program.evaluate_in(base.chain(needed).collect(), CALL_LIMIT.min(self.left));
-        self.left = self.left.checked_sub(cost).ok_or(())?;
+        self.left = self.left.checked_sub(cost).ok_or(Spent)?;
         Ok(outcome)
     }
 }
 
 impl Policy {
-    /// What is wrong by this policy.
-    fn complaints(&self, scene: &Scene<'_>) -> Vec<Complaint> {
-        let failed = |why: String| if self.fails_open { None } else { Some(Complaint::new(why)) };
+    /// What this policy finds in what is about to happen.
+    fn findings(&self, scene: &Scene<'_>) -> Findings {
+        let only =
+            |why: String| Findings { complaints: self.failed(0, why).into_iter().collect(), ..Default::default() };
         match self.conditions.hold(scene) {
             Ok(true) => {}
-            Ok(false) => return Vec::new(),
-            Err(why) => return failed(why).into_iter().collect(),
+            Ok(false) => return Findings::default(),
+            Err(why) => return only(why),
         }
         let base = match scene.variables() {
             Ok(base) => base,
-            Err(why) => return failed(why.to_string()).into_iter().collect(),
+            Err(why) => return only(why.to_string()),
         };
         let mut evaluator = Evaluator::new(self, base.clone(), BUDGET);
-        let mut broken = Vec::new();
-        let mut complaints = Vec::new();
-        for validation in &self.validations {
-            let of = match &validation.of {
-                Ok(of) => of,
-                Err(why) => {
-                    complaints.extend(failed(format!("compilation error: {why}")));
-                    continue;
-                }
+        let mut wrong = Vec::new();
+        for (at, validation) in self.validations.iter().enumerate() {
+            match validation.of.as_ref().map(|of| evaluator.run(of)) {
+                Ok(Err(Spent)) => return only(BROKE.to_owned()),
+                Ok(Ok(Ok(cel::Value::Bool(true)))) => {}
+                Ok(Ok(Ok(_))) => wrong.push((at, validation, None)),
+                Ok(Ok(Err(why))) => wrong.push((at, validation, Some(in_error(&validation.source, &why)))),
+                Err(why) => wrong.push((at, validation, Some(format!("compilation error: {why}")))),
+            }
+        }
+        let mut findings = Findings::default();
+        let mut evaluator = Evaluator::new(self, base.clone(), evaluator.left);
+        let mut messages = Vec::new();
+        for (_, validation, _) in wrong.iter().filter(|it| it.2.is_none()) {
+            messages.push(validation.said(&mut evaluator));
+        }
+        let spent = messages.iter().any(Result::is_err);
+        let mut messages = messages.into_iter().flatten();
+        for (at, validation, why) in wrong {
+            let why = why.or_else(|| spent.then(|| format!("failed messageExpression: {BROKE}")));
+            findings.complaints.extend(match why {
+                Some(why) => self.failed(at, why),
+                None => messages.next().map(|message| Complaint { at, message, reason: validation.reason.clone() }),
+            });
+        }
+        let mut evaluator = Evaluator::new(self, base, BUDGET);
+        for annotation in &self.annotations {
+            let outcome = match &annotation.of {
+                Ok(of) => match evaluator.run(of) {
+                    Err(Spent) => return only(BROKE.to_owned()),
+                    Ok(outcome) => outcome.map_err(|why| in_error(&annotation.source, &why)),
+                },
+                Err(why) => Err(format!("compilation error: {why}")),
             };
-            match evaluator.run(of) {
-                Err(()) => return failed(BROKE.to_owned()).into_iter().collect(),
-                Ok(Ok(cel::Value::Bool(true))) => {}
-                Ok(Ok(_)) => broken.push((complaints.len(), validation)),
-                Ok(Err(why)) => {
-                    let said = format!("expression '{}' resulted in error: {why}", validation.source);
-                    complaints.extend(failed(said));
+            match outcome {
+                Ok(cel::Value::Text(text)) => {
+                    let text = text.as_str().trim();
+                    let text = text.get(..text.floor_char_boundary(ANNOTATION_MAX)).unwrap_or_default();
+                    if !text.is_empty() {
+                        findings.told.push((annotation.key.clone(), text.to_owned()));
+                    }
                 }
+                Ok(_) => {}
+                Err(why) => findings.untold.extend(self.failed(0, why)),
             }
         }
-        // In the order of the validations: what is broken is put between what failed.
-        let mut messages = Evaluator::new(self, base, evaluator.left);
-        for (before, (at, validation)) in broken.into_iter().enumerate() {
-            match validation.said(&mut messages) {
-                Ok(message) => complaints.insert(at + before, Complaint { message, reason: validation.reason.clone() }),
-                Err(()) => {
-                    let why = format!("failed messageExpression: {BROKE}");
-                    failed(why).into_iter().for_each(|it| complaints.insert(at + before, it));
-                    break;
-                }
-            }
-        }
-        complaints
+        findings
     }
+
+    /// What cannot be evaluated is wrong, unless the policy says otherwise.
+    fn failed(&self, at: usize, message: String) -> Option<Complaint> {
+        (!self.fails_open).then(|| Complaint { at, message, reason: String::new() })
+    }
+}
+
+fn in_error(source: &str, why: &Failed) -> String {
+    format!("expression '{source}' resulted in error: {why}")
 }
 
 impl Validation {
     /// What is told when it is broken.
-    fn said<'a>(&'a self, evaluator: &mut Evaluator<'a>) -> Result<String, ()> {
+    fn said<'a>(&'a self, evaluator: &mut Evaluator<'a>) -> Result<String, Spent> {
         if let Some(of) = &self.message_expression
             && let Ok(cel::Value::Text(text)) = evaluator.run(of)?
         {

@@ -149,6 +149,8 @@ fn user_info(user: &User) -> Value {
 pub(super) struct Response {
     pub(super) allowed: bool,
     pub(super) warnings: Vec<String>,
+    /// For the audit log, without the webhook's name.
+    pub(super) annotations: Vec<(String, String)>,
     /// `metav1.Status` of a refusal.
     pub(super) status: Value,
     /// Operations of a JSON patch, in JSON.
@@ -192,9 +194,11 @@ fn verified(body: &Value, uid: &str, mutates: bool) -> Result<Response, String> 
         _ => {}
     }
     let warnings = response.get("warnings").and_then(Value::as_array).into_iter().flatten();
+    let annotations = response.get("auditAnnotations").and_then(Value::as_object).into_iter().flatten();
     Ok(Response {
         allowed: response.get("allowed").and_then(Value::as_bool).unwrap_or_default(),
         warnings: warnings.filter_map(|it| it.as_str().map(str::to_owned)).collect(),
+        annotations: annotations.filter_map(|(key, it)| Some((key.clone(), it.as_str()?.to_owned()))).collect(),
         status: response.get("status").cloned().unwrap_or_default(),
         patch,
         patch_type,

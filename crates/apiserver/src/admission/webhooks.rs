@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::future::join_all;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::celled::{self, Scene};
 use super::held::Configuration;
@@ -20,6 +20,11 @@ use crate::object::patch;
 use crate::object::status::{Details, Problem, StatusCause};
 use crate::registry::Resource;
 use crate::verbs::{Call, admit};
+
+/// What the audit log is told of them: whether one changed something, and who was passed over.
+const MUTATION: &str = "mutation.webhook.admission.k8s.io/";
+const VALIDATION: &str = "validating.webhook.admission.k8s.io/";
+const FAILED_OPEN: &str = "failed-open.";
 
 /// What is remembered from one round of changes to the next.
 #[derive(Default)]
@@ -50,13 +55,14 @@ enum Failure {
 
 impl Failure {
     /// The refusal that it means, if it means one.
-    fn refusal(self, hook: &Hook) -> Option<Problem> {
+    fn refusal(self, hook: &Hook, passed_over: impl FnOnce()) -> Option<Problem> {
         match self {
             Self::Refused(problem) => Some(problem),
             Self::Calling(why) => {
                 let why = format!("failed calling webhook {:?}: {why}", hook.name);
                 if hook.fails_open {
                     tracing::warn!(hook = hook.name, why, "a webhook is passed over");
+                    passed_over();
                     return None;
                 }
                 Some(Problem::internal(&why))
@@ -122,7 +128,15 @@ async fn ask(
         return Err(Failure::Calling(why.to_owned()));
     }
     let answer = hook.target.post(core, &question.review, hook.patience).await.map_err(Failure::Calling)?;
-    let response = review::response(&answer, &question.uid, mutates).map_err(Failure::Calling)?;
+    review::response(&answer, &question.uid, mutates).map_err(Failure::Calling)
+}
+
+/// Passes on what a webhook has to tell besides whether it agrees.
+fn heard(call: &mut Call, hook: &Hook, mut response: Response) -> Result<Response, Failure> {
+    for (key, value) in std::mem::take(&mut response.annotations) {
+        call.annotations.add(format!("{}/{key}", hook.name), value);
+    }
+    response.warnings.drain(..).for_each(|it| call.warn(it));
     if response.allowed { Ok(response) } else { Err(Failure::Refused(refusal(hook, response))) }
 }
 
@@ -154,16 +168,17 @@ pub(super) async fn mutate(
         round.changed();
     }
     let mut changed = false;
-    for hook in hooks.iter().flat_map(|it| &it.hooks) {
+    for (at, hook) in hooks.iter().flat_map(|it| &it.hooks).enumerate() {
         let Some(shown) = shown(call, hook, request, object.as_deref(), old)? else { continue };
         if round.second && !round.again.contains(&hook.id) {
             continue;
         }
         let asked = ask(&call.core, hook, request, question(call, request, &shown), true).await;
-        let done = asked.and_then(|response| {
-            response.warnings.iter().for_each(|it| call.warn(it.clone()));
-            changes(call, hook, &shown, &response)
-        });
+        let done = asked.and_then(|it| heard(call, hook, it)).and_then(|it| changes(call, hook, &shown, &it));
+        let key = format!("{MUTATION}round_{}_index_{at}", u8::from(round.second));
+        let mutated = matches!(done, Ok(Some(_)));
+        let said = json!({"configuration": hook.configuration, "webhook": hook.name, "mutated": mutated});
+        call.annotations.add(key.clone(), said.to_string());
         match done {
             Ok(Some(next)) => {
                 if let Some(object) = object.as_deref_mut() {
@@ -174,7 +189,8 @@ pub(super) async fn mutate(
             }
             Ok(None) => {}
             Err(failure) => {
-                if let Some(problem) = failure.refusal(hook) {
+                let passed_over = || call.annotations.add(format!("{FAILED_OPEN}{key}"), hook.name.clone());
+                if let Some(problem) = failure.refusal(hook, passed_over) {
                     return Err(problem);
                 }
             }
@@ -243,10 +259,11 @@ pub(super) async fn judge(
     let answers =
         join_all(asked.into_iter().map(async |(hook, it)| (hook, ask(&core, hook, request, it, false).await)));
     let mut first = None;
-    for (hook, answer) in answers.await {
-        match answer {
-            Ok(response) => response.warnings.into_iter().for_each(|it| call.warn(it)),
-            Err(failure) => first = first.or_else(|| failure.refusal(hook)),
+    for (at, (hook, answer)) in answers.await.into_iter().enumerate() {
+        if let Err(failure) = answer.and_then(|it| heard(call, hook, it)) {
+            let key = format!("{FAILED_OPEN}{VALIDATION}round_0_index_{at}");
+            let refused = failure.refusal(hook, || call.annotations.add(key, hook.name.clone()));
+            first = first.or(refused);
         }
     }
     first.map_or(Ok(()), Err)

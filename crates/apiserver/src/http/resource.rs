@@ -93,6 +93,7 @@ pub(crate) async fn answer(core: &Arc<Core>, asked: Asked<'_>, seen: &mut Seen) 
         name: asked.target.name.clone(),
         subresource: asked.target.subresource.clone(),
         warnings: Vec::new(),
+        annotations: Default::default(),
     };
     if let crate::registry::Model::Custom(custom) = &call.resource.model
         && let Some(deprecated) = custom.deprecated.clone()
@@ -101,6 +102,7 @@ pub(crate) async fn answer(core: &Arc<Core>, asked: Asked<'_>, seen: &mut Seen) 
     }
     let done = Box::pin(dispatch(&mut call, &asked, &route)).await;
     seen.warnings.append(&mut call.warnings);
+    seen.annotate(call.annotations);
     done
 }
 

@@ -110,6 +110,12 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
+    pub(crate) fn annotate(&mut self, annotations: audit::Annotations) {
+        if let Some(asked) = &mut self.audit {
+            asked.annotated(annotations);
+        }
+    }
+
     /// `Ok` when the user may.
     fn authorize(&mut self, core: &Core, user: &User, wanted: &Attributes, version: &str) -> Result<(), Problem> {
         let Some(asked) = &mut self.audit else { return access::authorize(core, user, wanted) };

@@ -79,6 +79,7 @@ fn call(core: &Arc<Core>, key: &Key) -> Option<Call> {
         name: key.name.to_string(),
         subresource: String::new(),
         warnings: Vec::new(),
+        annotations: Default::default(),
     })
 }
 

@@ -80,6 +80,7 @@ async fn empty(core: &Arc<Core>, group: &str, plural: &str) -> Result<bool, ()> 
             name: entry.key.name.to_string(),
             subresource: String::new(),
             warnings: Vec::new(),
+            annotations: Default::default(),
         };
         if let Err(problem) = delete::delete(&mut call, &DeleteOptions::default()).await
             && problem.code != 404

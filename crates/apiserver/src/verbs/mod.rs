@@ -16,6 +16,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use crate::access::User;
+use crate::audit::Annotations;
 use crate::core::Core;
 use crate::http::options;
 use crate::kinds::convert;
@@ -35,6 +36,8 @@ pub(crate) struct Call {
     pub(crate) subresource: String,
     /// Sent back as `Warning` headers.
     pub(crate) warnings: Vec<String>,
+    /// Told in the audit log.
+    pub(crate) annotations: Annotations,
 }
 
 /// An object to answer with, in the form in which it is kept.

@@ -13,7 +13,9 @@ use kube::Api;
 use kube::api::WatchParams;
 use serde_json::{Value, json};
 
+use crate::hook::Hook;
 use crate::tokens::stranger;
+use crate::webhooks::{configuration, url};
 use crate::{CONFIG_MAPS, House, config_map, send};
 
 const SECRETS: &str = "/api/v1/namespaces/default/secrets";
@@ -113,6 +115,72 @@ async fn it_says_who_asked_for_what_and_what_became_of_it_and_no_secret() {
     assert!(reason.starts_with(r#"RBAC: allowed by ClusterRoleBinding "system:public-info-viewer""#), "{reason}");
     assert!(health["objectRef"].is_null());
     assert_eq!(read(&long[..8 << 10])["responseStatus"]["code"], 200, "bounded");
+}
+
+#[tokio::test]
+async fn it_has_what_policies_and_webhooks_say_of_a_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.log");
+    let house = open(&path).await;
+    let spec = json!({
+        "validations": [{"expression": "true"}, {"expression": "object.metadata.name != 'a'", "message": "no a"}],
+        "auditAnnotations": [
+            {"key": "name", "valueExpression": "' ' + object.metadata.name + ' '"},
+            {"key": "none", "valueExpression": "null"},
+            {"key": "empty", "valueExpression": "'  '"},
+            {"key": "long", "valueExpression": "'x'.replace('', object.data.long)"},
+        ],
+    });
+    house.bound("told", &spec, &json!({"validationActions": ["Warn", "Audit"]})).await;
+    // Who cannot be told of is refused, whatever is done about what is wrong.
+    let untold = json!({"objectSelector": {"matchLabels": {"untold": ""}}});
+    let of = json!({"auditAnnotations": [{"key": "k", "valueExpression": "string(object.none)"}]});
+    house.bound("untold", &of, &json!({"validationActions": ["Audit"], "matchResources": untold})).await;
+    let hook = Hook::serve(&house.tasks).await;
+    house.judge("tell", &url(&hook, "tell"), &json!({"objectSelector": {"matchLabels": {"ask": ""}}})).await;
+    let change = configuration(
+        "MutatingWebhookConfiguration",
+        "change",
+        &url(&hook, "label/seen"),
+        &json!({"rules": [
+            {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["configmaps"]}]}),
+    );
+    house.post("/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations", &change).await.is(201);
+    let away = json!({"objectSelector": {"matchLabels": {"ask": ""}}, "failurePolicy": "Ignore"});
+    house.judge("away", &url(&hook, "broken"), &away).await;
+
+    let map = |name: &str, labels: Value| {
+        let mut map = config_map(name, json!({"long": "y".repeat(6000)}));
+        map["metadata"]["labels"] = labels;
+        map
+    };
+    house.post(CONFIG_MAPS, &map("a", json!({}))).await.is(201);
+    let refused = house.post(&format!("{CONFIG_MAPS}?dryRun=All"), &map("b", json!({"ask": ""}))).await;
+    assert_eq!(refused.message(), "admission webhook \"tell.example.com\" denied the request without explanation");
+    assert_eq!(refused.warnings(), ["no"]);
+    let refused = house.post(&format!("{CONFIG_MAPS}?pretty=true"), &map("c", json!({"untold": ""}))).await;
+    let said = "ValidatingAdmissionPolicy 'untold' with binding 'untold' denied request: expression 'string(object.none)' resulted in error: no such key: none";
+    assert!(refused.message().ends_with(said), "{}", refused.text);
+
+    let events = read(house, &path).await;
+    let mut annotations = one(&events, |it| it == CONFIG_MAPS)["annotations"].take();
+    let long = annotations["told/long"].take();
+    assert_eq!(long.as_str().unwrap().len(), 10 * 1024);
+    let mutated = r#"{"configuration":"change","webhook":"change.example.com","mutated":true}"#;
+    assert_eq!(
+        annotations,
+        json!({
+            "authorization.k8s.io/decision": "allow", "authorization.k8s.io/reason": "",
+            "mutation.webhook.admission.k8s.io/round_0_index_0": mutated,
+            "told/long": null, "told/name": "a",
+            "validation.policy.admission.k8s.io/validation_failure":
+                r#"[{"message":"no a","policy":"told","binding":"told","expressionIndex":1,"validationActions":["Warn","Audit"]}]"#,
+        })
+    );
+    let annotations = one(&events, |it| it.ends_with("dryRun=All"))["annotations"].clone();
+    assert_eq!(annotations["tell.example.com/why"], "because");
+    assert_eq!(annotations["failed-open.validating.webhook.admission.k8s.io/round_0_index_0"], "away.example.com");
+    assert_eq!(annotations.as_object().unwrap().keys().filter(|it| it.contains("not/so")).count(), 0);
 }
 
 #[tokio::test]

@@ -99,6 +99,7 @@ fn reviewed(path: &str, query: &str, request: &Value) -> Value {
         "explain" => json!({"allowed": false, "status": {"code": 409, "reason": "Busy", "message": "not now",
             "details": {"name": "n", "kind": "k", "causes": [{"message": "why", "field": "spec.x"}]}}}),
         "reason" => json!({"allowed": false, "status": {"code": 200, "status": "Success", "reason": "Because"}}),
+        "tell" => json!({"allowed": false, "warnings": ["no"], "auditAnnotations": {"why": "because", "not/so": "x"}}),
         "warn" => json!({"allowed": true, "warnings": ["be careful", "really"]}),
         "echo" => {
             let mut seen = request.clone();

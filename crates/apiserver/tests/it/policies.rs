@@ -7,7 +7,7 @@ use crate::{CONFIG_MAPS, House, config_map};
 const GROUP: &str = "/apis/admissionregistration.k8s.io/v1";
 
 /// A policy about new ConfigMaps in `default`.
-fn policy(name: &str, spec: &Value) -> Value {
+pub(crate) fn policy(name: &str, spec: &Value) -> Value {
     let mut all = json!({"matchConstraints": {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "default"}},
         "objectSelector": {"matchExpressions": [{"key": "unasked", "operator": "DoesNotExist"}]},
@@ -18,7 +18,7 @@ fn policy(name: &str, spec: &Value) -> Value {
         "metadata": {"name": name}, "spec": all})
 }
 
-fn binding(name: &str, policy: &str, spec: &Value) -> Value {
+pub(crate) fn binding(name: &str, policy: &str, spec: &Value) -> Value {
     let mut all = json!({"policyName": policy, "validationActions": ["Deny"]});
     all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
     json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
@@ -26,7 +26,7 @@ fn binding(name: &str, policy: &str, spec: &Value) -> Value {
 }
 
 impl House {
-    async fn bound(&self, name: &str, spec: &Value, bound: &Value) {
+    pub(crate) async fn bound(&self, name: &str, spec: &Value, bound: &Value) {
         self.post(&format!("{GROUP}/validatingadmissionpolicies"), &policy(name, spec)).await.is(201);
         let binding = binding(name, name, bound);
         self.post(&format!("{GROUP}/validatingadmissionpolicybindings"), &binding).await.is(201);

@@ -7,12 +7,12 @@ use crate::{CONFIG_MAPS, House, config_map};
 
 const GROUP: &str = "/apis/admissionregistration.k8s.io/v1";
 
-fn url(hook: &Hook, path: &str) -> Value {
+pub(crate) fn url(hook: &Hook, path: &str) -> Value {
     json!({"url": format!("https://{}/{path}", hook.at), "caBundle": hook.authority})
 }
 
 /// A configuration of one webhook for all that happens to ConfigMaps in `default`.
-fn configuration(kind: &str, name: &str, client: &Value, more: &Value) -> Value {
+pub(crate) fn configuration(kind: &str, name: &str, client: &Value, more: &Value) -> Value {
     let mut webhook = json!({
         "name": format!("{name}.example.com"), "clientConfig": client, "admissionReviewVersions": ["v1"],
         "sideEffects": "None", "objectSelector": {"matchExpressions": [{"key": "unasked", "operator": "DoesNotExist"}]},
@@ -25,7 +25,7 @@ fn configuration(kind: &str, name: &str, client: &Value, more: &Value) -> Value 
 }
 
 impl House {
-    async fn judge(&self, name: &str, client: &Value, more: &Value) {
+    pub(crate) async fn judge(&self, name: &str, client: &Value, more: &Value) {
         let it = configuration("ValidatingWebhookConfiguration", name, client, more);
         self.post(&format!("{GROUP}/validatingwebhookconfigurations"), &it).await.is(201);
     }
