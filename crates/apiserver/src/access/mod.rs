@@ -65,6 +65,12 @@ pub(crate) fn account_name(namespace: &str, name: &str) -> String {
     format!("system:serviceaccount:{namespace}:{name}")
 }
 
+/// A service account as nobody has authenticated it.
+pub(crate) fn account(namespace: &str, name: &str) -> User {
+    let groups = account_groups(namespace).to_vec();
+    User { name: account_name(namespace, name), groups, ..User::default() }
+}
+
 fn account_groups(namespace: &str) -> [String; 2] {
     ["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")]
 }

@@ -1,17 +1,23 @@
 //! What expressions of admission see, and the conditions on which somebody is asked at all: upstream's
-//! `pkg/admission/plugin/{cel,webhook/matchconditions}`. There is no `authorizer`.
+//! `pkg/admission/plugin/{cel,webhook/matchconditions}`.
 
 use std::sync::{Arc, LazyLock};
 
 use serde_json::{Map, Value};
 
-use crate::cel::{self, CALL_LIMIT, Decl, Failed, Program, Shape, Slot, Type};
+use super::review;
+use crate::access::roles::Decision;
+use crate::access::{self, Attributes};
+use crate::cel::{self, Authz, CALL_LIMIT, Decl, Failed, Program, Shape, Slot, Type};
 use crate::object::schema::aside;
+use crate::verbs::{Call, meta};
 
 /// What all conditions of one webhook may cost together.
 const BUDGET: u64 = 2_500_000;
 /// The name of what holds a policy's variables.
 pub(super) const VARIABLES: &str = "variables";
+const AUTHORIZER: &str = "authorizer";
+const REQUEST_RESOURCE: &str = "authorizer.requestResource";
 pub(super) const BROKE: &str =
     "validation failed due to running out of cost budget, no further validation rules will be run";
 
@@ -100,7 +106,15 @@ impl Environment {
 
     /// Compiles an expression that has one of these types; the error is in upstream's words.
     pub(crate) fn compile(&self, source: &str, wanted: &[Type]) -> Result<Program, String> {
-        let program = self.any(source)?;
+        Self::of_type(self.any(source, true)?, wanted)
+    }
+
+    /// Compiles the expression of a message, which cannot ask what somebody may do.
+    pub(crate) fn message(&self, source: &str) -> Result<Program, String> {
+        Self::of_type(self.any(source, false)?, &[Type::Text])
+    }
+
+    fn of_type(program: Program, wanted: &[Type]) -> Result<Program, String> {
         if wanted.iter().any(|it| program.output().is_exactly(it)) {
             return Ok(program);
         }
@@ -119,7 +133,7 @@ impl Environment {
 
     /// Compiles a variable, for those that come after it.
     pub(crate) fn declare(&mut self, name: &str, source: &str) -> Result<Program, String> {
-        let program = self.any(source);
+        let program = self.any(source, true);
         let of = match program.as_ref().map(Program::output) {
             Ok(Type::Object(_)) | Err(_) => Type::Dyn,
             Ok(of) => of.clone(),
@@ -130,7 +144,7 @@ impl Environment {
         program
     }
 
-    fn any(&self, source: &str) -> Result<Program, String> {
+    fn any(&self, source: &str, authorizer: bool) -> Result<Program, String> {
         let mut variables = vec![
             ("object", Type::Dyn),
             ("oldObject", Type::Dyn),
@@ -139,6 +153,9 @@ impl Environment {
         ];
         if self.params {
             variables.push(("params", Type::Dyn));
+        }
+        if authorizer {
+            variables.extend([(AUTHORIZER, cel::AUTHORIZER), (REQUEST_RESOURCE, cel::RESOURCE_CHECK)]);
         }
         if let Some(composed) = &self.composed {
             let prefix = VARIABLES.len() + 1;
@@ -152,6 +169,7 @@ impl Environment {
 
 /// What an expression is evaluated on.
 pub(super) struct Scene<'a> {
+    gate: &'a Gate<'a>,
     object: cel::Value<'a>,
     old: cel::Value<'a>,
     request: &'a Value,
@@ -166,8 +184,17 @@ fn any<'a>(it: Option<&'a Value>) -> cel::Value<'a> {
 
 impl<'a> Scene<'a> {
     /// `request` as [`super::review::Request::described`] and `dryRun` and `options`.
-    pub(super) fn new(object: Option<&'a Value>, old: Option<&'a Value>, request: &'a Value) -> Self {
-        Self { object: any(object), old: any(old), request, namespace: None, params: None }
+    pub(super) fn new(
+        gate: &'a Gate<'a>,
+        object: Option<&'a Value>,
+        old: Option<&'a Value>,
+        request: &'a Value,
+    ) -> Self {
+        Self { gate, object: any(object), old: any(old), request, namespace: None, params: None }
+    }
+
+    pub(super) fn gate(&self) -> &'a Gate<'a> {
+        self.gate
     }
 
     /// With what policies see besides.
@@ -175,6 +202,7 @@ impl<'a> Scene<'a> {
         Self { namespace, params, ..self }
     }
 
+    /// What there is but for the authorizer.
     pub(super) fn variables(&self) -> Result<Vec<(&'static str, cel::Value<'a>)>, Failed> {
         let namespace = self.namespace.map(|it| cel::Value::view(it, &NAMESPACE)).transpose()?;
         Ok(vec![
@@ -184,6 +212,46 @@ impl<'a> Scene<'a> {
             ("namespaceObject", namespace.unwrap_or(cel::Value::Null)),
             ("params", any(self.params)),
         ])
+    }
+}
+
+/// Who is asked what the user of a request, or a service account, may do.
+pub(super) struct Gate<'a> {
+    call: &'a Call,
+    /// What the request is about.
+    resource: cel::Resource,
+}
+
+impl<'a> Gate<'a> {
+    pub(super) fn new(call: &'a Call, object: Option<&Value>) -> Self {
+        let name = match call.name.as_str() {
+            "" => object.map(meta::name).unwrap_or_default(),
+            name => name,
+        };
+        let resource = cel::Resource {
+            group: call.resource.group.clone(),
+            resource: call.resource.plural.clone(),
+            subresource: call.subresource.clone(),
+            namespace: review::namespace(call, name).to_owned(),
+            name: name.to_owned(),
+        };
+        Self { call, resource }
+    }
+
+    pub(super) fn variables(&self) -> [(&'static str, cel::Value<'_>); 2] {
+        [
+            (AUTHORIZER, cel::Value::Authz(Authz::new(self))),
+            (REQUEST_RESOURCE, cel::Value::Authz(Authz::of_resource(self, self.resource.clone()))),
+        ]
+    }
+}
+
+impl cel::Authorizer for Gate<'_> {
+    fn decide(&self, account: Option<(&str, &str)>, wanted: &Attributes) -> Decision {
+        match account {
+            None => access::decide(&self.call.core, &self.call.user, wanted),
+            Some((namespace, name)) => access::decide(&self.call.core, &access::account(namespace, name), wanted),
+        }
     }
 }
 
@@ -219,7 +287,8 @@ impl Conditions {
     }
 
     fn judge(&self, scene: &Scene<'_>) -> Result<bool, String> {
-        let variables = scene.variables().map_err(|why| why.to_string())?;
+        let mut variables = scene.variables().map_err(|why| why.to_string())?;
+        variables.extend(scene.gate.variables());
         let mut left = BUDGET;
         let mut errors: Vec<String> = Vec::new();
         for (source, program) in &self.list {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use indexmap::{IndexMap, IndexSet};
 use serde_json::{Value, json};
 
-use super::celled::{self, BROKE, Conditions, Environment, Scene, VARIABLES};
+use super::celled::{self, BROKE, Conditions, Environment, Gate, Scene, VARIABLES};
 use super::forbidden;
 use super::held::Held;
 use super::review::{Request, namespace};
@@ -117,7 +117,7 @@ impl Policy {
         let validation = |of: &Value| {
             let source = text(of, "expression").to_owned();
             let said = Some(text(of, "messageExpression")).filter(|it| !it.is_empty());
-            let said = said.and_then(|it| all.compile(it, &[Type::Text]).ok());
+            let said = said.and_then(|it| all.message(it).ok());
             Validation {
                 of: all.compile(&source, &[Type::Bool]).map(|it| Composed::new(it, &variables)),
                 source,
@@ -275,6 +275,7 @@ pub(super) fn judge(
         let described = request.described(call, &resource, shown.0.as_ref());
         let said = celled::request(described, request.dry_run, request.options());
         let here = own_namespace(call);
+        let gate = Gate::new(call, object);
         let mut told = Told::default();
         for binding in bindings {
             match binding.matcher.as_ref().map(|it| it.find(&asked)) {
@@ -293,8 +294,8 @@ pub(super) fn judge(
                 }
             };
             for params in &params {
-                let scene = Scene::new(shown.0.as_ref(), shown.1.as_ref(), &said).with(here.as_ref(), params.as_ref());
-                let findings = aside(|| policy.findings(&scene));
+                let scene = Scene::new(&gate, shown.0.as_ref(), shown.1.as_ref(), &said);
+                let findings = aside(|| policy.findings(scene, here.as_ref(), params.as_ref()));
                 for complaint in findings.complaints {
                     if binding.does("Audit") {
                         annotations.push((VALIDATION_FAILURE.to_owned(), failure(policy, binding, &complaint)));
@@ -454,19 +455,24 @@ impl<'a> Evaluator<'a> {
 
 impl Policy {
     /// What this policy finds in what is about to happen.
-    fn findings(&self, scene: &Scene<'_>) -> Findings {
+    fn findings<'a>(&'a self, scene: Scene<'a>, namespace: Option<&'a Value>, params: Option<&'a Value>) -> Findings {
         let only =
             |why: String| Findings { complaints: self.failed(0, why).into_iter().collect(), ..Default::default() };
-        match self.conditions.hold(scene) {
+        // The conditions know no namespace, as upstream.
+        let scene = scene.with(None, params);
+        match self.conditions.hold(&scene) {
             Ok(true) => {}
             Ok(false) => return Findings::default(),
             Err(why) => return only(why),
         }
+        let scene = scene.with(namespace, params);
         let base = match scene.variables() {
             Ok(base) => base,
             Err(why) => return only(why.to_string()),
         };
-        let mut evaluator = Evaluator::new(self, base.clone(), BUDGET);
+        // What a request may is asked by what judges it alone.
+        let judging = base.iter().cloned().chain(scene.gate().variables()).collect();
+        let mut evaluator = Evaluator::new(self, judging, BUDGET);
         let mut wrong = Vec::new();
         for (at, validation) in self.validations.iter().enumerate() {
             match validation.of.as_ref().map(|of| evaluator.run(of)) {

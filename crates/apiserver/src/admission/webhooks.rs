@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures::future::join_all;
 use serde_json::{Value, json};
 
-use super::celled::{self, Scene};
+use super::celled::{self, Gate, Scene};
 use super::held::Configuration;
 use super::hook::Hook;
 use super::review::{self, Request, Response};
@@ -102,7 +102,8 @@ fn shown(
     if !hook.conditions.is_empty() {
         let described = request.described(call, &resource, object.as_ref());
         let said = celled::request(described, request.dry_run, request.options());
-        let scene = Scene::new(object.as_ref(), old.as_ref(), &said);
+        let gate = Gate::new(call, object.as_ref());
+        let scene = Scene::new(&gate, object.as_ref(), old.as_ref(), &said);
         match hook.conditions.hold(&scene) {
             Ok(true) => {}
             Ok(false) => return Ok(None),

@@ -69,6 +69,7 @@ fn dispatch<'a>(
             (Value::Semver(it), true) => return semver::method(it, function, args.get(1)),
             (Value::Url(it), true) => return net::url_method(it, function),
             (Value::Ip(_) | Value::Cidr(_), true) => return net::method(first, function, args.get(1)),
+            (Value::Authz(it), true) => return it.clone().method(function, &args),
             (Value::Format(it), true) if function == "validate" => {
                 let Some(Value::Text(text)) = args.get(1) else { return no_overload() };
                 let said = formats::validate(it, text.as_str());

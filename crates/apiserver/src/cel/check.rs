@@ -169,7 +169,7 @@ impl Checker {
                 Type::Dyn
             }
             Type::Library(_) => {
-                self.note(at, format!("undefined field '{field}'"));
+                self.note(at, format!("unexpected failed resolution of '{target}'"));
                 Type::Error
             }
             Type::Param(_) => {

@@ -13,6 +13,8 @@ pub(super) const MAP: u64 = 30;
 pub(super) const TRAVERSAL: f64 = 0.1;
 /// For each character of a regular expression.
 pub(super) const REGEX: f64 = 0.25;
+/// A question to an authorizer: no expression may ask more than two.
+pub(super) const CHECK: u64 = 350_000;
 /// The regular expression of a named format.
 const FORMAT_MAX: f64 = 128.0;
 
@@ -341,6 +343,7 @@ impl Coster<'_> {
                 }
                 plain(cost)
             }
+            ("check", _) => plain(Range::fixed(CHECK)),
             ("validate", _) => plain(first.by(TRAVERSAL).by(FORMAT_MAX * REGEX)),
             ("_==_" | "_!=_", _) if matches!(call.args.first().map(|it| &it.of), Some(Type::Library(_))) => plain(ONE),
             (_, "string_format") => plain(on.by(TRAVERSAL)),

@@ -4,7 +4,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
-use super::types::{CIDR, FORMAT, IP, QUANTITY, SEMVER, Type, URL};
+use super::types::{
+    AUTHORIZER, CIDR, DECISION, FORMAT, GROUP_CHECK, IP, PATH_CHECK, QUANTITY, RESOURCE_CHECK, SEMVER, Type, URL,
+};
 
 /// One way to call a function. Its type parameters are counted from 0.
 #[derive(Debug)]
@@ -103,6 +105,11 @@ fn read(text: &str) -> Type {
         "format" => FORMAT,
         "ip" => IP,
         "cidr" => CIDR,
+        "authorizer" => AUTHORIZER,
+        "path" => PATH_CHECK,
+        "group" => GROUP_CHECK,
+        "resource" => RESOURCE_CHECK,
+        "decision" => DECISION,
         other => named_type(other).unwrap_or(Type::Dyn),
     }
 }
@@ -419,4 +426,18 @@ const TABLE: &[(&str, Signatures)] = &[
     ("format.byte", &[("format.byte", "() -> format")]),
     ("format.date", &[("format.date", "() -> format")]),
     ("format.datetime", &[("format.datetime", "() -> format")]),
+    ("path", &[("authorizer_path", "authorizer.(string) -> path")]),
+    ("group", &[("authorizer_group", "authorizer.(string) -> group")]),
+    ("serviceAccount", &[("authorizer_serviceaccount", "authorizer.(string, string) -> authorizer")]),
+    ("resource", &[("groupcheck_resource", "group.(string) -> resource")]),
+    ("subresource", &[("resourcecheck_subresource", "resource.(string) -> resource")]),
+    ("namespace", &[("resourcecheck_namespace", "resource.(string) -> resource")]),
+    ("name", &[("resourcecheck_name", "resource.(string) -> resource")]),
+    ("fieldSelector", &[("authorizer_fieldselector", "resource.(string) -> resource")]),
+    ("labelSelector", &[("authorizer_labelselector", "resource.(string) -> resource")]),
+    ("check", &[("pathcheck_check", "path.(string) -> decision"), ("resourcecheck_check", "resource.(string) -> decision")]),
+    ("errored", &[("decision_errored", "decision.() -> bool")]),
+    ("error", &[("decision_error", "decision.() -> string")]),
+    ("allowed", &[("decision_allowed", "decision.() -> bool")]),
+    ("reason", &[("decision_reason", "decision.() -> string")]),
 ];

@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use super::Failed;
 use super::ast::{ACCU, Call, Expr, Fold, Kind, Literal};
 use super::call;
-use super::cost::{LIST, MAP, REGEX, TRAVERSAL, factor};
+use super::cost::{CHECK, LIST, MAP, REGEX, TRAVERSAL, factor};
 use super::text;
 use super::value::{Key, List, Map, Meter, Result, Text, Value, error, no_overload};
 
@@ -418,6 +418,7 @@ fn price(function: &str, args: &[Value<'_>]) -> u64 {
             }
             _ => 1,
         },
+        "check" => CHECK,
         "sets.contains" | "sets.intersects" => size(0).saturating_mul(size(1)).saturating_add(1),
         "sets.equivalent" => size(0).saturating_mul(size(1)).saturating_mul(2).saturating_add(1),
         "@in" => match args.get(1) {

@@ -3,9 +3,10 @@
 //!
 //! The words of errors and the costs are those of cel-go with Kubernetes' libraries, as of 1.34 with what it lets new
 //! expressions use: the standard library, optionals, comprehensions of two variables, strings, sets, lists, regex,
-//! URLs, IPs and CIDRs, quantities, semantic versions and named formats. There is no authorizer.
+//! URLs, IPs and CIDRs, quantities, semantic versions, named formats and, where somebody declares one, an authorizer.
 
 mod ast;
+mod authz;
 mod call;
 mod check;
 mod cost;
@@ -25,8 +26,9 @@ mod value;
 
 use std::sync::Arc;
 
+pub(crate) use authz::{Authorizer, Authz, Resource};
 pub(crate) use decl::{Decl, Order, Shape, Slot};
-pub(crate) use types::Type;
+pub(crate) use types::{AUTHORIZER, RESOURCE_CHECK, Type};
 pub(crate) use value::Value;
 
 /// Longer expressions are refused (code points), as upstream does.

@@ -35,6 +35,11 @@ pub(super) const URL: Type = Type::Library("kubernetes.URL");
 pub(super) const QUANTITY: Type = Type::Library("kubernetes.Quantity");
 pub(super) const SEMVER: Type = Type::Library("kubernetes.Semver");
 pub(super) const FORMAT: Type = Type::Library("kubernetes.NamedFormat");
+pub(crate) const AUTHORIZER: Type = Type::Library("kubernetes.authorization.Authorizer");
+pub(super) const PATH_CHECK: Type = Type::Library("kubernetes.authorization.PathCheck");
+pub(super) const GROUP_CHECK: Type = Type::Library("kubernetes.authorization.GroupCheck");
+pub(crate) const RESOURCE_CHECK: Type = Type::Library("kubernetes.authorization.ResourceCheck");
+pub(super) const DECISION: Type = Type::Library("kubernetes.authorization.Decision");
 pub(super) const IP: Type = Type::Library("net.IP");
 pub(super) const CIDR: Type = Type::Library("net.CIDR");
 

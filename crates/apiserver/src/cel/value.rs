@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde_json::Value as Json;
 
 use super::Failed;
+use super::authz::Authz;
 use super::decl::{Decl, Order, Shape};
 use super::semver::Version;
 use super::types::{self, Type};
@@ -40,6 +41,7 @@ pub(crate) enum Value<'a> {
     Quantity(Quantity),
     Semver(Arc<Version>),
     Format(&'static formats::Format),
+    Authz(Authz<'a>),
 }
 
 #[derive(Clone, Debug)]
@@ -180,6 +182,7 @@ impl<'a> Value<'a> {
             Self::Quantity(_) => types::QUANTITY,
             Self::Semver(_) => types::SEMVER,
             Self::Format(_) => types::FORMAT,
+            Self::Authz(it) => it.type_of(),
         }
     }
 
@@ -340,6 +343,7 @@ impl<'a> Value<'a> {
             (Self::Cidr(a), Self::Cidr(b)) => a == b,
             (Self::Quantity(a), Self::Quantity(b)) => a.cmp(b) == Ordering::Equal,
             (Self::Semver(a), Self::Semver(b)) => a.cmp(b) == Ordering::Equal,
+            (Self::Authz(_), _) => return no_overload(),
             (Self::Format(a), Self::Format(b)) => std::ptr::eq(*a, *b),
             (a, b) => match a.compare(b) {
                 Ok(order) => order == Some(Ordering::Equal),

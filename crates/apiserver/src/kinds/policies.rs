@@ -207,7 +207,7 @@ fn validation(of: &Value, path: &str, environment: &Environment, errors: &mut Ve
     if !said.is_empty() && said.trim().is_empty() {
         errors.push(FieldError::invalid_str(at, said, "must be non-empty if specified"));
     } else if !said.is_empty()
-        && let Err(why) = environment.compile(said, &[Type::Text])
+        && let Err(why) = environment.message(said)
     {
         errors.push(FieldError::invalid_str(at, said, &why));
     }

@@ -140,3 +140,46 @@ async fn who_refers_to_parameters_must_be_able_to_read_them() {
     );
     jane("validatingadmissionpolicybindings", &binding("maps", "maps", &named)).await.is(201);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_asks_what_the_user_and_a_service_account_may() {
+    const ROLES: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces/default";
+    let house = House::open().await;
+    let grant = async |name: &str, verb: &str, subjects: Value| {
+        let role = json!({"metadata": {"name": name}, "rules": [{"apiGroups": [""], "resources": ["configmaps"], "verbs": [verb]}]});
+        house.post(&format!("{ROLES}/roles"), &role).await.is(201);
+        let granted = json!({"metadata": {"name": name}, "subjects": subjects,
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}});
+        house.post(&format!("{ROLES}/rolebindings"), &granted).await.is(201);
+    };
+    let jane = json!([{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "jane"}]);
+    grant("create", "create", jane.clone()).await;
+    let spec = json!({
+        "matchConditions": [{"name": "known", "expression": "authorizer.requestResource.check('create').allowed()"}],
+        "validations": [
+            {"expression": "authorizer.requestResource.check('delete').allowed()", "message": "who makes must tidy"},
+            {"expression": "authorizer.serviceAccount('default', 'sweeper').group('').resource('configmaps').namespace('default').check('delete').allowed()",
+                "message": "somebody must sweep"},
+        ],
+    });
+    house.bound("tidy", &spec, &json!({})).await;
+    let create = async |name: &str| {
+        let map = config_map(name, json!({})).to_string();
+        let headers = [("content-type", "application/json"), ("impersonate-user", "jane")];
+        house.send(http::Method::POST, CONFIG_MAPS, &headers, map).await
+    };
+    let refused = create("a").await;
+    assert!(refused.message().ends_with("denied request: who makes must tidy"), "{}", refused.text);
+    grant("delete", "delete", jane).await;
+    let refused = create("a").await;
+    assert!(refused.message().ends_with("denied request: somebody must sweep"), "{}", refused.text);
+    grant("sweep", "delete", json!([{"kind": "ServiceAccount", "name": "sweeper"}])).await;
+    create("a").await.is(201);
+
+    // No expression asks without end.
+    let many =
+        json!({"validations": [{"expression": "[1, 2, 3].all(x, authorizer.path('/x').check('get').allowed())"}]});
+    house.bound("many", &many, &json!({})).await;
+    let refused = house.post(CONFIG_MAPS, &config_map("b", json!({}))).await;
+    assert!(refused.message().ends_with("operation cancelled: actual cost limit exceeded"), "{}", refused.text);
+}
