@@ -93,7 +93,10 @@ static NAMESPACE: LazyLock<Arc<Decl>> = LazyLock::new(|| {
 
 /// What expressions of one webhook or policy may mention.
 pub(crate) struct Environment {
-    params: bool,
+    object: Type,
+    params: Option<Type>,
+    /// Whether there is `authorizer.requestResource`.
+    request_resource: bool,
     /// The variables of a policy, as `variables.<name>`: CEL finds longer names first.
     composed: Option<Vec<(String, Type)>>,
 }
@@ -101,7 +104,15 @@ pub(crate) struct Environment {
 impl Environment {
     /// `params`: there are parameters; `composed`: there are variables of a policy's own.
     pub(crate) fn new(params: bool, composed: bool) -> Self {
-        Self { params, composed: composed.then(Vec::new) }
+        let params = params.then_some(Type::Dyn);
+        Self { object: Type::Dyn, params, request_resource: true, composed: composed.then(Vec::new) }
+    }
+
+    /// What a policy may mention, for objects and parameters of these types: to say what is wrong with it by them.
+    pub(super) fn typed(object: Arc<Decl>, params: Option<Arc<Decl>>) -> Self {
+        let params = params.map(|it| it.type_of());
+        // Upstream's type checker declares no `authorizer.requestResource`.
+        Self { object: object.type_of(), params, request_resource: false, composed: Some(Vec::new()) }
     }
 
     /// Compiles an expression that has one of these types; the error is in upstream's words.
@@ -134,28 +145,44 @@ impl Environment {
     /// Compiles a variable, for those that come after it.
     pub(crate) fn declare(&mut self, name: &str, source: &str) -> Result<Program, String> {
         let program = self.any(source, true);
-        let of = match program.as_ref().map(Program::output) {
-            Ok(Type::Object(_)) | Err(_) => Type::Dyn,
-            Ok(of) => of.clone(),
-        };
-        if let Some(composed) = &mut self.composed {
-            composed.push((format!("{VARIABLES}.{name}"), of));
-        }
+        self.compose(name, program.as_ref().ok().map(Program::output));
         program
     }
 
+    /// [`Environment::declare`] where the type is all that matters.
+    pub(super) fn learn(&mut self, name: &str, source: &str) {
+        let of = cel::type_of(source, &self.variables(true));
+        self.compose(name, of.as_ref().ok());
+    }
+
+    /// What is wrong with an expression, of whatever type it is.
+    pub(super) fn issues(&self, source: &str) -> Option<String> {
+        cel::type_of(source, &self.variables(true)).err()
+    }
+
+    fn compose(&mut self, name: &str, of: Option<&Type>) {
+        if let Some(composed) = &mut self.composed {
+            composed.push((format!("{VARIABLES}.{name}"), of.map_or(Type::Dyn, seen)));
+        }
+    }
+
     fn any(&self, source: &str, authorizer: bool) -> Result<Program, String> {
+        Program::compile(source, &self.variables(authorizer)).map_err(|why| why.to_string())
+    }
+
+    fn variables(&self, authorizer: bool) -> Vec<(&str, Type)> {
         let mut variables = vec![
-            ("object", Type::Dyn),
-            ("oldObject", Type::Dyn),
+            ("object", self.object.clone()),
+            ("oldObject", self.object.clone()),
             ("request", Type::Object(REQUEST.clone())),
             ("namespaceObject", Type::Object(NAMESPACE.clone())),
         ];
-        if self.params {
-            variables.push(("params", Type::Dyn));
-        }
+        variables.extend(self.params.iter().map(|it| ("params", it.clone())));
         if authorizer {
-            variables.extend([(AUTHORIZER, cel::AUTHORIZER), (REQUEST_RESOURCE, cel::RESOURCE_CHECK)]);
+            variables.push((AUTHORIZER, cel::AUTHORIZER));
+        }
+        if authorizer && self.request_resource {
+            variables.push((REQUEST_RESOURCE, cel::RESOURCE_CHECK));
         }
         if let Some(composed) = &self.composed {
             let prefix = VARIABLES.len() + 1;
@@ -163,7 +190,17 @@ impl Environment {
             variables.push((VARIABLES, Type::Object(object("kubernetes.variables", &fields))));
             variables.extend(composed.iter().map(|(name, of)| (name.as_str(), of.clone())));
         }
-        Program::compile(source, &variables).map_err(|why| why.to_string())
+        variables
+    }
+}
+
+/// A type as expressions see it that mention a variable of it.
+fn seen(of: &Type) -> Type {
+    match of {
+        Type::List(item) => Type::List(Arc::new(seen(item))),
+        Type::Map(types) => Type::Map(Arc::new((seen(&types.0), seen(&types.1)))),
+        Type::Object(_) | Type::Library(_) | Type::Optional(_) | Type::Kind(_) => Type::Dyn,
+        other => other.clone(),
     }
 }
 

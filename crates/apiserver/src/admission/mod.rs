@@ -14,6 +14,7 @@ mod post;
 pub(crate) mod quota;
 mod review;
 mod rules;
+pub(crate) mod typecheck;
 mod usage;
 mod webhooks;
 

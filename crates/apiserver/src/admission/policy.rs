@@ -33,23 +33,24 @@ const TOLD_MAX: usize = 256 * 1024;
 const VALIDATION_FAILURE: &str = "validation.policy.admission.k8s.io/validation_failure";
 const GROUP: &str = "admissionregistration.k8s.io";
 
-fn text<'a>(of: &'a Value, field: &str) -> &'a str {
+pub(super) fn text<'a>(of: &'a Value, field: &str) -> &'a str {
     of.get(field).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn list<'a>(of: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
+pub(super) fn list<'a>(of: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
     of.get(field).and_then(Value::as_array).into_iter().flatten()
 }
 
 /// An `apiVersion` and a kind.
 #[derive(Clone, PartialEq, Eq)]
-struct Kind {
-    api_version: String,
-    kind: String,
+pub(super) struct Kind {
+    pub(super) api_version: String,
+    pub(super) kind: String,
 }
 
 impl Kind {
-    fn of(spec: &Value) -> Option<Self> {
+    /// `paramKind`.
+    pub(super) fn of(spec: &Value) -> Option<Self> {
         let of = spec.get("paramKind").filter(|it| it.is_object())?;
         Some(Self { api_version: text(of, "apiVersion").to_owned(), kind: text(of, "kind").to_owned() })
     }

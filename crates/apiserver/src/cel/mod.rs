@@ -69,24 +69,32 @@ pub(crate) enum Failed {
     Cost,
 }
 
+/// The type of an expression over these variables, or what is wrong with it.
+pub(crate) fn type_of(source: &str, variables: &[(&str, Type)]) -> Result<Type, String> {
+    Program::check(source, variables).map(|it| it.root.of)
+}
+
 impl Program {
     /// Parses and checks an expression over these variables.
     pub(crate) fn compile(source: &str, variables: &[(&str, Type)]) -> Result<Self, Refused> {
+        let program = Self::check(source, variables).map_err(Refused::Wrong)?;
+        eval::constants(&program.root).map_err(Refused::Fails)?;
+        Ok(program)
+    }
+
+    fn check(source: &str, variables: &[(&str, Type)]) -> Result<Self, String> {
         let chars: Vec<char> = source.chars().collect();
         if chars.len() > LENGTH_MAX {
-            let said = format!(
+            return Err(format!(
                 "ERROR: <input>:-1:0: expression code point size exceeds limit: size: {}, limit {LENGTH_MAX}",
                 chars.len()
-            );
-            return Err(Refused::Wrong(said));
+            ));
         }
         let parsed = parse::parse(&chars).and_then(|mut root| {
             let variables = check::check(&mut root, variables)?;
             Ok(Self { root, variables })
         });
-        let program = parsed.map_err(|errors| Refused::Wrong(ast::display(errors, source)))?;
-        eval::constants(&program.root).map_err(Refused::Fails)?;
-        Ok(program)
+        parsed.map_err(|errors| ast::display(errors, source))
     }
 
     /// The type of its value.

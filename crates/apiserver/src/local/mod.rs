@@ -9,6 +9,7 @@ mod defaults;
 mod expiry;
 mod garbage;
 mod namespaces;
+mod policies;
 pub(crate) mod protection;
 mod quotas;
 mod unattended;
@@ -44,6 +45,7 @@ pub(crate) fn start(core: &Arc<Core>, authority: &str) {
     keep(core, "expiry of events", expiry::follow);
     keep(core, "aggregation of roles", aggregation::follow);
     keep(core, "use of quotas", quotas::follow);
+    keep(core, "types of policies", policies::follow);
     keep(core, "protection of volumes", protection::follow);
     keep(core, "kinds that nobody acts on", unattended::follow);
 }

@@ -125,6 +125,21 @@ impl House {
         self.send(Method::DELETE, path, &[], "").await
     }
 
+    /// Waits until an object is so, which a loop of the server makes it.
+    pub(crate) async fn becomes(&self, collection: &str, name: &str, is: impl Fn(&Value) -> bool) -> Value {
+        let path = format!("{collection}?watch=1&timeoutSeconds=20&fieldSelector=metadata.name%3D{name}");
+        let mut body = self.client.send(Request::get(&path).body(Body::empty()).unwrap()).await.unwrap().into_body();
+        let mut seen = Vec::new();
+        loop {
+            let frame = body.frame().await.unwrap_or_else(|| panic!("not yet: {}", String::from_utf8_lossy(&seen)));
+            seen.extend(frame.unwrap().into_data().unwrap());
+            let mut lines = seen.split(|it| *it == b'\n').filter_map(|it| serde_json::from_slice::<Value>(it).ok());
+            if let Some(last) = lines.next_back().map(|it| it["object"].clone()).filter(&is) {
+                return last;
+            }
+        }
+    }
+
     /// Waits until an object is gone, which a loop of the server may do.
     pub(crate) async fn gone(&self, collection: &str, name: &str) {
         let found = self.get(&format!("{collection}/{name}")).await;

@@ -183,3 +183,53 @@ async fn a_policy_asks_what_the_user_and_a_service_account_may() {
     let refused = house.post(CONFIG_MAPS, &config_map("b", json!({}))).await;
     assert!(refused.message().ends_with("operation cancelled: actual cost limit exceeded"), "{}", refused.text);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_says_what_is_wrong_with_it_by_the_types_of_what_it_is_about() {
+    let house = House::open().await;
+    let policies = format!("{GROUP}/validatingadmissionpolicies");
+    let about = |name: &str, group: &str, plural: &str, validations: Value| {
+        let rule =
+            json!({"apiGroups": [group], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": [plural]});
+        policy(name, &json!({"matchConstraints": {"resourceRules": [rule]}, "validations": validations}))
+    };
+    let checked = async |name: &str, generation: i64| {
+        let of = house.becomes(&policies, name, |it| it["status"]["observedGeneration"] == generation).await;
+        let mut status = of["status"].clone();
+        status["typeChecking"]["expressionWarnings"].take()
+    };
+    let confused = json!([{
+        "expression": "object.spec.replicas > '1'",
+        "messageExpression": "'wants replicas > 1, got ' + object.spec.replicas",
+    }]);
+    house.post(&policies, &about("confused", "apps", "deployments", confused)).await.is(201);
+    let warnings = json!([
+        {"fieldRef": "spec.validations[0].expression", "warning": "apps/v1, Kind=Deployment: ERROR: <input>:1:22: found no matching overload for '_>_' applied to '(int, string)'\n | object.spec.replicas > '1'\n | .....................^\n"},
+        {"fieldRef": "spec.validations[0].messageExpression", "warning": "apps/v1, Kind=Deployment: ERROR: <input>:1:28: found no matching overload for '_+_' applied to '(string, int)'\n | 'wants replicas > 1, got ' + object.spec.replicas\n | ...........................^\n"},
+    ]);
+    assert_eq!(checked("confused", 1).await, warnings);
+    // What is right has nothing to say, and says that it was looked at.
+    let right = json!({"spec": {"validations": [{"expression": "object.spec.replicas > 1"}]}});
+    house.patch(&format!("{policies}/confused"), "merge", &right).await.is(200);
+    assert_eq!(checked("confused", 2).await, Value::Null);
+
+    let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+        "replicas": {"type": "integer"}, "free": {"x-kubernetes-preserve-unknown-fields": true},
+    }}}});
+    let version = json!({"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}});
+    let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "crontabs.stable.example.com"}, "spec": {"group": "stable.example.com", "versions": [version],
+            "scope": "Namespaced", "names": {"plural": "crontabs", "singular": "crontab", "kind": "CronTab"}}});
+    house.post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", &definition).await.is(201);
+    let confused = json!([{"expression": "object.spec.replicas > 1"}, {"expression": "object.spec.maxRetries < 10"}]);
+    house.post(&policies, &about("custom", "stable.example.com", "crontabs", confused)).await.is(201);
+    let said = "stable.example.com/v1, Kind=CronTab: ERROR: <input>:1:12: undefined field 'maxRetries'\n | object.spec.maxRetries < 10\n | ...........^\n";
+    assert_eq!(checked("custom", 1).await, json!([{"fieldRef": "spec.validations[1].expression", "warning": said}]));
+
+    // What would not fit is cut short.
+    let long = format!("object.none == '{}'", "x".repeat(5_000));
+    let many: Vec<Value> = (0..100).map(|_| json!({"expression": long})).collect();
+    house.post(&policies, &about("many", "", "pods", json!(many))).await.is(201);
+    let told = checked("many", 1).await.as_array().unwrap().len();
+    assert!((40..60).contains(&told), "{told}");
+}

@@ -1,9 +1,6 @@
 //! What namespaces allow: LimitRanges and ResourceQuotas.
 
 use futures::future::join_all;
-use http::Request;
-use http_body_util::BodyExt;
-use kube::client::Body;
 use serde_json::{Value, json};
 
 use crate::House;
@@ -23,17 +20,7 @@ fn quota(name: &str, hard: Value) -> Value {
 impl House {
     /// Waits until a quota says that so much is used.
     async fn uses(&self, quota: &str, what: &str, much: &str) {
-        let path = format!("{QUOTAS}?watch=1&timeoutSeconds=20&fieldSelector=metadata.name%3D{quota}");
-        let mut body = self.client.send(Request::get(&path).body(Body::empty()).unwrap()).await.unwrap().into_body();
-        let mut seen = Vec::new();
-        loop {
-            let frame = body.frame().await.unwrap_or_else(|| panic!("not {much}: {}", String::from_utf8_lossy(&seen)));
-            seen.extend(frame.unwrap().into_data().unwrap());
-            let mut lines = seen.split(|it| *it == b'\n').filter_map(|it| serde_json::from_slice::<Value>(it).ok());
-            if lines.next_back().is_some_and(|it| it["object"]["status"]["used"][what] == much) {
-                return;
-            }
-        }
+        self.becomes(QUOTAS, quota, |it| it["status"]["used"][what] == much).await;
     }
 }
 
