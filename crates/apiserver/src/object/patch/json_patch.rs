@@ -9,6 +9,8 @@ use crate::object::status::Problem;
 const OPERATIONS_MAX: usize = 10_000;
 /// What all `copy` operations of a patch may make together, in bytes of JSON.
 const COPIED_MAX: usize = 3 << 20;
+/// Steps that all operations may take together, in values that are moved or looked through: some tenths of a second.
+const EFFORT_MAX: usize = 100_000_000;
 /// Well below what the JSON reader accepts, so that whatever is written can be read again.
 const DEPTH_MAX: usize = 100;
 
@@ -35,54 +37,118 @@ pub(super) fn run(object: &Value, patch: &Value) -> Result<Value, Problem> {
         )));
     }
     let mut out = object.clone();
-    let mut copied = 0;
+    let mut spent = Spent::default();
     for operation in operations {
-        step(&mut out, operation, &mut copied).map_err(|Refused| {
+        spent.step(&mut out, operation).map_err(|Refused| {
             Problem::unprocessable("the server rejected our request due to an error in our request")
         })?;
     }
     Ok(out)
 }
 
-fn step(object: &mut Value, operation: &Value, copied: &mut usize) -> Result<(), Refused> {
-    let text = |key: &str| operation.get(key).and_then(Value::as_str);
-    let path = text("path").ok_or(Refused)?;
-    let value = operation.get("value").unwrap_or(&Value::Null);
-    match text("op").ok_or(Refused)? {
-        "add" => add(object, path, value.clone()),
-        "remove" => remove(object, path).map(|_| ()),
-        "replace" => {
-            fits(path, value)?;
-            let (parent, key) = parent(object, path)?;
-            match parent {
-                Value::Object(map) => {
-                    map.insert(key, value.clone());
+/// What the operations of a patch have cost so far.
+#[derive(Default)]
+struct Spent {
+    copied: usize,
+    effort: usize,
+}
+
+impl Spent {
+    fn step(&mut self, object: &mut Value, operation: &Value) -> Result<(), Refused> {
+        let text = |key: &str| operation.get(key).and_then(Value::as_str);
+        let path = text("path").ok_or(Refused)?;
+        let value = operation.get("value").unwrap_or(&Value::Null);
+        match text("op").ok_or(Refused)? {
+            "add" => self.add(object, path, value.clone()),
+            "remove" => self.remove(object, path).map(|_| ()),
+            "replace" => {
+                self.fits(path, value)?;
+                let (parent, key) = parent(object, path)?;
+                match parent {
+                    Value::Object(map) => {
+                        map.insert(key, value.clone());
+                    }
+                    Value::Array(items) => {
+                        let at = place(&key, items.len())?;
+                        *items.get_mut(at).ok_or(Refused)? = value.clone();
+                    }
+                    _ => return Err(Refused),
                 }
-                Value::Array(items) => {
-                    let at = place(&key, items.len())?;
-                    *items.get_mut(at).ok_or(Refused)? = value.clone();
+                Ok(())
+            }
+            "move" => {
+                let value = self.remove(object, text("from").ok_or(Refused)?)?;
+                self.add(object, path, value)
+            }
+            "copy" => {
+                let value = get(object, text("from").ok_or(Refused)?)?.cloned().unwrap_or(Value::Null);
+                self.copied += size(&value);
+                if self.copied > COPIED_MAX {
+                    return Err(Refused);
                 }
-                _ => return Err(Refused),
+                self.add(object, path, value)
             }
-            Ok(())
-        }
-        "move" => {
-            let value = remove(object, text("from").ok_or(Refused)?)?;
-            add(object, path, value)
-        }
-        "copy" => {
-            let value = get(object, text("from").ok_or(Refused)?)?.cloned().unwrap_or(Value::Null);
-            *copied += size(&value);
-            if *copied > COPIED_MAX {
-                return Err(Refused);
+            "test" => {
+                let found = get(object, path)?.unwrap_or(&Value::Null);
+                if found == value { Ok(()) } else { Err(Refused) }
             }
-            add(object, path, value)
+            _ => Err(Refused),
         }
-        "test" => {
-            let found = get(object, path)?.unwrap_or(&Value::Null);
-            if found == value { Ok(()) } else { Err(Refused) }
+    }
+
+    fn add(&mut self, object: &mut Value, path: &str, value: Value) -> Result<(), Refused> {
+        self.fits(path, &value)?;
+        let (parent, key) = parent(object, path)?;
+        match parent {
+            Value::Object(map) => {
+                map.insert(key, value);
+            }
+            Value::Array(items) if key == "-" => items.push(value),
+            Value::Array(items) => {
+                self.effort(items.len())?;
+                items.insert(place(&key, items.len() + 1)?, value);
+            }
+            _ => return Err(Refused),
         }
-        _ => Err(Refused),
+        Ok(())
+    }
+
+    fn remove(&mut self, object: &mut Value, path: &str) -> Result<Value, Refused> {
+        let (parent, key) = parent(object, path)?;
+        match parent {
+            Value::Object(map) => {
+                self.effort(map.len())?;
+                map.shift_remove(&key).ok_or(Refused)
+            }
+            Value::Array(items) => {
+                self.effort(items.len())?;
+                Ok(items.remove(place(&key, items.len())?))
+            }
+            _ => Err(Refused),
+        }
+    }
+
+    /// Whether a value can stand at a path without the object getting too deep.
+    fn fits(&mut self, path: &str, value: &Value) -> Result<(), Refused> {
+        let mut count = 0;
+        let deep = path.matches('/').count() + depth(value, &mut count) > DEPTH_MAX;
+        self.effort(count)?;
+        if deep { Err(Refused) } else { Ok(()) }
+    }
+
+    fn effort(&mut self, more: usize) -> Result<(), Refused> {
+        self.effort += more;
+        if self.effort > EFFORT_MAX { Err(Refused) } else { Ok(()) }
+    }
+}
+
+/// `count` grows by the values that were looked at.
+fn depth(value: &Value, count: &mut usize) -> usize {
+    *count += 1;
+    match value {
+        Value::Array(items) => 1 + items.iter().map(|it| depth(it, count)).max().unwrap_or_default(),
+        Value::Object(map) => 1 + map.values().map(|it| depth(it, count)).max().unwrap_or_default(),
+        _ => 0,
     }
 }
 
@@ -130,42 +196,6 @@ fn place(step: &str, length: usize) -> Result<usize, Refused> {
     let index: isize = step.parse().map_err(|_| Refused)?;
     let place = if index < 0 { length.checked_add_signed(index) } else { usize::try_from(index).ok() };
     place.filter(|place| *place < length).ok_or(Refused)
-}
-
-fn add(object: &mut Value, path: &str, value: Value) -> Result<(), Refused> {
-    fits(path, &value)?;
-    let (parent, key) = parent(object, path)?;
-    match parent {
-        Value::Object(map) => {
-            map.insert(key, value);
-        }
-        Value::Array(items) if key == "-" => items.push(value),
-        Value::Array(items) => items.insert(place(&key, items.len() + 1)?, value),
-        _ => return Err(Refused),
-    }
-    Ok(())
-}
-
-fn remove(object: &mut Value, path: &str) -> Result<Value, Refused> {
-    let (parent, key) = parent(object, path)?;
-    match parent {
-        Value::Object(map) => map.shift_remove(&key).ok_or(Refused),
-        Value::Array(items) => Ok(items.remove(place(&key, items.len())?)),
-        _ => Err(Refused),
-    }
-}
-
-/// Whether a value can stand at a path without the object getting too deep.
-fn fits(path: &str, value: &Value) -> Result<(), Refused> {
-    if path.matches('/').count() + depth(value) > DEPTH_MAX { Err(Refused) } else { Ok(()) }
-}
-
-fn depth(value: &Value) -> usize {
-    match value {
-        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or_default(),
-        Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or_default(),
-        _ => 0,
-    }
 }
 
 /// About the bytes of its JSON.

@@ -49,6 +49,18 @@ fn a_json_patch_that_explodes_is_refused() {
 }
 
 #[test]
+fn a_json_patch_that_moves_too_much_about_is_refused() {
+    let object = json!({"a": [], "l": vec![0; 100_000]});
+    let moves = |count: usize, from: &str, path: &str| {
+        let all: Vec<Value> = (0..count).map(|_| json!({"op": "move", "from": from, "path": path})).collect();
+        json(&object, &json!(all)).map_err(|it| it.code)
+    };
+    assert!(moves(100, "/l/0", "/l/0").is_ok());
+    assert_eq!(moves(9_999, "/l/0", "/l/0"), Err(422));
+    assert_eq!(moves(9_999, "/l", "/l"), Err(422));
+}
+
+#[test]
 fn lists_that_would_take_for_ever_to_merge_are_refused() {
     let schema = builtin::schema("io.k8s.api.core.v1.ConfigMap").unwrap();
     let many = |prefix: &str| json!({"metadata": {"finalizers": (0..6_000).map(|i| format!("{prefix}/{i}")).collect::<Vec<_>>()}});
