@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use kit::Backoff;
 use serde_json::Value;
 
@@ -18,34 +20,43 @@ pub(crate) async fn run(core: Arc<Core>) -> Result<(), TooOld> {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
     loop {
         let mut definitions = core.store.watch(GROUP, PLURAL, None, core.store.revision())?;
-        let (waiting, failed) = sweep(&core).await;
+        let Swept { waiting, failed } = sweep(&core).await;
+        let pause = failed.then(|| backoff.pause());
         if !failed {
             backoff.reset();
         }
-        let mut objects = match waiting {
-            Some((group, plural, rev)) => Some(core.store.watch(&group, &plural, None, rev)?),
-            None => None,
-        };
+        let objects = waiting.iter().map(|it| core.store.watch(&it.group, &it.plural, None, it.since));
+        // What was deleted may have been more than the history holds: then another look finds less to do.
+        let Ok(mut objects) = objects.collect::<Result<Vec<_>, _>>() else { continue };
+        let mut changes: FuturesUnordered<_> = objects.iter_mut().map(|it| it.next()).collect();
         tokio::select! {
             () = shutdown.begun() => return Ok(()),
             _ = definitions.next() => {}
-            _ = async {
-                match &mut objects {
-                    Some(objects) => objects.next().await,
-                    None => std::future::pending().await,
-                }
-            } => {}
-            () = tokio::time::sleep(backoff.clone().pause()), if failed => {
-                let _ = backoff.pause();
-            }
+            _ = changes.next(), if !changes.is_empty() => {}
+            // No event tells when what went wrong would go right.
+            () = tokio::time::sleep(pause.unwrap_or_default()), if failed => {}
         }
     }
 }
 
-/// Looks at every definition that is to go. The resource whose objects one of them waits for (and the revision at which
-/// it did), and whether something went wrong that is worth another try.
-async fn sweep(core: &Arc<Core>) -> (Option<(String, String, u64)>, bool) {
-    let (mut waiting, mut failed) = (None, false);
+/// What a look at all definitions has found.
+struct Swept {
+    waiting: Vec<Waiting>,
+    /// Something went wrong that is worth another try.
+    failed: bool,
+}
+
+/// A resource whose definition waits for the last of its objects.
+struct Waiting {
+    group: String,
+    plural: String,
+    /// The revision from which on an object may have gone unseen.
+    since: u64,
+}
+
+/// Looks at every definition that is to go.
+async fn sweep(core: &Arc<Core>) -> Swept {
+    let mut swept = Swept { waiting: Vec::new(), failed: false };
     for entry in core.store.list(GROUP, PLURAL, None, None, None).entries {
         let definition = entry.value();
         if !meta::is_being_deleted(&definition) || !meta::finalizers(&definition).iter().any(|it| it == CLEANUP) {
@@ -53,14 +64,14 @@ async fn sweep(core: &Arc<Core>) -> (Option<(String, String, u64)>, bool) {
         }
         let text = |path: &str| definition.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (group, plural) = (text("/spec/group"), text("/spec/names/plural"));
-        let rev = core.store.revision();
+        let since = core.store.revision();
         match empty(core, &group, &plural).await {
-            Ok(true) => failed |= release(core, &entry, definition).await.is_err(),
-            Ok(false) => waiting = Some((group, plural, rev)),
-            Err(()) => failed = true,
+            Ok(true) => swept.failed |= release(core, &entry, definition).await.is_err(),
+            Ok(false) => swept.waiting.push(Waiting { group, plural, since }),
+            Err(()) => swept.failed = true,
         }
     }
-    (waiting, failed)
+    swept
 }
 
 /// Deletes the objects of a resource. True when there are none left.

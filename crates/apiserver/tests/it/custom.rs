@@ -250,3 +250,38 @@ async fn a_deleted_definition_takes_its_objects_with_it() {
     assert_eq!(house.get(WIDGETS).await.code, 404);
     assert_eq!(house.get(&format!("{DEFINITIONS}/widgets.example.com")).await.code, 404);
 }
+
+/// A definition of a kind whose objects hold anything.
+fn anything(plural: &str, kind: &str) -> Value {
+    json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": format!("{plural}.example.com")},
+        "spec": {"group": "example.com", "scope": "Namespaced", "names": {"plural": plural, "kind": kind},
+            "versions": [{"name": "v1", "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}]}})
+}
+
+#[tokio::test]
+async fn definitions_that_go_together_wait_each_for_its_own_objects_however_many() {
+    let house = House::open().await;
+    let free = json!({"metadata": {"finalizers": null}});
+    // More than the history of what happened holds: a megabyte each.
+    for (plural, kind, count) in [("ables", "Able", 1), ("blobs", "Blob", 17)] {
+        house.server.install(vec![serde_json::from_value(anything(plural, kind)).unwrap()]).await.unwrap();
+        for n in 0..count {
+            let object = json!({"apiVersion": "example.com/v1", "kind": kind, "text": "x".repeat(1 << 20),
+                "metadata": {"name": format!("o{n}"), "finalizers": ["example.com/hold"]}});
+            house.post(&format!("/apis/example.com/v1/namespaces/default/{plural}"), &object).await.is(201);
+        }
+    }
+    for plural in ["ables", "blobs"] {
+        house.delete(&format!("{DEFINITIONS}/{plural}.example.com")).await.is(200);
+    }
+    let ables = "/apis/example.com/v1/namespaces/default/ables";
+    house.patch(&format!("{ables}/o0"), "merge", &free).await.is(200);
+    house.gone(DEFINITIONS, "ables.example.com").await;
+    let blobs = "/apis/example.com/v1/namespaces/default/blobs";
+    for n in 0..17 {
+        house.patch(&format!("{blobs}/o{n}"), "merge", &free).await.is(200);
+    }
+    house.gone(DEFINITIONS, "blobs.example.com").await;
+}
