@@ -262,7 +262,8 @@ fn is_unit(unit: &str) -> bool {
     EXACT.contains(&unit) || PREFIX.iter().any(|p| unit.starts_with(p))
 }
 
-fn go_duration(text: &str) -> bool {
+/// Whether Go reads it as a duration (`1h30m`).
+pub(crate) fn go_duration(text: &str) -> bool {
     let mut rest = text.strip_prefix(['+', '-']).unwrap_or(text);
     if rest == "0" {
         return true;
