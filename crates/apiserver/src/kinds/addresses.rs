@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use super::validate::{list, text};
-use crate::object::FieldError;
+use crate::object::{Errors, FieldError};
 
-pub(super) fn address(object: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn address(object: &Value, errors: &mut Errors) {
     let Some(parent) = object.pointer("/spec/parentRef").filter(|it| !it.is_null()) else {
         errors.push(FieldError::required("spec.parentRef", ""));
         return;
@@ -19,7 +19,7 @@ pub(super) fn address(object: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-pub(super) fn address_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn address_update(new: &Value, old: &Value, errors: &mut Errors) {
     let parent = |object: &Value| object.pointer("/spec/parentRef").cloned().unwrap_or_default();
     let new = parent(new);
     if new != parent(old) {
@@ -31,7 +31,7 @@ pub(super) fn address_update(new: &Value, old: &Value, errors: &mut Vec<FieldErr
     }
 }
 
-pub(super) fn ranges(object: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn ranges(object: &Value, errors: &mut Errors) {
     let path = "spec.cidrs";
     let all = list(object, "/spec/cidrs");
     if all.is_empty() {
@@ -80,7 +80,7 @@ fn range(text: &str) -> Result<(), String> {
 }
 
 /// Ranges stay as they are, but a second one of the other family may be added.
-pub(super) fn ranges_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn ranges_update(new: &Value, old: &Value, errors: &mut Errors) {
     let (now, was) = (list(new, "/spec/cidrs"), list(old, "/spec/cidrs"));
     if now.len() != was.len() && !(was.len() == 1 && now.len() == 2) {
         errors.push(FieldError::invalid("spec.cidrs", &json!(now), "field is immutable"));

@@ -1,22 +1,24 @@
 //! `pods/ephemeralcontainers`: containers that are added to a pod that runs, and never taken away.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::Value;
 
 use super::validate::{list, name_is_label, text};
-use crate::object::FieldError;
 use crate::object::field::quote;
+use crate::object::{Errors, FieldError};
 
 const PATH: &str = "spec.ephemeralContainers";
 /// What only a container has that the pod was planned with.
 const PLANNED: [&str; 7] =
     ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resizePolicy", "restartPolicy"];
 
-pub(super) fn update(new: &Value, old: &Value) -> Vec<FieldError> {
-    let mut errors = Vec::new();
+pub(super) fn update(new: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::default();
     let all = list(new, "/spec/ephemeralContainers");
-    let of = |field: &str| list(new, field).iter().map(|it| text(it, "/name")).collect::<Vec<_>>();
-    let planned = [of("/spec/containers"), of("/spec/initContainers")].concat();
-    let volumes = of("/spec/volumes");
+    let of = |field: &str| list(new, field).iter().map(|it| text(it, "/name"));
+    let planned: HashSet<&str> = of("/spec/containers").chain(of("/spec/initContainers")).collect();
+    let volumes: HashSet<&str> = of("/spec/volumes").collect();
     let mut names = planned.clone();
     for (at, container) in all.iter().enumerate() {
         let place = format!("{PATH}[{at}]");
@@ -25,10 +27,9 @@ pub(super) fn update(new: &Value, old: &Value) -> Vec<FieldError> {
         if text(container, "/image").is_empty() {
             errors.push(FieldError::required(format!("{place}.image"), ""));
         }
-        if !name.is_empty() && names.contains(&name) {
+        if !names.insert(name) && !name.is_empty() {
             errors.push(FieldError::duplicate(format!("{place}.name"), &name.into()));
         }
-        names.push(name);
         let target = text(container, "/targetContainerName");
         if !target.is_empty() && !planned.contains(&target) {
             errors.push(FieldError::not_found(format!("{place}.targetContainerName"), &target.into()));
@@ -50,14 +51,15 @@ pub(super) fn update(new: &Value, old: &Value) -> Vec<FieldError> {
             }
         }
     }
+    let now: HashMap<&str, &Value> = all.iter().rev().map(|it| (text(it, "/name"), it)).collect();
     for before in list(old, "/spec/ephemeralContainers") {
         let name = text(before, "/name");
-        match all.iter().find(|it| text(it, "/name") == name) {
+        match now.get(name) {
             None => {
                 let why = format!("existing ephemeral containers {} may not be removed\n", quote(name));
                 errors.push(FieldError::forbidden(PATH, &why));
             }
-            Some(now) if now != before => {
+            Some(now) if *now != before => {
                 let why = format!("existing ephemeral containers {} may not be changed\n", quote(name));
                 errors.push(FieldError::forbidden(PATH, &why));
             }

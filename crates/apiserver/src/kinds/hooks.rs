@@ -8,22 +8,32 @@ use super::roles::selector;
 use super::validate::{is_blank, list, text};
 use crate::admission::Environment;
 use crate::cel::Type;
-use crate::object::FieldError;
 use crate::object::meta::{dns1035_label, dns1123_subdomain, qualified_name};
+use crate::object::schema::aside;
+use crate::object::{Errors, FieldError};
 
 const CONDITIONS_MAX: usize = 64;
 const OPERATIONS: [&str; 5] = ["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
 
 /// `old`: what was so before may stay.
-pub(super) fn configuration(object: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
+pub(super) fn configuration(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     let conditions = |of: &Value| -> Vec<Value> {
         list(of, "/webhooks").iter().map(|it| it.get("matchConditions").cloned().unwrap_or_default()).collect()
     };
     let same_conditions = old.is_some_and(|old| conditions(old) == conditions(object));
+    if same_conditions {
+        webhooks(object, None, errors);
+    } else {
+        aside(|| webhooks(object, Some(&Environment::new(false, false)), errors));
+    }
+}
+
+/// `environment`: of the conditions, where they are to be looked at.
+fn webhooks(object: &Value, environment: Option<&Environment>, errors: &mut Errors) {
     let mut names = HashSet::new();
     for (at, hook) in list(object, "/webhooks").iter().enumerate() {
         let path = format!("webhooks[{at}]");
-        webhook(hook, &path, same_conditions, errors);
+        webhook(hook, &path, environment, errors);
         versions(hook, &format!("{path}.admissionReviewVersions"), errors);
         let name = text(hook, "/name");
         if !name.is_empty() && !names.insert(name) {
@@ -32,7 +42,7 @@ pub(super) fn configuration(object: &Value, old: Option<&Value>, errors: &mut Ve
     }
 }
 
-fn webhook(hook: &Value, path: &str, same_conditions: bool, errors: &mut Vec<FieldError>) {
+fn webhook(hook: &Value, path: &str, environment: Option<&Environment>, errors: &mut Errors) {
     qualified(text(hook, "/name"), &format!("{path}.name"), errors);
     for (at, rule) in list(hook, "/rules").iter().enumerate() {
         rule_with_operations(rule, &format!("{path}.rules[{at}]"), errors);
@@ -56,12 +66,12 @@ fn webhook(hook: &Value, path: &str, same_conditions: bool, errors: &mut Vec<Fie
     }
     one_of(hook, "reinvocationPolicy", path, &["IfNeeded", "Never"], errors);
     client(hook.get("clientConfig").unwrap_or(&Value::Null), &format!("{path}.clientConfig"), errors);
-    if !same_conditions {
-        conditions(hook, &format!("{path}.matchConditions"), &Environment::new(false, false), errors);
+    if let Some(environment) = environment {
+        conditions(hook, &format!("{path}.matchConditions"), environment, errors);
     }
 }
 
-pub(super) fn one_of(of: &Value, field: &str, path: &str, known: &[&str], errors: &mut Vec<FieldError>) {
+pub(super) fn one_of(of: &Value, field: &str, path: &str, known: &[&str], errors: &mut Errors) {
     if let Some(value) = of.get(field)
         && !known.iter().any(|it| value == it)
     {
@@ -69,7 +79,7 @@ pub(super) fn one_of(of: &Value, field: &str, path: &str, known: &[&str], errors
     }
 }
 
-fn qualified(name: &str, path: &str, errors: &mut Vec<FieldError>) {
+fn qualified(name: &str, path: &str, errors: &mut Errors) {
     if name.is_empty() {
         errors.push(FieldError::required(path, ""));
         return;
@@ -82,7 +92,7 @@ fn qualified(name: &str, path: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn versions(hook: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn versions(hook: &Value, path: &str, errors: &mut Errors) {
     let all = list(hook, "/admissionReviewVersions");
     if all.is_empty() {
         errors.push(FieldError::required(path, "must specify one of v1, v1beta1"));
@@ -104,7 +114,7 @@ fn versions(hook: &Value, path: &str, errors: &mut Vec<FieldError>) {
 }
 
 /// A rule of a webhook or a policy.
-pub(super) fn rule_with_operations(rule: &Value, path: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn rule_with_operations(rule: &Value, path: &str, errors: &mut Errors) {
     let operations = list(rule, "/operations");
     let wild = |all: &[Value]| all.len() > 1 && all.iter().any(|it| it == "*");
     let at = format!("{path}.operations");
@@ -138,7 +148,7 @@ pub(super) fn rule_with_operations(rule: &Value, path: &str, errors: &mut Vec<Fi
     one_of(rule, "scope", path, &["*", "Cluster", "Namespaced"], errors);
 }
 
-fn resources(all: &[Value], path: &str, errors: &mut Vec<FieldError>) {
+fn resources(all: &[Value], path: &str, errors: &mut Errors) {
     if all.is_empty() {
         errors.push(FieldError::required(path, ""));
     }
@@ -177,7 +187,7 @@ fn resources(all: &[Value], path: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn client(of: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn client(of: &Value, path: &str, errors: &mut Errors) {
     match (of.get("url").and_then(Value::as_str), of.get("service").filter(|it| it.is_object())) {
         (Some(url), None) => address(url, &format!("{path}.url"), errors),
         (None, Some(it)) => service(it, &format!("{path}.service"), errors),
@@ -185,7 +195,7 @@ fn client(of: &Value, path: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn address(url: &str, path: &str, errors: &mut Vec<FieldError>) {
+fn address(url: &str, path: &str, errors: &mut Errors) {
     const FORM: &str = "; desired format: https://host[/path]";
     let (rest, fragment) = url.split_once('#').unwrap_or((url, ""));
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -210,7 +220,7 @@ fn address(url: &str, path: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn service(of: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn service(of: &Value, path: &str, errors: &mut Errors) {
     for field in ["name", "namespace"] {
         if text(of, &format!("/{field}")).is_empty() {
             errors.push(FieldError::required(format!("{path}.{field}"), ""));
@@ -246,7 +256,7 @@ fn service(of: &Value, path: &str, errors: &mut Vec<FieldError>) {
 }
 
 /// The conditions on which a webhook or a policy is asked.
-pub(super) fn conditions(of: &Value, path: &str, environment: &Environment, errors: &mut Vec<FieldError>) {
+pub(super) fn conditions(of: &Value, path: &str, environment: &Environment, errors: &mut Errors) {
     let all = list(of, "/matchConditions");
     if all.len() > CONDITIONS_MAX {
         errors.push(FieldError::too_many(path, all.len(), CONDITIONS_MAX as u64));

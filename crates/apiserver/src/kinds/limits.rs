@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use serde_json::{Value, json};
 
 use super::validate::{list, text};
-use crate::object::FieldError;
-use crate::object::field::{self, ERRORS_MAX};
+use crate::object::field;
 use crate::object::meta::qualified_name;
 use crate::object::quantity::Quantity;
+use crate::object::{Errors, FieldError};
 
 /// What quotas may name, and what counts for them in whole numbers.
 const COUNTED: [&str; 9] = [
@@ -43,7 +43,7 @@ fn is_for_quotas(name: &str) -> bool {
     COUNTED.contains(&name) || COMPUTED.contains(&name) || name == "requests.storage" || is_huge(name)
 }
 
-fn resource_name(name: &str, path: &str, errors: &mut Vec<FieldError>) {
+fn resource_name(name: &str, path: &str, errors: &mut Errors) {
     errors.extend(qualified_name(name).iter().map(|why| FieldError::invalid_str(path, name, why)));
     if !name.contains('/') && !is_for_quotas(name) && name != "storage" {
         errors.push(FieldError::invalid_str(path, name, "must be a standard resource type or fully qualified"));
@@ -62,7 +62,7 @@ fn amounts<'a>(of: &'a Value, field: &str) -> Amounts<'a> {
     .collect()
 }
 
-pub(super) fn range(object: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn range(object: &Value, errors: &mut Errors) {
     let mut seen = HashSet::new();
     for (at, limit) in list(object, "/spec/limits").iter().enumerate() {
         let path = format!("spec.limits[{at}]");
@@ -80,7 +80,7 @@ pub(super) fn range(object: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn item(limit: &Value, kind: &str, path: &str, errors: &mut Vec<FieldError>) {
+fn item(limit: &Value, kind: &str, path: &str, errors: &mut Errors) {
     let defaults = ["default", "defaultRequest"];
     for field in ["max", "min"].into_iter().chain(defaults).chain(["maxLimitRequestRatio"]) {
         let all = amounts(limit, field);
@@ -131,7 +131,7 @@ struct Bounds<'a> {
 }
 
 impl Bounds<'_> {
-    fn check(&self, name: &str, errors: &mut Vec<FieldError>) {
+    fn check(&self, name: &str, errors: &mut Errors) {
         let of = |all: &Amounts<'_>| all.get(name).map(|it| it.0);
         let (min, max, default, request) = (of(&self.min), of(&self.max), of(&self.default), of(&self.request));
         let at = |field: &str| format!("{}.{field}[{name}]", self.path);
@@ -168,7 +168,7 @@ impl Bounds<'_> {
     }
 }
 
-pub(super) fn quota(object: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
+pub(super) fn quota(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     let null = Value::Null;
     let spec = object.get("spec").unwrap_or(&null);
     let hard = amounts(spec, "hard");
@@ -230,13 +230,18 @@ fn fits(scope: &str, resource: &str) -> bool {
     }
 }
 
-fn of_scopes(scopes: &[Value], names: &[&str], errors: &mut Vec<FieldError>) {
-    let mut refuse = |why: &str| errors.push(FieldError::invalid("spec.scopes", &json!(scopes), why));
+fn of_scopes(scopes: &[Value], names: &[&str], errors: &mut Errors) {
+    let shown = field::json(&json!(scopes));
+    let mut refuse = |why: &str| {
+        if !errors.is_full() {
+            errors.push(FieldError::invalid_shown("spec.scopes", shown.clone(), why));
+        }
+    };
     for scope in scopes.iter().filter_map(Value::as_str) {
         if !SCOPES.contains(&scope) {
             refuse("unsupported scope");
         }
-        for _ in names.iter().filter(|it| !fits(scope, it)).take(ERRORS_MAX) {
+        for _ in names.iter().filter(|it| !fits(scope, it)) {
             refuse("unsupported scope applied to resource");
         }
     }
@@ -248,15 +253,19 @@ fn of_scopes(scopes: &[Value], names: &[&str], errors: &mut Vec<FieldError>) {
     }
 }
 
-fn selected(spec: &Value, names: &[&str], errors: &mut Vec<FieldError>) {
+fn selected(spec: &Value, names: &[&str], errors: &mut Errors) {
     let path = "spec.scopeSelector.matchExpressions";
+    let shown = shown(spec);
     for one in list(spec, "/scopeSelector/matchExpressions") {
         let (scope, operator, values) = (text(one, "/scopeName"), text(one, "/operator"), list(one, "/values"));
         if !SCOPES.contains(&scope) {
             errors.push(FieldError::invalid_str(format!("{path}.scopeName"), scope, "unsupported scope"));
         }
-        for _ in names.iter().filter(|it| !fits(scope, it)).take(ERRORS_MAX) {
-            errors.push(FieldError::invalid_shown(path, shown(spec), "unsupported scope applied to resource"));
+        for _ in names.iter().filter(|it| !fits(scope, it)) {
+            if errors.is_full() {
+                return;
+            }
+            errors.push(FieldError::invalid_shown(path, shown.clone(), "unsupported scope applied to resource"));
         }
         if matches!(
             scope,

@@ -11,7 +11,7 @@ pub(crate) mod fields;
 mod hooks;
 mod limits;
 mod policies;
-mod roles;
+pub(crate) mod roles;
 mod schedule;
 mod service_account;
 pub(crate) mod strategy;

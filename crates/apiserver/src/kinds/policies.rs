@@ -9,9 +9,9 @@ use super::roles::selector;
 use super::validate::{is_blank, list, text};
 use crate::admission::Environment;
 use crate::cel::Type;
-use crate::object::FieldError;
 use crate::object::meta::{NameRule, dns1035_label, dns1123_subdomain, qualified_name};
-use crate::object::schema::aside;
+use crate::object::schema::{RESERVED, aside};
+use crate::object::{Errors, FieldError};
 use crate::verbs::meta;
 
 const ANNOTATIONS_MAX: usize = 20;
@@ -21,7 +21,7 @@ const VARIABLES_MAX: usize = 256;
 const VALIDATIONS_MAX: usize = 1024;
 
 /// `old`: its conditions are not looked at again.
-pub(super) fn policy(object: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
+pub(super) fn policy(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     let null = Value::Null;
     let spec = object.get("spec").unwrap_or(&null);
     if spec.get("failurePolicy").is_none() {
@@ -55,7 +55,7 @@ pub(super) fn policy(object: &Value, old: Option<&Value>, errors: &mut Vec<Field
     aside(|| expressions(meta::name(object), spec, kind.is_some(), errors));
 }
 
-fn expressions(name: &str, spec: &Value, params: bool, errors: &mut Vec<FieldError>) {
+fn expressions(name: &str, spec: &Value, params: bool, errors: &mut Errors) {
     let all = list(spec, "/variables");
     let mut environment = Environment::new(params, !all.is_empty());
     for (at, one) in all.iter().enumerate() {
@@ -88,7 +88,7 @@ fn expressions(name: &str, spec: &Value, params: bool, errors: &mut Vec<FieldErr
     }
 }
 
-fn param_kind(of: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn param_kind(of: &Value, path: &str, errors: &mut Errors) {
     let (api_version, kind) = (text(of, "/apiVersion"), text(of, "/kind"));
     let at = format!("{path}.apiVersion");
     let mut parts = api_version.split('/');
@@ -122,7 +122,7 @@ fn param_kind(of: &Value, path: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn resources(of: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn resources(of: &Value, path: &str, errors: &mut Errors) {
     if of.get("matchPolicy").is_none() {
         errors.push(FieldError::required(format!("{path}.matchPolicy"), ""));
     }
@@ -150,33 +150,7 @@ fn resources(of: &Value, path: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-/// What an expression may not be called.
-const RESERVED: [&str; 22] = [
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-    "",
-];
-
-fn variable(of: &Value, path: &str, environment: &mut Environment, errors: &mut Vec<FieldError>) {
+fn variable(of: &Value, path: &str, environment: &mut Environment, errors: &mut Errors) {
     let (name, expression) = (text(of, "/name"), text(of, "/expression"));
     let word = |name: &str| {
         name.chars().all(|it| it.is_ascii_alphanumeric() || it == '_')
@@ -195,7 +169,7 @@ fn variable(of: &Value, path: &str, environment: &mut Environment, errors: &mut 
     }
 }
 
-fn validation(of: &Value, path: &str, environment: &Environment, errors: &mut Vec<FieldError>) {
+fn validation(of: &Value, path: &str, environment: &Environment, errors: &mut Errors) {
     let (expression, said, message) = (text(of, "/expression"), text(of, "/messageExpression"), text(of, "/message"));
     let at = format!("{path}.expression");
     if expression.trim().is_empty() {
@@ -220,7 +194,7 @@ fn validation(of: &Value, path: &str, environment: &Environment, errors: &mut Ve
     one_of(of, "reason", path, &["Forbidden", "Invalid", "RequestEntityTooLarge"], errors);
 }
 
-fn annotation(name: &str, of: &Value, path: &str, environment: &Environment, errors: &mut Vec<FieldError>) {
+fn annotation(name: &str, of: &Value, path: &str, environment: &Environment, errors: &mut Errors) {
     let (key, source) = (text(of, "/key"), text(of, "/valueExpression"));
     let at = format!("{path}.key");
     if name.is_empty() {
@@ -240,7 +214,7 @@ fn annotation(name: &str, of: &Value, path: &str, environment: &Environment, err
     }
 }
 
-pub(super) fn binding(object: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn binding(object: &Value, errors: &mut Errors) {
     let null = Value::Null;
     let spec = object.get("spec").unwrap_or(&null);
     let name = text(spec, "/policyName");
@@ -259,7 +233,7 @@ pub(super) fn binding(object: &Value, errors: &mut Vec<FieldError>) {
     actions(list(spec, "/validationActions"), "spec.validationActions", errors);
 }
 
-fn param_ref(of: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn param_ref(of: &Value, path: &str, errors: &mut Errors) {
     const BOTH: &str = "name and selector are mutually exclusive";
     let (name, chosen) = (text(of, "/name"), of.get("selector").filter(|it| it.is_object()));
     if !name.is_empty() {
@@ -287,7 +261,7 @@ fn param_ref(of: &Value, path: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn actions(all: &[Value], path: &str, errors: &mut Vec<FieldError>) {
+fn actions(all: &[Value], path: &str, errors: &mut Errors) {
     const KNOWN: [&str; 3] = ["Audit", "Deny", "Warn"];
     let mut seen = HashSet::new();
     for (at, action) in all.iter().enumerate() {

@@ -4,10 +4,10 @@ use serde_json::{Value, json};
 
 use super::validate::{is_blank, list, text};
 use crate::access::roles::GROUP;
-use crate::object::FieldError;
 use crate::object::meta::{NameRule, label_value, qualified_name};
+use crate::object::{Errors, FieldError};
 
-pub(super) fn role(object: &Value, namespaced: bool, errors: &mut Vec<FieldError>) {
+pub(super) fn role(object: &Value, namespaced: bool, errors: &mut Errors) {
     for (at, rule) in list(object, "/rules").iter().enumerate() {
         self::rule(rule, namespaced, &format!("rules[{at}]"), errors);
     }
@@ -30,7 +30,7 @@ pub(super) fn role(object: &Value, namespaced: bool, errors: &mut Vec<FieldError
     }
 }
 
-fn rule(rule: &Value, namespaced: bool, path: &str, errors: &mut Vec<FieldError>) {
+fn rule(rule: &Value, namespaced: bool, path: &str, errors: &mut Errors) {
     let mut required = |field: &str, why: &str| {
         if is_blank(rule, &format!("/{field}")) {
             errors.push(FieldError::required(format!("{path}.{field}"), why));
@@ -53,7 +53,7 @@ fn rule(rule: &Value, namespaced: bool, path: &str, errors: &mut Vec<FieldError>
 }
 
 /// `metav1.LabelSelector`.
-pub(super) fn selector(selector: &Value, path: &str, errors: &mut Vec<FieldError>) {
+pub(crate) fn selector(selector: &Value, path: &str, errors: &mut Errors) {
     let invalid = |path: String, value: &str, whys: Vec<String>| -> Vec<FieldError> {
         whys.iter().map(|why| FieldError::invalid_str(path.as_str(), value, why)).collect()
     };
@@ -87,7 +87,7 @@ pub(super) fn selector(selector: &Value, path: &str, errors: &mut Vec<FieldError
     }
 }
 
-pub(super) fn binding(object: &Value, namespaced: bool, errors: &mut Vec<FieldError>) {
+pub(super) fn binding(object: &Value, namespaced: bool, errors: &mut Errors) {
     let not_supported = |path: String, value: &str, known: &[&str]| -> FieldError {
         FieldError::not_supported(path, &json!(value), known)
     };

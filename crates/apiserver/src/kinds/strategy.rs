@@ -479,7 +479,7 @@ fn wishes_differ(resource: &Resource, new: &Value, old: &Value) -> bool {
 pub(crate) fn validate_create(resource: &Resource, object: &Value) -> Vec<FieldError> {
     match &resource.model {
         Model::Custom(custom) => custom.schema().validate(object, None).0,
-        Model::Builtin(_) => validate::create(resource, object),
+        Model::Builtin(_) => validate::create(resource, object).into_vec(),
     }
 }
 
@@ -493,8 +493,10 @@ pub(crate) fn validate_update(
     match &resource.model {
         Model::Custom(custom) => custom.schema().validate(new, Some(old)),
         Model::Builtin(_) if subresource == "status" => Default::default(),
-        Model::Builtin(_) if subresource == "ephemeralcontainers" => (ephemeral::update(new, old), Vec::new()),
-        Model::Builtin(_) => (validate::update(resource, new, old), Vec::new()),
+        Model::Builtin(_) if subresource == "ephemeralcontainers" => {
+            (ephemeral::update(new, old).into_vec(), Vec::new())
+        }
+        Model::Builtin(_) => (validate::update(resource, new, old).into_vec(), Vec::new()),
     }
 }
 

@@ -4,9 +4,9 @@
 use serde_json::{Value, json};
 
 use super::{addresses, difference, hooks, limits, policies, roles, schedule};
-use crate::object::FieldError;
-use crate::object::field::{ERRORS_MAX, quote};
+use crate::object::field::quote;
 use crate::object::meta::{dns1123_label, validate_kube_finalizers};
+use crate::object::{Errors, FieldError};
 use crate::registry::{Resource, custom};
 use crate::verbs::meta;
 
@@ -31,18 +31,9 @@ pub(super) fn is_blank(object: &Value, path: &str) -> bool {
     }
 }
 
-pub(super) fn create(resource: &Resource, object: &Value) -> Vec<FieldError> {
-    let mut errors = mistakes(resource, object);
-    errors.truncate(ERRORS_MAX);
-    errors
-}
-
-fn mistakes(resource: &Resource, object: &Value) -> Vec<FieldError> {
-    let mut errors = Vec::new();
+pub(super) fn create(resource: &Resource, object: &Value) -> Errors {
     // Definitions come from another program's code, which knows no standard names.
-    if resource.stored_group != custom::GROUP {
-        errors.extend(validate_kube_finalizers(object.get("metadata").unwrap_or(&Value::Null), "metadata"));
-    }
+    let mut errors = if resource.stored_group == custom::GROUP { Errors::default() } else { finalizers(object) };
     let template = "spec.template";
     match (resource.stored_group.as_str(), resource.plural.as_str()) {
         ("", "configmaps") => config_map(object, &mut errors),
@@ -114,37 +105,42 @@ fn mistakes(resource: &Resource, object: &Value) -> Vec<FieldError> {
         ("networking.k8s.io", "servicecidrs") => addresses::ranges(object, &mut errors),
         ("admissionregistration.k8s.io", "validatingadmissionpolicies") => policies::policy(object, None, &mut errors),
         ("admissionregistration.k8s.io", "validatingadmissionpolicybindings") => policies::binding(object, &mut errors),
-        ("apiextensions.k8s.io", "customresourcedefinitions") => errors.extend(custom::validate(object, None)),
+        ("apiextensions.k8s.io", "customresourcedefinitions") => return custom::validate(object, None),
         _ => {}
     }
     errors
 }
 
-pub(super) fn update(resource: &Resource, new: &Value, old: &Value) -> Vec<FieldError> {
+fn finalizers(object: &Value) -> Errors {
+    let mut errors = Errors::default();
+    errors.extend(validate_kube_finalizers(object.get("metadata").unwrap_or(&Value::Null), "metadata"));
+    errors
+}
+
+pub(super) fn update(resource: &Resource, new: &Value, old: &Value) -> Errors {
     let place = (resource.stored_group.as_str(), resource.plural.as_str());
     // Deletion must go on with what was valid once: what finalizers leave is not checked again.
     let mut errors = match place {
         ("apiextensions.k8s.io", "customresourcedefinitions") => custom::validate(new, Some(old)),
         ("admissionregistration.k8s.io", "mutatingwebhookconfigurations" | "validatingwebhookconfigurations") => {
-            let mut errors = validate_kube_finalizers(new.get("metadata").unwrap_or(&Value::Null), "metadata");
+            let mut errors = finalizers(new);
             hooks::configuration(new, Some(old), &mut errors);
             errors
         }
-        ("networking.k8s.io", "ipaddresses" | "servicecidrs") => Vec::new(),
+        ("networking.k8s.io", "ipaddresses" | "servicecidrs") => Errors::default(),
         ("", "resourcequotas") => {
-            let mut errors = validate_kube_finalizers(new.get("metadata").unwrap_or(&Value::Null), "metadata");
+            let mut errors = finalizers(new);
             limits::quota(new, Some(old), &mut errors);
             errors
         }
         ("admissionregistration.k8s.io", "validatingadmissionpolicies") => {
-            let mut errors = validate_kube_finalizers(new.get("metadata").unwrap_or(&Value::Null), "metadata");
+            let mut errors = finalizers(new);
             policies::policy(new, Some(old), &mut errors);
             errors
         }
         _ => create(resource, new),
     };
-    errors.truncate(ERRORS_MAX);
-    let immutable = |path: &str, name: &str, errors: &mut Vec<FieldError>| {
+    let immutable = |path: &str, name: &str, errors: &mut Errors| {
         if new.pointer(path) != old.pointer(path) {
             errors.push(FieldError::invalid(name, new.pointer(path).unwrap_or(&Value::Null), "field is immutable"));
         }
@@ -238,7 +234,7 @@ pub(super) fn update(resource: &Resource, new: &Value, old: &Value) -> Vec<Field
 }
 
 /// An event stands in the namespace of what it is about.
-fn event(object: &Value, errors: &mut Vec<FieldError>) {
+fn event(object: &Value, errors: &mut Errors) {
     let path = if is_blank(object, "/regarding") { "/involvedObject/namespace" } else { "/regarding/namespace" };
     let about = text(object, path);
     if !about.is_empty() && !meta::namespace(object).is_empty() && about != meta::namespace(object) {
@@ -246,13 +242,13 @@ fn event(object: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn non_negative(object: &Value, path: &str, name: &str, errors: &mut Vec<FieldError>) {
+fn non_negative(object: &Value, path: &str, name: &str, errors: &mut Errors) {
     if let Some(value) = object.pointer(path).filter(|it| it.as_i64().is_some_and(|it| it < 0)) {
         errors.push(FieldError::invalid(name, value, "must be greater than or equal to 0"));
     }
 }
 
-fn one_of(object: &Value, path: &str, name: &str, known: &[&str], errors: &mut Vec<FieldError>) {
+fn one_of(object: &Value, path: &str, name: &str, known: &[&str], errors: &mut Errors) {
     if let Some(value) = object.pointer(path)
         && !known.iter().any(|it| value == it)
     {
@@ -261,7 +257,7 @@ fn one_of(object: &Value, path: &str, name: &str, known: &[&str], errors: &mut V
 }
 
 /// A key under `data`: a file's name.
-fn data_key(key: &str, path: &str, errors: &mut Vec<FieldError>) {
+fn data_key(key: &str, path: &str, errors: &mut Errors) {
     let at = format!("{path}[{key}]");
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if key.len() > 253 {
@@ -281,7 +277,7 @@ fn decoded(text: &str) -> usize {
     text.trim_end_matches('=').len() * 3 / 4
 }
 
-fn config_map(object: &Value, errors: &mut Vec<FieldError>) {
+fn config_map(object: &Value, errors: &mut Errors) {
     let mut size = 0;
     for (key, value) in object.get("data").and_then(Value::as_object).into_iter().flatten() {
         data_key(key, "data", errors);
@@ -299,7 +295,7 @@ fn config_map(object: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn secret(object: &Value, errors: &mut Vec<FieldError>) {
+fn secret(object: &Value, errors: &mut Errors) {
     let mut size = 0;
     for (key, value) in object.get("data").and_then(Value::as_object).into_iter().flatten() {
         data_key(key, "data", errors);
@@ -330,7 +326,7 @@ fn secret(object: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn service(object: &Value, errors: &mut Vec<FieldError>) {
+fn service(object: &Value, errors: &mut Errors) {
     let ports = list(object, "/spec/ports");
     let kind = text(object, "/spec/type");
     if ports.is_empty() && text(object, "/spec/clusterIP") != "None" && kind != "ExternalName" {
@@ -353,14 +349,14 @@ fn service(object: &Value, errors: &mut Vec<FieldError>) {
     one_of(object, "/spec/type", "spec.type", &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"], errors);
 }
 
-fn port_number(object: &Value, path: &str, name: &str, errors: &mut Vec<FieldError>) {
+fn port_number(object: &Value, path: &str, name: &str, errors: &mut Errors) {
     let value = object.pointer(path).cloned().unwrap_or_else(|| json!(0));
     if !value.as_i64().is_some_and(|it| (1..=65_535).contains(&it)) {
         errors.push(FieldError::invalid(name, &value, "must be between 1 and 65535, inclusive"));
     }
 }
 
-fn claim(object: &Value, errors: &mut Vec<FieldError>) {
+fn claim(object: &Value, errors: &mut Errors) {
     if is_blank(object, "/spec/accessModes") {
         errors.push(FieldError::required("spec.accessModes", "at least 1 access mode is required"));
     }
@@ -375,7 +371,7 @@ fn claim(object: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn selector(object: &Value, errors: &mut Vec<FieldError>) {
+fn selector(object: &Value, errors: &mut Errors) {
     let given = object.pointer("/spec/selector");
     let labels = object.pointer("/spec/template/metadata/labels").cloned().unwrap_or_default();
     let mismatch = || {
@@ -399,7 +395,7 @@ fn selector(object: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn pod_template(object: &Value, path: &str, policies: &[&str], errors: &mut Vec<FieldError>) {
+fn pod_template(object: &Value, path: &str, policies: &[&str], errors: &mut Errors) {
     let at = format!("/{}", path.replace('.', "/"));
     let Some(template) = object.pointer(&at).filter(|it| !it.is_null()) else {
         errors.push(FieldError::required(path, ""));
@@ -420,7 +416,7 @@ fn pod_template(object: &Value, path: &str, policies: &[&str], errors: &mut Vec<
     }
 }
 
-fn pod_spec(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn pod_spec(spec: &Value, path: &str, errors: &mut Errors) {
     let mut volumes = Vec::new();
     for (at, volume) in list(spec, "/volumes").iter().enumerate() {
         let name = text(volume, "/name");
@@ -479,7 +475,7 @@ fn pod_spec(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
     one_of(spec, "/dnsPolicy", &format!("{path}.dnsPolicy"), &dns, errors);
 }
 
-pub(super) fn name_is_label(name: &str, place: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn name_is_label(name: &str, place: &str, errors: &mut Errors) {
     if name.is_empty() {
         errors.push(FieldError::required(place, ""));
     } else {
@@ -487,7 +483,7 @@ pub(super) fn name_is_label(name: &str, place: &str, errors: &mut Vec<FieldError
     }
 }
 
-fn stateful(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+fn stateful(new: &Value, old: &Value, errors: &mut Errors) {
     const FREE: [&str; 7] = [
         "replicas",
         "ordinals",
@@ -510,7 +506,7 @@ fn stateful(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
 }
 
 /// Little of a pod may change once it is there.
-fn pod_update(new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+fn pod_update(new: &Value, old: &Value, errors: &mut Errors) {
     let frozen = |object: &Value| {
         let mut spec = object.get("spec").cloned().unwrap_or_default();
         let spec = meta::map(&mut spec);

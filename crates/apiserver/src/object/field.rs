@@ -6,6 +6,10 @@ use serde_json::{Number, Value};
 
 /// More errors than this are not told: a body full of mistakes must not become an answer many times its size.
 pub(crate) const ERRORS_MAX: usize = 100;
+/// So many bytes are shown of a path, of a value and of what is wrong with it.
+const SHOWN_MAX: usize = 10 << 10;
+/// So many of a key in a path: what is below a long one names it again and again.
+const KEY_MAX: usize = 1 << 10;
 
 /// Why a field was refused: the `reason` of a `metav1.StatusCause`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +66,41 @@ pub(crate) struct FieldError {
     pub(crate) body: String,
 }
 
+/// What was found wrong, as much of it as is told.
+#[derive(Debug, Default)]
+pub(crate) struct Errors(Vec<FieldError>);
+
+impl Errors {
+    pub(crate) fn push(&mut self, error: FieldError) {
+        if !self.is_full() {
+            self.0.push(error);
+        }
+    }
+
+    /// Nothing more is told.
+    pub(crate) fn is_full(&self) -> bool {
+        self.0.len() >= ERRORS_MAX
+    }
+
+    pub(crate) fn into_vec(self) -> Vec<FieldError> {
+        self.0
+    }
+}
+
+impl Extend<FieldError> for Errors {
+    fn extend<T: IntoIterator<Item = FieldError>>(&mut self, errors: T) {
+        self.0.extend(errors.into_iter().take(ERRORS_MAX - self.0.len()));
+    }
+}
+
+impl std::ops::Deref for Errors {
+    type Target = [FieldError];
+
+    fn deref(&self) -> &[FieldError] {
+        &self.0
+    }
+}
+
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.path, self.body)
@@ -75,10 +114,14 @@ impl FieldError {
         if path.is_empty() {
             path.push_str("<nil>");
         }
+        path.truncate(start(&path, SHOWN_MAX).len());
         let mut body = reason.words().to_owned();
         for part in value.as_deref().into_iter().chain((!detail.is_empty()).then_some(detail)) {
             body.push_str(": ");
-            body.push_str(part);
+            body.push_str(start(part, SHOWN_MAX));
+            if part.len() > SHOWN_MAX {
+                body.push_str("...");
+            }
         }
         Self { path, reason, body }
     }
@@ -135,6 +178,16 @@ impl FieldError {
         let unit = if max == 1 { "item" } else { "items" };
         Self::new(path, Cause::TooMany, Some(actual.to_string()), &format!("must have at most {max} {unit}"))
     }
+}
+
+/// A key as it stands in a path.
+pub(crate) fn key(key: &str) -> &str {
+    start(key, KEY_MAX)
+}
+
+/// At most so many of the first bytes.
+fn start(text: &str, most: usize) -> &str {
+    text.get(..text.floor_char_boundary(most)).unwrap_or(text)
 }
 
 /// A value as `field.Error` prints it: strings quoted, simple values plain, all else as Go's JSON.

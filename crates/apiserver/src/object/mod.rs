@@ -23,5 +23,5 @@ pub(crate) mod selector;
 pub(crate) mod status;
 pub(crate) mod table;
 
-pub(crate) use field::FieldError;
+pub(crate) use field::{Errors, FieldError};
 pub(crate) use schema::Schema;

@@ -121,10 +121,8 @@ fn schemas<'a>(resources: impl Iterator<Item = &'a Arc<Resource>>) -> Map<String
         match &resource.model {
             Model::Builtin(kind) => builtin.push(*kind),
             Model::Custom(it) => {
-                let version = it.version();
-                let schema =
-                    version.pointer("/schema/openAPIV3Schema").cloned().unwrap_or_else(|| json!({"type": "object"}));
-                let mut schema = schema;
+                let openapi = it.version().pointer("/schema/openAPIV3Schema").cloned();
+                let mut schema = openapi.unwrap_or_else(|| json!({"type": "object"}));
                 embedded(&mut schema);
                 custom.insert(type_name(resource), custom_schema(resource, schema));
             }

@@ -456,3 +456,60 @@ fn what_was_taken_is_shown_in_every_shape() {
         }
     });
 }
+
+#[test]
+fn what_is_wrong_in_many_places_with_long_names_is_told_briefly() {
+    let long = "k".repeat(300_000);
+    let many = |value: Value| Value::Object((0..500).map(|n| (format!("f{n}"), value.clone())).collect());
+    let it =
+        |spec: Value| json!({"apiVersion": "example.com/v1", "kind": "It", "metadata": {"name": "it"}, "spec": spec});
+    let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "its.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "its", "kind": "It"}, "versions": [{"name": "v1", "served": true, "storage": true,
+            "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object",
+                "additionalProperties": {"type": "object", "additionalProperties":
+                    {"type": "object", "properties": {"a": {"type": "string"}}}}}}}}}]}});
+    let scopes: Vec<String> = std::iter::once(long.clone()).chain((0..60).map(|_| "BestEffort".to_owned())).collect();
+    let hard: serde_json::Map<_, _> = (0..200).map(|n| (format!("hugepages-{n}Mi"), json!("1"))).collect();
+    let rules: Vec<Value> = (0..500).map(|_| json!({"verbs": [], "nonResourceURLs": [long.get(..1000)]})).collect();
+    let (its, apis) = ("/apis/example.com/v1/namespaces/default/its", "/apis/rbac.authorization.k8s.io/v1");
+    let apply = |manager: &str| format!("{its}/it?fieldManager={manager}");
+    let below = |value: Value| it(json!({long.clone(): many(json!({"a": value}))}));
+    let yaml = LANGUAGES[3];
+    let all = [
+        (Method::POST, its.to_owned(), "application/json", below(json!(1)), 422),
+        (
+            Method::POST,
+            format!("{its}?fieldValidation=Strict"),
+            "application/json",
+            it(json!({long.clone(): many(json!({"b": 1}))})),
+            400,
+        ),
+        (Method::PATCH, apply("one"), yaml, below(json!("x")), 201),
+        (Method::PATCH, apply("two"), yaml, below(json!("y")), 409),
+        (Method::PATCH, apply("two"), yaml, it(json!({long.clone(): many(json!([]))})), 500),
+        (
+            Method::POST,
+            "/api/v1/namespaces/default/resourcequotas".to_owned(),
+            "application/json",
+            json!({"metadata": {"name": "it"}, "spec": {"scopes": scopes, "hard": hard}}),
+            422,
+        ),
+        (
+            Method::POST,
+            format!("{apis}/clusterroles"),
+            "application/json",
+            json!({"metadata": {"name": "it"}, "rules": rules}),
+            422,
+        ),
+    ];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let house = House::open().await;
+        house.server.install(vec![serde_json::from_value(definition).unwrap()]).await.unwrap();
+        for (method, path, kind, body, code) in all {
+            let request = Request::builder().method(method).uri(&path).header("content-type", kind);
+            assert_eq!(send(&house, request, body.to_string()).await, Some(code), "{path}");
+        }
+    });
+}

@@ -9,9 +9,10 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use self::managed::{Entry, Id, Managers, Operation, stamp};
-use self::set::{Set, show};
+use self::set::Set;
 use self::typed::{Changes, Type};
 use super::Schema;
+use super::field::ERRORS_MAX;
 use super::status::{Problem, StatusCause};
 
 /// Written by client-side apply; kubectl's server-side apply takes the ownership over that it stands for.
@@ -101,7 +102,9 @@ pub(crate) fn apply(
     if let (Err(conflicts), KUBECTL) = (&merged, applier.manager)
         && let Some(allowed) = allowed_by_last_applied(of, live, applier.api_version)
     {
-        let left: Vec<Conflict> = conflicts.iter().filter(|c| !allowed.has_path(&c.path)).cloned().collect();
+        let left =
+            conflicts.iter().map(|it| Conflict { manager: it.manager.clone(), set: it.set.difference(&allowed) });
+        let left: Vec<Conflict> = left.filter(|it| !it.set.is_empty()).collect();
         merged = if left.is_empty() { merge(of, live, &applied, managers, applier, true) } else { Err(left) };
     }
     let (object, managers) = merged.map_err(conflict)?;
@@ -220,35 +223,33 @@ fn set_managers(object: &mut Value, managers: &Managers) {
     }
 }
 
-#[derive(Clone, Debug)]
+/// What a manager owns and another one would change.
 struct Conflict {
     manager: Id,
-    path: Vec<set::Element>,
+    set: Set,
 }
 
+/// Counts all, and names as many as of other mistakes: what two managers disagree on may be a whole object.
 fn conflict(conflicts: Vec<Conflict>) -> Problem {
-    let cause = |c: &Conflict| StatusCause {
-        reason: "FieldManagerConflict".to_owned(),
-        message: format!("conflict with {}", c.manager.show()),
-        field: show(&c.path),
-    };
-    let causes = conflicts.iter().map(cause).collect();
-    let message = match conflicts.as_slice() {
-        [one] => format!("Apply failed with 1 conflict: conflict with {}: {}", one.manager.show(), show(&one.path)),
-        many => {
-            let mut lines = Vec::new();
-            let mut of: Option<&Id> = None;
-            for conflict in many {
-                if of != Some(&conflict.manager) {
-                    lines.push(format!("conflicts with {}:", conflict.manager.show()));
-                    of = Some(&conflict.manager);
-                }
-                lines.push(format!("- {}", show(&conflict.path)));
-            }
-            format!("Apply failed with {} conflicts: {}", many.len(), lines.join("\n"))
+    let count: usize = conflicts.iter().map(|it| it.set.count()).sum();
+    let (mut causes, mut lines) = (Vec::new(), Vec::new());
+    for Conflict { manager, set } in &conflicts {
+        let manager = manager.show();
+        let paths = set.shown(ERRORS_MAX - causes.len());
+        if count == 1 {
+            lines.extend(paths.iter().map(|path| format!("conflict with {manager}: {path}")));
+        } else if !paths.is_empty() {
+            lines.push(format!("conflicts with {manager}:"));
+            lines.extend(paths.iter().map(|path| format!("- {path}")));
         }
-    };
-    Problem::apply_conflict(message, causes)
+        causes.extend(paths.into_iter().map(|field| StatusCause {
+            reason: "FieldManagerConflict".to_owned(),
+            message: format!("conflict with {manager}"),
+            field,
+        }));
+    }
+    let s = if count == 1 { "" } else { "s" };
+    Problem::apply_conflict(format!("Apply failed with {count} conflict{s}: {}", lines.join("\n")), causes)
 }
 
 /// Brings entries that were written under an earlier schema up to date.
@@ -260,35 +261,30 @@ fn reconcile(of: Type<'_>, managers: &mut Managers) {
     }
 }
 
-/// Takes what changed away from all but `own`. Without `force` nothing is taken, and what was to be is returned.
-fn take_over(changes: &Changes, managers: &mut Managers, own: Option<&Id>, force: bool) -> Result<(), Vec<Conflict>> {
+/// What others than `own` have of what changed.
+fn conflicts(changes: &Changes, managers: &Managers, own: &Id) -> Vec<Conflict> {
     let changed = changes.modified.union(&changes.added);
-    let others = || managers.0.iter().filter(|(id, _)| Some(*id) != own);
-    if !force {
-        let of = |(id, entry): (&Id, &Entry)| {
-            let paths = entry.set.intersection(&changed).paths();
-            paths.into_iter().map(|path| Conflict { manager: id.clone(), path }).collect::<Vec<_>>()
-        };
-        let conflicts: Vec<Conflict> = others().flat_map(of).collect();
-        if !conflicts.is_empty() {
-            return Err(conflicts);
-        }
-    }
+    let others = managers.0.iter().filter(|(id, _)| *id != own);
+    let of = others.map(|(id, entry)| Conflict { manager: id.clone(), set: entry.set.intersection(&changed) });
+    of.filter(|it| !it.set.is_empty()).collect()
+}
+
+/// Takes what changed away from all but `own`.
+fn take_over(changes: &Changes, managers: &mut Managers, own: Option<&Id>) {
+    let changed = changes.modified.union(&changes.added);
     for (id, entry) in &mut managers.0 {
         if Some(id) != own {
             entry.set = entry.set.difference(&changed).difference(&changes.removed);
         }
     }
     managers.0.retain(|_, entry| !entry.set.is_empty());
-    Ok(())
 }
 
 /// The books after `id` made `new` of `old`.
 fn update(of: Type<'_>, old: &Value, new: &Value, managers: &mut Managers, id: &Id, api_version: &str, now: Timestamp) {
     reconcile(of, managers);
     let changes = typed::compare(of, old, new);
-    // With force nothing conflicts.
-    let _ = take_over(&changes, managers, None, true);
+    take_over(&changes, managers, None);
     let set = changes.modified.union(&changes.added).difference(&Set::of_fields(STRIPPED));
     if set.is_empty() {
         return;
@@ -318,7 +314,12 @@ fn merge(
         Some(last) => drop_unapplied(of, merged, &managers, &last.set),
         None => merged,
     };
-    take_over(&typed::compare(of, live, &merged), &mut managers, Some(&id), force)?;
+    let changes = typed::compare(of, live, &merged);
+    let conflicts = if force { Vec::new() } else { conflicts(&changes, &managers, &id) };
+    if !conflicts.is_empty() {
+        return Err(conflicts);
+    }
+    take_over(&changes, &mut managers, Some(&id));
     if let Some(entry) = managers.0.get_mut(&id) {
         entry.set = entry.set.difference(&Set::of_fields(STRIPPED));
         if !set::same(live, &merged) {

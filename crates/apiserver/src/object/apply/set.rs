@@ -73,12 +73,12 @@ impl Element {
 impl fmt::Display for Element {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Field(name) => write!(f, ".{name}"),
+            Self::Field(name) => write!(f, ".{}", field::key(name)),
             Self::Key(keys) => {
                 let shown: Vec<String> = keys.iter().map(|(k, v)| format!("{k}={}", field::print(v))).collect();
-                write!(f, "[{}]", shown.join(","))
+                write!(f, "[{}]", field::key(&shown.join(",")))
             }
-            Self::Value(value) => write!(f, "[={}]", field::print(value)),
+            Self::Value(value) => write!(f, "[={}]", field::key(&field::print(value))),
             Self::Index(i) => write!(f, "[{i}]"),
         }
     }
@@ -208,14 +208,6 @@ impl Set {
         self.0.get(element).is_some_and(|b| b.member)
     }
 
-    pub(crate) fn has_path(&self, path: &[Element]) -> bool {
-        match path {
-            [] => false,
-            [last] => self.has(last),
-            [first, rest @ ..] => self.below(first).is_some_and(|set| set.has_path(rest)),
-        }
-    }
-
     /// What is below an element, if anything is.
     pub(crate) fn below(&self, element: &Element) -> Option<&Self> {
         self.0.get(element).map(|b| &b.below).filter(|set| !set.0.is_empty())
@@ -280,21 +272,31 @@ impl Set {
         self.0.iter().map(|(element, branch)| (element, branch.member, &branch.below))
     }
 
-    /// All paths in upstream's order: the members of a level, then what is below them.
-    pub(crate) fn paths(&self) -> Vec<Vec<Element>> {
-        fn walk(set: &Set, at: &mut Vec<Element>, out: &mut Vec<Vec<Element>>) {
-            for (element, _) in set.0.iter().filter(|(_, branch)| branch.member) {
-                out.push(at.iter().chain([element]).cloned().collect());
-            }
-            for (element, branch) in &set.0 {
-                at.push(element.clone());
-                walk(&branch.below, at, out);
-                at.pop();
+    /// The first `most` paths as they are shown (`.spec.ports[containerPort=80,protocol="TCP"].name`), in upstream's
+    /// order: the members of a level, then what is below them.
+    pub(crate) fn shown(&self, most: usize) -> Vec<String> {
+        fn walk(set: &Set, at: &mut String, most: usize, out: &mut Vec<String>) {
+            let left = most - out.len();
+            let members = set.0.iter().filter(|(_, branch)| branch.member);
+            out.extend(members.take(left).map(|(element, _)| format!("{at}{element}")));
+            for (element, branch) in set.0.iter().filter(|(_, branch)| !branch.below.is_empty()) {
+                if out.len() >= most {
+                    return;
+                }
+                let length = at.len();
+                at.push_str(&element.to_string());
+                walk(&branch.below, at, most, out);
+                at.truncate(length);
             }
         }
         let mut out = Vec::new();
-        walk(self, &mut Vec::new(), &mut out);
+        walk(self, &mut String::new(), most, &mut out);
         out
+    }
+
+    /// How many members there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.values().map(|branch| usize::from(branch.member) + branch.below.count()).sum()
     }
 
     /// `FieldsV1`.
@@ -321,9 +323,4 @@ impl Set {
         }
         Ok(set)
     }
-}
-
-/// `.spec.ports[containerPort=80,protocol="TCP"].name`
-pub(crate) fn show(path: &[Element]) -> String {
-    path.iter().map(ToString::to_string).collect()
 }

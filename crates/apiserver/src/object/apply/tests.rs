@@ -216,3 +216,20 @@ mod properties {
         }
     }
 }
+
+#[test]
+fn of_many_conflicts_all_are_counted_and_some_are_named() {
+    let schema = builtin::schema("io.k8s.api.core.v1.ConfigMap").unwrap();
+    let config = |value: &str, count: usize| {
+        let data: Map<String, Value> = (0..count).map(|n| (format!("k{n:03}"), json!(value))).collect();
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}, "data": data})
+    };
+    let by = |manager| Applier { manager, subresource: "", api_version: "v1", force: false, now: now() };
+    let live = apply(None, config("x", 150), &schema, &by("one")).unwrap();
+    let problem = apply(Some(&live), config("y", 150), &schema, &by("two")).unwrap_err();
+    assert!(problem.message.starts_with("Apply failed with 150 conflicts: conflicts with \"one\":\n- .data.k000\n"));
+    assert!(problem.message.ends_with("\n- .data.k099"), "{}", problem.message);
+    assert_eq!(problem.details.unwrap().causes.len(), 100);
+    let problem = apply(Some(&live), config("y", 1), &schema, &by("two")).unwrap_err();
+    assert_eq!(problem.message, "Apply failed with 1 conflict: conflict with \"one\": .data.k000");
+}

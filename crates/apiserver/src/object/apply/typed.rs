@@ -222,7 +222,7 @@ fn check(of: Type<'_>, value: &Value, strict: bool, path: &mut String, errors: &
         }
         (Shape::Map, Value::Object(map)) => {
             for (key, value) in map {
-                path.extend([".", key]);
+                path.extend([".", field::key(key)]);
                 match of.field(key) {
                     Some((field, _)) => check(field, value, strict, path, errors),
                     None => {

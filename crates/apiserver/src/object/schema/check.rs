@@ -317,7 +317,7 @@ struct Place {
     inside_meta: bool,
 }
 
-/// Defaults are pruned and valid.
+/// Defaults are pruned and valid; those below `additionalProperties` are not looked at upstream either.
 fn defaults(schema: &Map<String, Value>, node: &Node, path: &str, place: Place, errors: &mut Vec<FieldError>) {
     let embedded = place.embedded || flag(schema, "x-kubernetes-embedded-resource");
     if let Some(default) = schema.get("default").filter(|d| !d.is_null() && !place.inside_meta) {

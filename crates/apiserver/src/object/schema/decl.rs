@@ -11,7 +11,8 @@ use crate::object::builtin;
 
 /// The largest request, for what has no bounds of its own.
 const REQUEST_MAX: u64 = 3 * 1024 * 1024;
-const RESERVED: [&str; 21] = [
+/// What no name in CEL may be.
+pub(crate) const RESERVED: [&str; 21] = [
     "true",
     "false",
     "null",

@@ -1,6 +1,7 @@
 //! Structural schemas: one compact tree from a CRD's `openAPIV3Schema` or from a built-in definition, and what is done
 //! with it: check types, prune, default, validate. `apply` and `patch` read their list and map rules from it too.
 
+mod before;
 mod check;
 mod compile;
 mod decl;
@@ -22,6 +23,7 @@ use serde_json::Value;
 use super::builtin;
 use super::field::FieldError;
 
+pub(crate) use decl::RESERVED;
 pub(crate) use pattern::Pattern;
 pub(crate) use rules::{aside, field_path};
 

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::shape::shape;
 use super::{Additional, Node, Schema};
 use crate::object::builtin;
-use crate::object::field::ERRORS_MAX;
+use crate::object::field::{self, ERRORS_MAX};
 
 impl Schema {
     /// Drops what the schema does not know and returns the paths (`spec.foo`, `spec.list[0].bar`), sorted, as they stand
@@ -42,7 +42,7 @@ impl Pruner {
         if length > 0 {
             self.path.push('.');
         }
-        self.path.push_str(key);
+        self.path.push_str(field::key(key));
         step(self);
         self.path.truncate(length);
     }

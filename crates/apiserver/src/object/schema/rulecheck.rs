@@ -105,11 +105,11 @@ impl Checker {
         };
         for (at, (rule, program)) in rules.rules.iter().zip(&compiled.programs).enumerate() {
             let at_rule = format!("{path}.x-kubernetes-validations[{at}]");
-            let shown = given.get(at).map(shown).unwrap_or_default();
+            let shown = || given.get(at).map(shown).unwrap_or_default();
             let compilation = match program {
                 None => continue,
                 Some(Err(why)) => {
-                    self.errors.push(FieldError::invalid_shown(format!("{at_rule}.rule"), shown, why));
+                    self.errors.push(FieldError::invalid_shown(format!("{at_rule}.rule"), shown(), why));
                     if given.get(at).is_some_and(|it| it.get("optionalOldSelf").is_some()) {
                         self.unused(&at_rule, given.get(at));
                     }
@@ -122,7 +122,7 @@ impl Checker {
             match &compilation.message {
                 Some(Err(why)) => {
                     let path = format!("{at_rule}.messageExpression");
-                    self.errors.push(FieldError::invalid_shown(path, shown, why));
+                    self.errors.push(FieldError::invalid_shown(path, shown(), why));
                 }
                 Some(Ok(message)) => {
                     let cost = message.cost_max(decl);

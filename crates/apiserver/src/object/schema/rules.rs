@@ -1,15 +1,17 @@
 //! `x-kubernetes-validations`: rules in CEL, compiled once for a schema and evaluated within Kubernetes' budget, in its
 //! words.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
+use super::before::Before;
 use super::decl::decl;
-use super::{Additional, Link, List, Node, Schema};
+use super::{Additional, Link, Node, Schema};
 use crate::cel::{self, CALL_LIMIT, Decl, Failed, Program, Refused, Type};
-use crate::object::field::{ERRORS_MAX, FieldError};
+use crate::object::field::{self, ERRORS_MAX, FieldError};
 
 /// What all rules together may cost for one object.
 const BUDGET: u64 = 10_000_000;
@@ -223,8 +225,14 @@ pub(crate) fn aside<T>(work: impl FnOnce() -> T) -> T {
 
 /// `None` when the first part of the budget is not enough to say.
 fn judge(root: &Node, object: &Value, old: Option<&Value>, budget: u64) -> Option<Verdict> {
-    let mut judge =
-        Judge { path: String::new(), left: budget, first: budget < BUDGET, over: false, verdict: Verdict::default() };
+    let mut judge = Judge {
+        path: String::new(),
+        unchanged: HashMap::new(),
+        left: budget,
+        first: budget < BUDGET,
+        over: false,
+        verdict: Verdict::default(),
+    };
     let ratchet = Ratchet { current: old.map(|old| (root, object, old)), parent: None, top: true };
     judge.node(root, object, old, ratchet, true);
     (!(judge.over && judge.first)).then_some(judge.verdict)
@@ -243,8 +251,9 @@ struct Ratchet<'a> {
 type Pair<'a> = (&'a Node, &'a Value, &'a Value);
 
 impl<'a> Ratchet<'a> {
-    fn lets_through(&self) -> bool {
-        self.current.or(self.parent).is_some_and(|(node, new, old)| unchanged(node, new, old))
+    /// The place whose being unchanged lets what is wrong here through.
+    fn pair(&self) -> Option<Pair<'a>> {
+        self.current.or(self.parent)
     }
 
     fn key(self, key: &str) -> Self {
@@ -256,18 +265,13 @@ impl<'a> Ratchet<'a> {
         Self { current: below.map(|(node, (new, old))| (node, new, old)), parent: self.current, top: false }
     }
 
-    fn index(self, at: usize) -> Self {
-        let Some((node, new, old)) = self.current else { return Self { top: false, ..self } };
-        let item = new.get(at);
-        let below = item.and_then(|item| Some((node.items()?, item, counterpart(node, old.as_array()?, item)?)));
-        Self { current: below, parent: self.current, top: false }
+    /// An item of a list, and what it was.
+    fn item(self, node: &'a Node, item: &'a Value, was: Option<&'a Value>) -> Self {
+        if self.current.is_none() {
+            return Self { top: false, ..self };
+        }
+        Self { current: was.map(|was| (node, item, was)), parent: self.current, top: false }
     }
-}
-
-/// The item that an item of a list map was before.
-fn counterpart<'a>(node: &Node, old: &'a [Value], item: &Value) -> Option<&'a Value> {
-    let List::Map(keys) = &node.list else { return None };
-    old.iter().find(|was| keys.iter().all(|key| was.get(&**key) == item.get(&**key)))
 }
 
 /// Whether nothing has changed but the order of list maps.
@@ -276,10 +280,10 @@ fn unchanged(node: &Node, new: &Value, old: &Value) -> bool {
         return true;
     }
     match (new, old) {
-        (Value::Array(new), Value::Array(old)) if matches!(node.list, List::Map(_)) => {
-            let Some(items) = node.items() else { return false };
-            new.len() == old.len()
-                && new.iter().all(|item| counterpart(node, old, item).is_some_and(|was| unchanged(items, item, was)))
+        (Value::Array(new), Value::Array(before)) => {
+            let Some((items, keyed)) = node.items().zip(Before::of(node, Some(old))) else { return false };
+            new.len() == before.len()
+                && new.iter().all(|item| keyed.item(item).is_some_and(|was| unchanged(items, item, was)))
         }
         (Value::Object(new), Value::Object(old)) => {
             new.len() == old.len()
@@ -295,6 +299,8 @@ fn unchanged(node: &Node, new: &Value, old: &Value) -> bool {
 
 struct Judge {
     path: String,
+    /// What was found out of places: many items may have one list above them.
+    unchanged: HashMap<*const Value, bool>,
     left: u64,
     /// Only the first part of the budget is there.
     first: bool,
@@ -323,22 +329,22 @@ impl Judge {
         }
         match value {
             Value::Array(items) => {
-                let Some(below) = node.items() else { return };
-                let before = old.and_then(Value::as_array);
+                let Some(below) = node.items().filter(|it| it.ruled) else { return };
+                let before = Before::of(node, old);
                 for (at, item) in items.iter().enumerate() {
-                    let was = before.and_then(|old| counterpart(node, old, item));
+                    let was = before.as_ref().and_then(|it| it.item(item));
                     self.below(&format!("[{at}]"), |this| {
-                        this.node(below, item, was, ratchet.index(at), below.embedded);
+                        this.node(below, item, was, ratchet.item(below, item, was), below.embedded);
                     });
                 }
             }
             Value::Object(map) => {
                 for (key, value) in map {
+                    let Some(below) = node.child(key).filter(|it| it.ruled) else { continue };
                     let was = old.and_then(|old| old.get(key));
-                    let (below, step) = match (node.fields.get(key.as_str()), &node.additional) {
-                        (Some(field), _) => (field.link.node(), key.clone()),
-                        (None, Additional::Schema(link)) => (link.node(), format!("[{key}]")),
-                        _ => continue,
+                    let step = match node.fields.contains_key(key.as_str()) {
+                        true => key.clone(),
+                        false => format!("[{}]", field::key(key)),
                     };
                     self.below(&step, |this| this.node(below, value, was, ratchet.key(key), below.embedded));
                 }
@@ -432,6 +438,12 @@ impl Judge {
         }
     }
 
+    fn lets_through(&mut self, ratchet: Ratchet<'_>) -> bool {
+        ratchet.pair().is_some_and(|(node, new, old)| {
+            *self.unchanged.entry(std::ptr::from_ref(new)).or_insert_with(|| unchanged(node, new, old))
+        })
+    }
+
     /// A rule is broken.
     fn failed(
         &mut self,
@@ -467,7 +479,7 @@ impl Judge {
                         (self.over, reason) = (true, None);
                         format!(
                             "no further validation rules will be run due to call cost exceeds limit for messageExpression: {}",
-                            crate::object::field::quote(&rule.message_expression)
+                            field::quote(&rule.message_expression)
                         )
                     }
                     Ok(cel::Value::Text(text)) => {
@@ -486,7 +498,7 @@ impl Judge {
             Some("FieldValueDuplicate") => FieldError::duplicate(path, &Value::from(kind)),
             _ => FieldError::invalid_str(path, kind, &message),
         };
-        if !compilation.uses_old_self && ratchet.lets_through() {
+        if !compilation.uses_old_self && self.lets_through(ratchet) {
             if self.verdict.warnings.len() < ERRORS_MAX {
                 self.verdict.warnings.push(error.to_string());
             }

@@ -140,3 +140,33 @@ fn an_object_full_of_mistakes_is_answered_with_some_of_them() {
     assert_eq!(schema.prune(&mut unknown).len(), crate::object::field::ERRORS_MAX);
     assert_eq!(unknown, json!({"spec": []}));
 }
+
+#[test]
+fn items_of_a_long_list_are_held_against_what_they_were_by_their_keys() {
+    let item = json!({"type": "object", "required": ["k"], "properties": {"k": {"type": "string"}, "v": {"type": "string",
+        "maxLength": 1, "x-kubernetes-validations": [{"rule": "self == oldSelf", "message": "it never changes"}]}},
+        "x-kubernetes-validations": [{"rule": "self.k != 'k7'", "message": "not this one"}]});
+    let list = json!({"type": "array", "maxItems": 5000, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"],
+        "items": item});
+    let schema = Schema::trusted(
+        &json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {"l": list}}}}),
+    );
+    let items: Vec<Value> =
+        (0..5000).map(|n| json!({"k": format!("k{n}"), "v": if n == 9 { "long" } else { "x" }})).collect();
+    let with = |items: &[Value]| json!({"spec": {"l": items}});
+    let mut turned: Vec<Value> = items.iter().rev().cloned().collect();
+    let (errors, warnings) = schema.validate(&with(&turned), Some(&with(&items)));
+    assert_eq!((errors, warnings.len()), (vec![], 1), "what was wrong and is unchanged is let through");
+    turned[3]["v"] = json!("y");
+    let (errors, _) = schema.validate(&with(&turned), Some(&with(&items)));
+    assert_eq!(errors.iter().map(|it| it.path.as_str()).collect::<Vec<_>>(), ["spec.l[3].v"]);
+}
+
+#[test]
+fn that_rules_were_not_looked_at_is_told_however_much_else_is_wrong() {
+    let openapi = json!({"type": "object", "properties": {"spec": {"type": "array", "items": {"type": "string"},
+        "x-kubernetes-validations": [{"rule": "true"}]}}});
+    let (errors, _) = Schema::trusted(&openapi).validate(&json!({"spec": (0..1000).collect::<Vec<_>>()}), None);
+    assert_eq!(errors.len(), crate::object::field::ERRORS_MAX);
+    assert!(errors.last().unwrap().body.contains("some validation rules were not checked"));
+}

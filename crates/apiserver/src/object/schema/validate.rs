@@ -5,8 +5,9 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value};
 
+use super::before::Before;
 use super::{Additional, Checks, Kind, List, Node, Schema, format};
-use crate::object::field::{self, Cause, ERRORS_MAX, FieldError};
+use crate::object::field::{self, Cause, ERRORS_MAX, Errors, FieldError};
 use crate::object::meta;
 
 const UNCHECKED: &str = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
@@ -22,6 +23,7 @@ impl Schema {
             matches!(e.reason, NotSupported | Required | TooLong | TooMany | TypeInvalid)
         };
         if errors.iter().any(blocking) && self.root().ruled {
+            errors.truncate(ERRORS_MAX - 1);
             errors.push(FieldError::invalid("", &Value::Null, UNCHECKED));
             return (errors, Vec::new());
         }
@@ -34,18 +36,19 @@ impl Schema {
     /// All but the rules.
     pub(super) fn check(&self, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
         let mut validator = Validator { path: String::new() };
-        let mut errors = validator.value(self.root(), object, old).errors;
-        embedded(self.root(), object, "", false, &mut errors);
+        let mut errors = Errors::default();
+        errors.extend(validator.value(self.root(), object, old).errors);
+        let path = &mut String::new();
+        embedded(self.root(), object, path, false, &mut errors);
         // Lists that had an item twice before may go on so.
-        let mut before = Vec::new();
+        let mut before = Errors::default();
         if let Some(old) = old {
-            lists(self.root(), old, "", &mut before);
+            lists(self.root(), old, path, &mut before);
         }
         if before.is_empty() {
-            lists(self.root(), object, "", &mut errors);
+            lists(self.root(), object, path, &mut errors);
         }
-        errors.truncate(ERRORS_MAX);
-        errors
+        errors.into_vec()
     }
 }
 
@@ -291,9 +294,10 @@ impl Validator {
 
     fn items(&mut self, node: &Node, checks: &Checks, items: &[Value], old: Option<&Value>, out: &mut Outcome) {
         if let Some(below) = node.items() {
-            let old = old.and_then(Value::as_array);
+            let keyed = Before::of(node, old);
+            let placed = old.and_then(Value::as_array).filter(|_| node.list == List::Atomic);
             for (i, item) in items.iter().enumerate() {
-                let before = old.and_then(|old| counterpart(node, old, i, item));
+                let before = keyed.as_ref().and_then(|it| it.item(item)).or_else(|| placed?.get(i));
                 let step = |path: &mut String| {
                     let _ = write!(path, "[{i}]");
                 };
@@ -334,7 +338,7 @@ impl Validator {
         }
         if let Additional::Schema(link) = &node.additional {
             for (key, value) in map.iter().filter(|(key, _)| !node.fields.contains_key(key.as_str())) {
-                let step = |path: &mut String| path.extend([".", key]);
+                let step = |path: &mut String| path.extend([".", field::key(key)]);
                 let result = self.below(step, |this| this.value(link.node(), value, before(key)));
                 out.merge(result);
             }
@@ -428,46 +432,46 @@ fn type_names(node: &Node) -> String {
     if node.int_or_string { "integer,string".to_owned() } else { node.kind.name().to_owned() }
 }
 
-/// The item of the old list that an item is an update of: by key in a list map, by place in an atomic list.
-fn counterpart<'a>(node: &Node, old: &'a [Value], place: usize, item: &Value) -> Option<&'a Value> {
-    match &node.list {
-        List::Map(keys) => old.iter().find(|was| keys.iter().all(|key| was.get(&**key) == item.get(&**key))),
-        List::Set => None,
-        List::Atomic => old.get(place),
+/// `x-kubernetes-embedded-resource`: type and metadata of objects within objects.
+fn embedded(node: &Node, value: &Value, path: &mut String, check: bool, errors: &mut Errors) {
+    if errors.is_full() {
+        return;
     }
+    if let (true, Value::Object(map)) = (check && node.embedded, value) {
+        resource(map, path, errors);
+    }
+    each_below(node, value, path, &mut |node, value, path| embedded(node, value, path, true, errors));
 }
 
-/// `x-kubernetes-embedded-resource`: type and metadata of objects within objects.
-fn embedded(node: &Node, value: &Value, path: &str, check: bool, errors: &mut Vec<FieldError>) {
+/// What is declared below a value, with its path.
+fn each_below(node: &Node, value: &Value, path: &mut String, step: &mut dyn FnMut(&Node, &Value, &mut String)) {
+    let length = path.len();
     match value {
-        _ if errors.len() >= ERRORS_MAX => {}
         Value::Object(map) => {
-            if check && node.embedded {
-                resource(map, path, errors);
-            }
             for (key, value) in map {
                 let Some(child) = node.child(key) else { continue };
-                let dot = if path.is_empty() { "" } else { "." };
-                let path = match node.fields.contains_key(key.as_str()) {
-                    true => format!("{path}{dot}{key}"),
-                    false => format!("{path}[{key}]"),
+                let _ = match node.fields.contains_key(key.as_str()) {
+                    true if length == 0 => write!(path, "{}", field::key(key)),
+                    true => write!(path, ".{}", field::key(key)),
+                    false => write!(path, "[{}]", field::key(key)),
                 };
-                embedded(child, value, &path, true, errors);
+                step(child, value, path);
+                path.truncate(length);
             }
         }
         Value::Array(items) => {
-            if let Some(node) = node.items() {
-                items
-                    .iter()
-                    .enumerate()
-                    .for_each(|(i, item)| embedded(node, item, &format!("{path}[{i}]"), true, errors));
+            for (i, item) in items.iter().enumerate() {
+                let Some(node) = node.items() else { return };
+                let _ = write!(path, "[{i}]");
+                step(node, item, path);
+                path.truncate(length);
             }
         }
         _ => {}
     }
 }
 
-fn resource(map: &Map<String, Value>, path: &str, errors: &mut Vec<FieldError>) {
+fn resource(map: &Map<String, Value>, path: &str, errors: &mut Errors) {
     for key in ["apiVersion", "kind"] {
         let path = format!("{path}.{key}");
         match map.get(key) {
@@ -504,35 +508,21 @@ fn resource(map: &Map<String, Value>, path: &str, errors: &mut Vec<FieldError>) 
 }
 
 /// List sets have no item twice, list maps no key twice.
-fn lists(node: &Node, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    match value {
-        _ if errors.len() >= ERRORS_MAX => {}
-        Value::Object(map) => {
-            for (key, value) in map {
-                let Some(child) = node.child(key) else { continue };
-                let dot = if path.is_empty() { "" } else { "." };
-                let path = match node.fields.contains_key(key.as_str()) {
-                    true => format!("{path}{dot}{key}"),
-                    false => format!("{path}[{key}]"),
-                };
-                lists(child, value, &path, errors);
-            }
-        }
-        Value::Array(items) => {
-            match &node.list {
-                List::Atomic => {}
-                List::Set => duplicates(items.iter().map(|item| (field::json(item), item.clone())), path, errors),
-                List::Map(keys) => list_map(items, keys, path, errors),
-            }
-            if let Some(node) = node.items() {
-                items.iter().enumerate().for_each(|(i, item)| lists(node, item, &format!("{path}[{i}]"), errors));
-            }
-        }
-        _ => {}
+fn lists(node: &Node, value: &Value, path: &mut String, errors: &mut Errors) {
+    if errors.is_full() {
+        return;
     }
+    if let Value::Array(items) = value {
+        match &node.list {
+            List::Atomic => {}
+            List::Set => duplicates(items.iter().map(|item| (field::json(item), item.clone())), path, errors),
+            List::Map(keys) => list_map(items, keys, path, errors),
+        }
+    }
+    each_below(node, value, path, &mut |node, value, path| lists(node, value, path, errors));
 }
 
-fn list_map(items: &[Value], keys: &[Box<str>], path: &str, errors: &mut Vec<FieldError>) {
+fn list_map(items: &[Value], keys: &[Box<str>], path: &str, errors: &mut Errors) {
     if let Some((i, item)) = items.iter().enumerate().find(|(_, item)| !item.is_null() && !item.is_object()) {
         let said = "must be an object for an array of list-type map";
         errors.push(FieldError::invalid(format!("{path}[{i}]"), item, said));
@@ -546,10 +536,10 @@ fn list_map(items: &[Value], keys: &[Box<str>], path: &str, errors: &mut Vec<Fie
 }
 
 /// Names the second of each that is there more than once.
-fn duplicates(items: impl Iterator<Item = (String, Value)>, path: &str, errors: &mut Vec<FieldError>) {
+fn duplicates(items: impl Iterator<Item = (String, Value)>, path: &str, errors: &mut Errors) {
     let (mut seen, mut told) = (HashSet::new(), HashSet::new());
     for (i, (key, shown)) in items.enumerate() {
-        if errors.len() >= ERRORS_MAX {
+        if errors.is_full() {
             return;
         }
         if seen.contains(&key) {

@@ -10,13 +10,13 @@ use crate::object::field::json as print;
 use crate::object::meta::{dns1035_label, dns1123_subdomain};
 use crate::object::schema::format::is_known;
 use crate::object::schema::{Kind, aside, field_path};
-use crate::object::{FieldError, Schema};
+use crate::object::{Errors, FieldError, Schema};
 
 const SELECTABLE_MAX: usize = 8;
 
 /// Everything that is wrong with a definition. `old` on an update.
-pub(crate) fn validate(definition: &Value, old: Option<&Value>) -> Vec<FieldError> {
-    let mut errors = Vec::new();
+pub(crate) fn validate(definition: &Value, old: Option<&Value>) -> Errors {
+    let mut errors = Errors::default();
     let text = |path: &str| definition.pointer(path).and_then(Value::as_str).unwrap_or_default();
     // Afterwards neither can change.
     let name = text("/metadata/name");
@@ -104,7 +104,7 @@ fn formats(schema: &Value, found: &mut Vec<String>) {
     }
 }
 
-fn spec(spec: &Value, errors: &mut Vec<FieldError>) {
+fn spec(spec: &Value, errors: &mut Errors) {
     let text = |path: &str| spec.pointer(path).and_then(Value::as_str).unwrap_or_default();
     let group = text("/group");
     if group.is_empty() {
@@ -233,7 +233,7 @@ impl Common {
     }
 }
 
-fn conversion(spec: &Value, errors: &mut Vec<FieldError>) {
+fn conversion(spec: &Value, errors: &mut Errors) {
     let Some(conversion) = spec.get("conversion") else { return };
     let text = |key: &str| conversion.get(key).and_then(Value::as_str).unwrap_or_default();
     match text("strategy") {
@@ -257,7 +257,7 @@ fn conversion(spec: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn deprecation(version: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn deprecation(version: &Value, path: &str, errors: &mut Errors) {
     let Some(said) = version.get("deprecationWarning").and_then(Value::as_str) else { return };
     let mut wrong = |why: &str| errors.push(FieldError::invalid_str(format!("{path}.deprecationWarning"), said, why));
     if !flag(version, "deprecated") {
@@ -274,7 +274,7 @@ fn deprecation(version: &Value, path: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn schema(version: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn schema(version: &Value, path: &str, errors: &mut Errors) {
     const ALONE: [&str; 22] = [
         "description",
         "type",
@@ -317,7 +317,7 @@ fn schema(version: &Value, path: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn subresources(version: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn subresources(version: &Value, path: &str, errors: &mut Errors) {
     let Some(scale) = version.pointer("/subresources/scale").filter(|it| !it.is_null()) else { return };
     for (key, under, required) in [
         ("specReplicasPath", [".spec."].as_slice(), true),
@@ -343,7 +343,7 @@ fn subresources(version: &Value, path: &str, errors: &mut Vec<FieldError>) {
 
 const NO_PATH: &str = "must be a simple json path starting with .";
 
-fn columns(version: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn columns(version: &Value, path: &str, errors: &mut Errors) {
     const TYPES: [&str; 5] = ["boolean", "date", "integer", "number", "string"];
     const FORMATS: [&str; 8] = ["byte", "date", "date-time", "double", "float", "int32", "int64", "password"];
     let columns = version.get("additionalPrinterColumns").and_then(Value::as_array);
@@ -374,7 +374,7 @@ fn columns(version: &Value, path: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn selectable(version: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn selectable(version: &Value, path: &str, errors: &mut Errors) {
     let fields = version.get("selectableFields").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     if fields.is_empty() {
         return;
@@ -416,7 +416,7 @@ fn selectable(version: &Value, path: &str, errors: &mut Vec<FieldError>) {
 }
 
 /// Names are labels, of mixed case where they name kinds.
-fn names(names: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn names(names: &Value, path: &str, errors: &mut Errors) {
     let text = |key: &str| names.get(key).and_then(Value::as_str).unwrap_or_default();
     let mut check = |at: String, value: &str, lower: &str| {
         if let said @ [_, ..] = dns1035_label(lower).as_slice() {
@@ -450,7 +450,7 @@ fn names(names: &Value, path: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn stored(definition: &Value, errors: &mut Vec<FieldError>) {
+fn stored(definition: &Value, errors: &mut Errors) {
     let versions =
         definition.pointer("/spec/versions").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let stored = definition.pointer("/status/storedVersions").cloned().unwrap_or_else(|| json!([]));
