@@ -10,6 +10,9 @@ mod cel;
 mod core;
 mod count;
 mod discovery;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 mod kinds;
 mod kubelets;
