@@ -270,7 +270,14 @@ fn versions(request: &Parts) -> Value {
 }
 
 fn groups(resources: &Resources) -> Value {
-    let all: Vec<Value> = resources.order.iter().map(|group| group_of(resources, group, false)).collect();
+    // Here those of definitions are in the order of the first of their versions' names, as upstream's APIServices are.
+    let key = |group: &String| {
+        let versions = resources.groups.get(group).into_iter().flat_map(|it| &it.versions);
+        resources.is_of_definitions(group).then(|| versions.map(|it| format!("{}.{group}", it.name)).min())
+    };
+    let mut order: Vec<&String> = resources.order.iter().collect();
+    order.sort_by_cached_key(|group| key(group));
+    let all: Vec<Value> = order.into_iter().map(|group| group_of(resources, group, false)).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": all})
 }
 

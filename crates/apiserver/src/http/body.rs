@@ -10,6 +10,7 @@ use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use http_body::{Frame, SizeHint};
 
+use super::pretty::Indenter;
 use crate::store::Entry;
 
 /// An answer's body.
@@ -37,7 +38,24 @@ impl Items {
         Self { head: Some(head), entries: entries.into_iter(), first: true, prefix, tail: Some(tail) }
     }
 
-    fn piece(&mut self) -> Option<Bytes> {
+    /// All of it at once.
+    pub(crate) fn whole(self) -> Bytes {
+        let mut all = BytesMut::new();
+        self.for_each(|piece| all.put(piece));
+        all.freeze()
+    }
+
+    /// About how long it will be.
+    pub(crate) fn size(&self) -> usize {
+        self.entries.as_slice().iter().map(|entry| entry.json.len() + 1).sum()
+    }
+}
+
+/// Its text, in pieces.
+impl Iterator for Items {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
         let mut piece = BytesMut::new();
         if let Some(head) = self.head.take() {
             piece.put(head);
@@ -63,23 +81,21 @@ impl Items {
         }
         if piece.is_empty() { None } else { Some(piece.freeze()) }
     }
-
-    /// All of it at once.
-    pub(crate) fn whole(mut self) -> Bytes {
-        let mut all = BytesMut::new();
-        while let Some(piece) = self.piece() {
-            all.put(piece);
-        }
-        all.freeze()
-    }
-
-    /// About how long it will be.
-    pub(crate) fn size(&self) -> usize {
-        self.entries.as_slice().iter().map(|entry| entry.json.len() + 1).sum()
-    }
 }
 
 impl Body {
+    /// A document in lines. A stream stays as it is: its lines are its events.
+    pub(crate) fn indented(self) -> Self {
+        let mut indenter = Indenter::default();
+        match self {
+            Self::Whole(whole) => Self::Whole(whole.map(|it| indenter.indent(&it))),
+            Self::Items(items) => {
+                Self::Stream(futures::stream::iter(items).map(move |piece| indenter.indent(&piece)).boxed())
+            }
+            it @ Self::Stream(_) => it,
+        }
+    }
+
     /// Keeps something as long as a stream is read; lets go of it at once where the body is none.
     pub(crate) fn with<T: Send + 'static>(self, kept: T) -> Self {
         match self {
@@ -108,7 +124,7 @@ impl http_body::Body for Body {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let next = match self.get_mut() {
             Self::Whole(bytes) => Poll::Ready(bytes.take().filter(|it| !it.is_empty())),
-            Self::Items(items) => Poll::Ready(items.piece()),
+            Self::Items(items) => Poll::Ready(items.next()),
             Self::Stream(stream) => Pin::new(stream).poll_next(cx),
         };
         next.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))

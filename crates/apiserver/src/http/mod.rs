@@ -5,6 +5,7 @@ pub(crate) mod json;
 pub(crate) mod media;
 pub(crate) mod options;
 pub(crate) mod present;
+mod pretty;
 pub(crate) mod reply;
 pub(crate) mod resource;
 pub(crate) mod service;

@@ -49,6 +49,14 @@ impl Reply {
         Self::json(problem.code, &problem.to_value())
     }
 
+    /// The same in lines, where it is JSON.
+    pub(crate) fn indented(mut self) -> Self {
+        if self.content_type.starts_with(JSON) {
+            self.body = self.body.indented();
+        }
+        self
+    }
+
     /// The response, compressed when the client takes that and the body is worth it.
     pub(crate) fn into_response(self, request: &HeaderMap, warnings: &[String], retry_after: u32) -> Response<Body> {
         let mut response = Response::new(self.body);

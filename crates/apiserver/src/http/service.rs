@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 
 use super::body::Body;
+use super::pretty;
 use super::reply::Reply;
 use super::resource::{self, Asked};
 use super::url::{Query, Target};
@@ -75,11 +76,11 @@ where
             let mut response = match AssertUnwindSafe(work).catch_unwind().await {
                 Ok(Ok(response)) => response,
                 Ok(Err(_)) => {
-                    failed(&parts.headers, &Problem::timeout("request did not complete within the allotted timeout", 0))
+                    failed(&parts, &Problem::timeout("request did not complete within the allotted timeout", 0))
                 }
                 Err(_) => {
                     tracing::error!(method = %parts.method, path = parts.uri.path(), "a request panicked");
-                    failed(&parts.headers, &Problem::internal("this request caused the API server to panic"))
+                    failed(&parts, &Problem::internal("this request caused the API server to panic"))
                 }
             };
             drop(in_flight);
@@ -125,8 +126,8 @@ impl Seen {
     }
 }
 
-fn failed(headers: &HeaderMap, problem: &Problem) -> Response<Body> {
-    respond(headers, &[], Err(problem.clone()))
+fn failed(request: &Parts, problem: &Problem) -> Response<Body> {
+    respond(request, &[], Err(problem.clone()))
 }
 
 /// What a request comes to.
@@ -136,15 +137,14 @@ enum Answer {
     Passed(Response<Body>),
 }
 
-fn respond(headers: &HeaderMap, warnings: &[String], done: Result<Answer, Problem>) -> Response<Body> {
-    match done {
-        Ok(Answer::Reply(reply)) => reply.into_response(headers, warnings, 0),
-        Ok(Answer::Passed(response)) => response,
-        Err(problem) => {
-            let retry_after = problem.details.as_ref().map_or(0, |it| it.retry_after_seconds);
-            Reply::problem(&problem).into_response(headers, warnings, retry_after)
-        }
-    }
+fn respond(request: &Parts, warnings: &[String], done: Result<Answer, Problem>) -> Response<Body> {
+    let (reply, retry_after) = match done {
+        Ok(Answer::Reply(reply)) => (reply, 0),
+        Ok(Answer::Passed(response)) => return response,
+        Err(problem) => (Reply::problem(&problem), problem.details.as_ref().map_or(0, |it| it.retry_after_seconds)),
+    };
+    let reply = if pretty::wanted(request) { reply.indented() } else { reply };
+    reply.into_response(&request.headers, warnings, retry_after)
 }
 
 async fn serve<B>(
@@ -161,7 +161,7 @@ where
 {
     let done = handle(core, user, parts, body, upgrade, seen).await;
     seen.refused = done.as_ref().err().map(|problem| problem.reason.clone());
-    let mut response = respond(&parts.headers, &seen.warnings, done);
+    let mut response = respond(parts, &seen.warnings, done);
     if parts.method == Method::HEAD {
         *response.body_mut() = Body::Whole(None);
     }

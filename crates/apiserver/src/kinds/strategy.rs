@@ -126,6 +126,11 @@ fn remove(object: &mut Value, field: &str) {
     meta::map(object).shift_remove(field);
 }
 
+/// The status with which a node registers itself. It is kept, and nobody owns its fields.
+pub(crate) fn registered(resource: &Resource, object: &Value) -> Option<Value> {
+    resource.is("", "nodes").then(|| object.get("status").cloned()).flatten()
+}
+
 /// What a client may not say of a new object: its status.
 pub(crate) fn reset_for_create(resource: &Resource, object: &mut Value) {
     if resource.status && object.get("status").is_some() {

@@ -203,7 +203,8 @@ pub(crate) struct Version {
 /// All resources at one time.
 #[derive(Default)]
 pub(crate) struct Resources {
-    /// Groups in the order in which discovery lists them: the core group is not among them.
+    /// Groups in the order in which aggregated discovery lists them: upstream's own, then those of definitions by name. The
+    /// core group is not among them. Clients take the first one where a short name means several.
     pub(crate) order: Vec<String>,
     pub(crate) groups: HashMap<String, Group>,
     /// The definitions among them, by their revisions, and what each serves.
@@ -325,13 +326,14 @@ impl Registry {
         for resource in &self.builtin {
             next.add(resource.clone());
         }
-        next.order.sort_by_key(|group| ORDER.iter().position(|it| it == group));
         for definition in &definitions {
             let known = before.definitions.iter().find(|it| it.0 == definition.rev).map(|it| it.1.clone());
             let served = known.unwrap_or_else(|| custom::served(definition).into_iter().map(Arc::new).collect());
             served.iter().for_each(|resource| next.add(resource.clone()));
             next.definitions.push((definition.rev, served));
         }
+        let place = |group: &str| ORDER.iter().position(|it| *it == group).unwrap_or(ORDER.len());
+        next.order.sort_by(|a, b| (place(a), a).cmp(&(place(b), b)));
         for group in next.groups.values_mut() {
             if group.versions.iter().all(|version| version.resources.values().all(|it| it.is_custom())) {
                 group.versions.sort_by_cached_key(|version| custom::priority(&version.name));

@@ -26,6 +26,7 @@ pub(crate) async fn create(call: &mut Call, mut object: Value, options: &WriteOp
     }
     admit::settle_namespace(call, &mut object)?;
     admit::dedup_owners(call, &mut object);
+    let registered = strategy::registered(&call.resource, &object);
     strategy::reset_for_create(&call.resource, &mut object);
     let schema = call.resource.schema();
     let updater = Updater {
@@ -35,6 +36,9 @@ pub(crate) async fn create(call: &mut Call, mut object: Value, options: &WriteOp
         now: call.core.clock.now(),
     };
     apply::track(None, &mut object, &schema, &updater);
+    if let Some(status) = registered {
+        meta::map(&mut object).insert("status".into(), status);
+    }
     finish(call, object, options).await
 }
 

@@ -67,7 +67,11 @@ pub(crate) async fn patch(
         let invalid =
             |why: String| Problem::invalid(What::new("", ""), "", &[FieldError::invalid_str("patch", &shown, &why)]);
         check_type(call, &object, &invalid)?;
-        admit::fit(&resource, &mut object, duplicates.clone(), options.validation, call, invalid)?;
+        if let Err(problem) = admit::fit(&resource, &mut object, duplicates.clone(), options.validation, call, invalid)
+        {
+            let converted = if language == Language::Strategic { schema.check_converted(&object) } else { Ok(()) };
+            return Err(converted.map_or_else(invalid, |()| problem));
+        }
         admit::dedup_owners(call, &mut object);
         strategy::reset_for_update(&resource, &call.subresource, &mut object, current);
         let updater = Updater {

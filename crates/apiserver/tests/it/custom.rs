@@ -40,6 +40,30 @@ async fn installed() -> House {
 }
 
 #[tokio::test]
+async fn groups_of_definitions_are_listed_by_name_and_not_as_they_came() {
+    let house = House::open().await;
+    for (group, versions) in
+        [("z.example", &["v1"][..]), ("m.example", &["v2", "v1beta1"]), ("a.example", &["v1beta2"])]
+    {
+        let of = |(at, name): (usize, &&str)| json!({"name": name, "served": true, "storage": at == 0, "schema": {"openAPIV3Schema": {"type": "object"}}});
+        let versions: Vec<_> = versions.iter().enumerate().map(of).collect();
+        let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": format!("things.{group}")},
+            "spec": {"group": group, "scope": "Cluster", "names": {"plural": "things", "kind": "Thing"}, "versions": versions}});
+        house.post(DEFINITIONS, &definition).await.is(201);
+    }
+    let names = |list: &Value, at: &str| -> Vec<String> {
+        let names = list.as_array().unwrap().iter().map(|it| it.pointer(at).unwrap().as_str().unwrap().to_owned());
+        names.filter(|it| it.ends_with("example")).collect()
+    };
+    // By the first of the names of all their versions: `v1.z.example`, `v1beta1.m.example`, `v1beta2.a.example`.
+    let plain = house.get("/apis").await.is(200);
+    assert_eq!(names(&plain["groups"], "/name"), ["z.example", "m.example", "a.example"]);
+    let accept = [("accept", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")];
+    let aggregated = house.send(http::Method::GET, "/apis", &accept, "").await.is(200);
+    assert_eq!(names(&aggregated["items"], "/metadata/name"), ["a.example", "m.example", "z.example"]);
+}
+
+#[tokio::test]
 async fn installing_twice_writes_once_and_serves_at_once() {
     let house = installed().await;
     let stored = house.get(&format!("{DEFINITIONS}/widgets.example.com")).await.is(200);

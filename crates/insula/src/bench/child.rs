@@ -50,6 +50,7 @@ impl Up {
             if started.elapsed() > Duration::from_secs(30) {
                 bail!("`insula up` was not ready after 30 s");
             }
+            // As anybody waits for it who has started a program; at most this is added to the figures.
             tokio::time::sleep(Duration::from_millis(1)).await;
         };
         let ready: serde_json::Value = serde_json::from_str(&ready).context("read the ready file")?;

@@ -15,7 +15,7 @@ impl Schema {
     /// number into Go struct field ConfigMap.data of type string`. Of a custom resource only metadata and embedded
     /// resources are checked; the rest is validated.
     pub(crate) fn check_types(&self, object: &Value) -> Result<(), String> {
-        let mut decoder = Decoder { path: String::new() };
+        let mut decoder = Decoder::default();
         if self.custom {
             let metadata = object.get("metadata").filter(|m| !m.is_null());
             if let Some((metadata, node)) = metadata.zip(builtin::object_meta()) {
@@ -25,6 +25,12 @@ impl Schema {
         }
         let name = self.root().name.and_then(|n| n.rsplit('.').next()).unwrap_or_default();
         decoder.value(object, self.root(), name)
+    }
+
+    /// The same in the words of the converter that reads what a strategic merge patch has made of an object, for example
+    /// `cannot restore map from string` (`runtime/converter.go` of upstream).
+    pub(crate) fn check_converted(&self, object: &Value) -> Result<(), String> {
+        Decoder { converts: true, ..Decoder::default() }.value(object, self.root(), "")
     }
 }
 
@@ -39,7 +45,7 @@ fn embedded(value: &Value, node: &Node, path: &str) -> Result<(), String> {
                     return Err(crate::object::FieldError::invalid(path, value, said).to_string());
                 }
                 if let (true, "metadata", Some(known)) = (node.embedded, key.as_str(), builtin::object_meta()) {
-                    let outcome = Decoder { path: String::new() }.value(value, known, "ObjectMeta");
+                    let outcome = Decoder::default().value(value, known, "ObjectMeta");
                     outcome.map_err(|why| crate::object::FieldError::invalid(path.clone(), value, &why).to_string())?;
                 }
                 node.child(key).map_or(Ok(()), |child| embedded(value, child, &path))?;
@@ -53,13 +59,23 @@ fn embedded(value: &Value, node: &Node, path: &str) -> Result<(), String> {
     }
 }
 
+#[derive(Default)]
 struct Decoder {
     /// Field names from the root, with dots before each; list indices and map keys are not named.
     path: String,
+    /// Errors are the converter's, which names no paths.
+    converts: bool,
 }
 
 impl Decoder {
     fn mistyped(&self, value: &Value, owner: &str, want: &str) -> String {
+        if self.converts {
+            return unconverted(value, want);
+        }
+        self.undecoded(value, owner, want)
+    }
+
+    fn undecoded(&self, value: &Value, owner: &str, want: &str) -> String {
         let got = match value {
             Value::Bool(_) => "bool".to_owned(),
             Value::String(_) => "string".to_owned(),
@@ -69,7 +85,7 @@ impl Decoder {
             Value::Number(n) if want.starts_with("int") => format!("number {n}"),
             Value::Number(_) | Value::Null => "number".to_owned(),
         };
-        if self.path.is_empty() {
+        if self.path.is_empty() || self.converts {
             return format!("json: cannot unmarshal {got} into Go value of type {want}");
         }
         format!("json: cannot unmarshal {got} into Go struct field {owner}{} of type {want}", self.path)
@@ -96,7 +112,10 @@ impl Decoder {
             (Kind::String, Value::String(text)) if node.format.as_deref() == Some("byte") => {
                 match STANDARD.decode(text) {
                     Ok(_) => Ok(()),
-                    Err(e) => Err(format!("illegal base64 data at input byte {}", offset(&e, text))),
+                    Err(e) => {
+                        let before = if self.converts { "error decoding from json: " } else { "" };
+                        Err(format!("{before}illegal base64 data at input byte {}", offset(&e, text)))
+                    }
                 }
             }
             (Kind::String, Value::String(_)) | (Kind::Boolean, Value::Bool(_)) | (Kind::Number, Value::Number(_)) => {
@@ -134,17 +153,39 @@ impl Decoder {
         match value {
             Value::String(_) => Ok(()),
             Value::Number(n) if n.as_i64().is_some_and(|i| i32::try_from(i).is_ok()) => Ok(()),
-            other => Err(self.mistyped(other, owner, "int32")),
+            // It reads itself from JSON, and a time does.
+            other => Err(self.undecoded(other, owner, "int32")),
         }
     }
 
     fn time(&self, value: &Value, owner: &str) -> Result<(), String> {
-        let Value::String(text) = value else { return Err(self.mistyped(value, owner, "string")) };
+        let Value::String(text) = value else { return Err(self.undecoded(value, owner, "string")) };
         if text.parse::<jiff::Timestamp>().is_ok() {
             return Ok(());
         }
         let said = crate::object::field::quote(text);
         Err(format!("parsing time {said} as \"2006-01-02T15:04:05Z07:00\": cannot parse {said} as \"2006\""))
+    }
+}
+
+/// What the converter says of a value that is no `want`, a Go type.
+fn unconverted(value: &Value, want: &str) -> String {
+    let got = match value {
+        Value::Null => "nil",
+        Value::Bool(_) => "bool",
+        Value::Number(number) if number.is_f64() => "float64",
+        Value::Number(_) => "int64",
+        Value::String(_) => "string",
+        Value::Array(_) => "slice",
+        Value::Object(_) => "map",
+    };
+    match (got, want) {
+        // Go has such conversions, which JSON has not.
+        ("int64", "string" | "int32") | ("float64", "int32" | "int64") => format!("cannot convert {got} to {want}"),
+        (_, "string" | "bool" | "int32" | "int64" | "float64") => format!("unrecognized type: {want}"),
+        _ if want.starts_with("map[") => format!("cannot restore map from {got}"),
+        _ if want.starts_with("[]") => format!("cannot restore slice from {got}"),
+        _ => format!("cannot restore struct from: {got}"),
     }
 }
 
