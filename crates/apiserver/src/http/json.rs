@@ -6,6 +6,7 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 use super::media::{Decoded, Duplicates};
+use crate::object::field;
 
 /// Duplicates that are told, at most.
 const TOLD: usize = 100;
@@ -17,7 +18,7 @@ pub(crate) fn parse(body: &[u8]) -> Result<Decoded, String> {
     let value = Seed(&mut found).deserialize(&mut deserializer).and_then(|value| deserializer.end().map(|()| value));
     match value {
         Ok(value) => Ok(Decoded { value, duplicates: Duplicates::Json(found.duplicates) }),
-        Err(error) => Err(go_words(&error, body)),
+        Err(error) => Err(go_words(&error)),
     }
 }
 
@@ -29,11 +30,10 @@ pub(crate) fn put(object: &mut Value, field: &str, value: Value) {
 }
 
 /// The commonest of Go's complaints; ours where it has no equal.
-fn go_words(error: &serde_json::Error, body: &[u8]) -> String {
+fn go_words(error: &serde_json::Error) -> String {
     if error.is_eof() {
         return "unexpected end of JSON input".to_owned();
     }
-    let _ = body;
     format!("invalid JSON: {error}")
 }
 
@@ -114,7 +114,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
             if before > 0 {
                 self.0.path.push('.');
             }
-            self.0.path.push_str(&key);
+            self.0.path.push_str(field::key(&key));
             if !all.contains_key(&key) {
                 self.0.fields += 1;
             } else if self.0.duplicates.len() < TOLD {

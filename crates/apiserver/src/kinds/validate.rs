@@ -1,6 +1,8 @@
 //! The validation of built-in kinds that users meet: what is required, what may not change, and in which words
 //! (`pkg/apis/*/validation`). Types, unknown fields and metadata are checked elsewhere.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 use super::{addresses, difference, hooks, limits, policies, roles, schedule};
@@ -417,29 +419,27 @@ fn pod_template(object: &Value, path: &str, policies: &[&str], errors: &mut Erro
 }
 
 fn pod_spec(spec: &Value, path: &str, errors: &mut Errors) {
-    let mut volumes = Vec::new();
+    let mut volumes = HashSet::new();
     for (at, volume) in list(spec, "/volumes").iter().enumerate() {
         let name = text(volume, "/name");
         let place = format!("{path}.volumes[{at}].name");
         name_is_label(name, &place, errors);
-        if volumes.contains(&name) {
+        if !volumes.insert(name) {
             errors.push(FieldError::duplicate(place, &json!(name)));
         }
-        volumes.push(name);
     }
     if is_blank(spec, "/containers") {
         errors.push(FieldError::required(format!("{path}.containers"), ""));
     }
-    let mut names = Vec::new();
+    let mut names = HashSet::new();
     for field in ["containers", "initContainers"] {
         for (at, container) in list(spec, &format!("/{field}")).iter().enumerate() {
             let place = format!("{path}.{field}[{at}]");
             let name = text(container, "/name");
             name_is_label(name, &format!("{place}.name"), errors);
-            if !name.is_empty() && names.contains(&name) {
+            if !names.insert(name) && !name.is_empty() {
                 errors.push(FieldError::duplicate(format!("{place}.name"), &json!(name)));
             }
-            names.push(name);
             if text(container, "/image").is_empty() {
                 errors.push(FieldError::required(format!("{place}.image"), ""));
             }

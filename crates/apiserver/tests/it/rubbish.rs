@@ -503,9 +503,15 @@ fn what_is_wrong_in_many_places_with_long_names_is_told_briefly() {
             422,
         ),
     ];
+    // No `Value` has a field twice.
+    let twice = r#""a":1,"a":1,"#.repeat(500);
+    let twice = format!(r#"{{"metadata":{{"name":"it"}},"data":{{"{long}":{{{twice}"b":1}}}}}}"#);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let house = House::open().await;
+        let strict = "/apis/apps/v1/namespaces/default/deployments?fieldValidation=Strict";
+        let request = Request::post(strict).header("content-type", "application/json");
+        assert_eq!(send(&house, request, twice).await, Some(400));
         house.server.install(vec![serde_json::from_value(definition).unwrap()]).await.unwrap();
         for (method, path, kind, body, code) in all {
             let request = Request::builder().method(method).uri(&path).header("content-type", kind);
