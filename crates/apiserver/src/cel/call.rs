@@ -8,7 +8,6 @@ use regex::Regex;
 
 use super::Failed;
 use super::eval::Run;
-use super::types::Type;
 use super::value::{Key, List, Map, Result, Text, Value, error, no_overload};
 use super::{formats, lists, net, semver, text, time};
 use crate::object::quantity::Quantity;
@@ -19,15 +18,14 @@ pub(super) fn call<'a>(
     function: &str,
     member: bool,
     regex: Option<&Regex>,
-    args: Vec<Value<'a>>,
+    args: &[Value<'a>],
 ) -> Result<Value<'a>> {
-    let shown: Vec<Type> = args.iter().map(Value::type_of).collect();
     match dispatch(run, function, member, regex, args) {
         Err(Failed::Error(said)) if said == "no such overload" => error(match function {
             "contains" | "containsIP" | "endsWith" | "find" | "findAll" | "matches" | "startsWith" => said,
             "size" => format!("{said}: size"),
             name if name.starts_with(char::is_alphabetic) => {
-                let shown: Vec<String> = shown.iter().map(text::type_name).collect();
+                let shown: Vec<String> = args.iter().map(|it| text::type_name(&it.type_of())).collect();
                 format!("{said}: {name}({})", shown.join(", "))
             }
             _ => said,
@@ -41,20 +39,20 @@ fn dispatch<'a>(
     function: &str,
     member: bool,
     regex: Option<&Regex>,
-    args: Vec<Value<'a>>,
+    args: &[Value<'a>],
 ) -> Result<Value<'a>> {
-    if let Some(value) = operator(run, function, &args)? {
+    if let Some(value) = operator(run, function, args)? {
         return Ok(value);
     }
-    if let [first, ..] = args.as_slice() {
+    if let [first, ..] = args {
         match (first, member) {
             (Value::Text(it), true) => {
-                if let Some(value) = text::method(it.as_str(), function, regex, &args)? {
+                if let Some(value) = text::method(it.as_str(), function, regex, args)? {
                     return Ok(value);
                 }
             }
             (Value::List(list), true) => {
-                if let Some(value) = lists::method(run, list, function, &args)? {
+                if let Some(value) = lists::method(run, list, function, args)? {
                     return Ok(value);
                 }
             }
@@ -69,7 +67,7 @@ fn dispatch<'a>(
             (Value::Semver(it), true) => return semver::method(it, function, args.get(1)),
             (Value::Url(it), true) => return net::url_method(it, function),
             (Value::Ip(_) | Value::Cidr(_), true) => return net::method(first, function, args.get(1)),
-            (Value::Authz(it), true) => return it.clone().method(function, &args),
+            (Value::Authz(it), true) => return it.method(function, args),
             (Value::Format(it), true) if function == "validate" => {
                 let Some(Value::Text(text)) = args.get(1) else { return no_overload() };
                 let said = formats::validate(it, text.as_str());
@@ -114,6 +112,19 @@ fn order(a: &Value<'_>, b: &Value<'_>) -> Result<Ordering> {
     a.compare(b)?.map_or_else(|| error("NaN values cannot be ordered"), Ok)
 }
 
+/// An operation on whole numbers of one type, none where the result does not fit.
+macro_rules! checked {
+    ($function:expr, $a:expr, $b:expr) => {
+        match $function {
+            "_+_" => $a.checked_add(*$b),
+            "_-_" => $a.checked_sub(*$b),
+            "_*_" => $a.checked_mul(*$b),
+            "_/_" => $a.checked_div(*$b),
+            _ => $a.checked_rem(*$b),
+        }
+    };
+}
+
 fn arithmetic<'a>(run: &mut Run<'a>, function: &str, a: &Value<'a>, b: &Value<'a>) -> Result<Value<'a>> {
     use Value::{Bytes, Double, Duration, Int, Timestamp, Uint};
     let zero = |zero: bool| match (zero, function) {
@@ -124,25 +135,11 @@ fn arithmetic<'a>(run: &mut Run<'a>, function: &str, a: &Value<'a>, b: &Value<'a
     match (a, b) {
         (Int(a), Int(b)) => {
             zero(*b == 0)?;
-            let made = match function {
-                "_+_" => a.checked_add(*b),
-                "_-_" => a.checked_sub(*b),
-                "_*_" => a.checked_mul(*b),
-                "_/_" => a.checked_div(*b),
-                _ => a.checked_rem(*b),
-            };
-            made.map_or_else(overflow, |it| Ok(Int(it)))
+            checked!(function, a, b).map_or_else(overflow, |it| Ok(Int(it)))
         }
         (Uint(a), Uint(b)) => {
             zero(*b == 0)?;
-            let made = match function {
-                "_+_" => a.checked_add(*b),
-                "_-_" => a.checked_sub(*b),
-                "_*_" => a.checked_mul(*b),
-                "_/_" => a.checked_div(*b),
-                _ => a.checked_rem(*b),
-            };
-            made.map_or_else(|| error("unsigned integer overflow"), |it| Ok(Uint(it)))
+            checked!(function, a, b).map_or_else(|| error("unsigned integer overflow"), |it| Ok(Uint(it)))
         }
         (Double(a), Double(b)) => match function {
             "_+_" => Ok(Double(a + b)),
@@ -210,9 +207,8 @@ fn quantity<'a>(it: Quantity, function: &str, other: Option<&Value<'a>>) -> Resu
     }))
 }
 
-fn global<'a>(run: &mut Run<'a>, function: &str, regex: Option<&Regex>, args: Vec<Value<'a>>) -> Result<Value<'a>> {
-    let mut rest = args.into_iter();
-    let (first, second) = (rest.next(), rest.next());
+fn global<'a>(run: &mut Run<'a>, function: &str, regex: Option<&Regex>, args: &[Value<'a>]) -> Result<Value<'a>> {
+    let (first, second) = (args.first().cloned(), args.get(1).cloned());
     if let Some(name) = function.strip_prefix("format.") {
         return match (name, first) {
             ("named", Some(Value::Text(name))) => Ok(Value::optional(formats::named(name.as_str()).map(Value::Format))),

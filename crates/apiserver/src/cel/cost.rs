@@ -385,24 +385,16 @@ fn compared(a: Range, b: Range) -> Range {
 
 /// How large a text is after a replacement.
 fn replaced(on: Range, from: Range, to: Range) -> Range {
-    let (mut count, mut kept) = (NONE, NONE);
-    if from.min == 0 {
-        count.max = on.max.saturating_add(1);
-        kept.max = on.max;
-    } else if to.max <= from.min {
-        kept.max = on.max;
-    } else {
-        count.max = on.max.div_ceil(from.min);
-    }
-    if from.max == 0 {
-        count.min = on.min.saturating_add(1);
-        kept.min = on.min;
-    } else if from.max <= to.min {
-        kept.min = on.min;
-    } else {
-        count.min = on.min.div_ceil(from.max);
-    }
-    count.times(to).plus(kept)
+    // How often the new is put in, and how much of the old is there besides.
+    let parts = |on: u64, from: u64, kept: bool| match from {
+        // What is empty is found before each character and at the end.
+        0 => (on.saturating_add(1), on),
+        _ if kept => (0, on),
+        from => (on.div_ceil(from), 0),
+    };
+    let (most, most_kept) = parts(on.max, from.min, to.max <= from.min);
+    let (fewest, fewest_kept) = parts(on.min, from.max, from.max <= to.min);
+    Range { min: fewest, max: most }.times(to).plus(Range { min: fewest_kept, max: most_kept })
 }
 
 fn scalar(expr: &Expr) -> Option<Range> {

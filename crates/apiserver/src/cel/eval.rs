@@ -248,7 +248,7 @@ impl<'a> Run<'a> {
         let dynamic = matches!(&*it.function, "matches" | "find" | "findAll") && it.regex.is_none();
         let paid = price(&it.function, &args).saturating_add(if dynamic { COMPILE } else { 0 });
         self.spend(paid)?;
-        let value = call::call(self, &it.function, it.target.is_some(), it.regex.as_deref(), args)?;
+        let value = call::call(self, &it.function, it.target.is_some(), it.regex.as_deref(), &args)?;
         let made = match &value {
             Value::Text(Text::Made(text)) => text.len(),
             Value::List(list @ List::Made(_)) => list.len(),

@@ -37,6 +37,30 @@ const LENGTH_MAX: usize = 100_000;
 const DEPTH_MAX: u32 = 250;
 /// Expressions within parentheses within parentheses are refused beyond so many.
 const NEST_MAX: usize = 100;
+/// What CEL reads as something else than a name, or keeps for itself.
+pub(crate) const RESERVED: [&str; 21] = [
+    "true",
+    "false",
+    "null",
+    "in",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+    "while",
+];
 /// What one evaluation may cost at most.
 pub(crate) const CALL_LIMIT: u64 = 1_000_000;
 

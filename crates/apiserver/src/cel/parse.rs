@@ -4,27 +4,8 @@ use std::sync::Arc;
 
 use super::ast::{ACCU, Entry, Expr, Fold, Item, Kind, Literal, Mistake};
 use super::token::{Spot, Token, tokens};
-use super::{DEPTH_MAX, LENGTH_MAX, NEST_MAX};
+use super::{DEPTH_MAX, LENGTH_MAX, NEST_MAX, RESERVED};
 
-const RESERVED: [&str; 17] = [
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
 /// By sign: the function, and how tightly it binds.
 const OPERATORS: [(&str, &str, u8); 14] = [
     ("||", "_||_", 0),

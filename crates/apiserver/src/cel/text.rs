@@ -1,7 +1,6 @@
 //! Strings: the standard functions, cel-go's `ext/strings.go`, Kubernetes' `regex.go`, and conversions.
 
 use std::fmt::Write;
-use std::sync::Arc;
 
 use regex::Regex;
 
@@ -9,7 +8,7 @@ use super::Failed;
 use super::eval::TEXT_MAX;
 use super::time;
 use super::types::Type;
-use super::value::{Result, Text, Value, error, no_overload};
+use super::value::{Result, Value, error, no_overload};
 use crate::object::field;
 use crate::object::schema::pattern;
 
@@ -177,17 +176,9 @@ pub(super) fn quote<'a>(text: &str) -> Result<Value<'a>> {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
     for c in text.chars() {
-        match c {
-            '\u{7}' => out.push_str("\\a"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{c}' => out.push_str("\\f"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{b}' => out.push_str("\\v"),
-            '\\' => out.push_str("\\\\"),
-            '"' => out.push_str("\\\""),
-            c => out.push(c),
+        match field::escape(c) {
+            Some(escape) => out.push_str(escape),
+            None => out.push(c),
         }
     }
     out.push('"');
@@ -563,8 +554,7 @@ fn key_text(key: &Value<'_>) -> String {
 /// A part of a list or a map: strings in quotes.
 fn within(value: &Value<'_>, out: &mut String) -> Result<()> {
     match value {
-        Value::Text(Text::Here(text)) => push(out, &format!("\"{text}\"")),
-        Value::Text(Text::Made(text)) => push(out, &format!("\"{}\"", Arc::clone(text))),
+        Value::Text(text) => push(out, &format!("\"{}\"", text.as_str())),
         Value::Double(it) => push(out, &format!("{it:.6}")),
         Value::Bytes(bytes) => push(out, &format!("b\"{}\"", String::from_utf8_lossy(bytes))),
         Value::Duration(nanos) => push(out, &format!("duration(\"{}\")", time::seconds(*nanos))),

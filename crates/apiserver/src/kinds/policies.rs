@@ -8,9 +8,9 @@ use super::hooks::{conditions, one_of, rule_with_operations};
 use super::roles::selector;
 use super::validate::{is_blank, list, text};
 use crate::admission::Environment;
-use crate::cel::Type;
+use crate::cel::{RESERVED, Type};
 use crate::object::meta::{NameRule, dns1035_label, dns1123_subdomain, qualified_name};
-use crate::object::schema::{RESERVED, aside};
+use crate::object::schema::aside;
 use crate::object::{Errors, FieldError};
 use crate::verbs::meta;
 

@@ -6,35 +6,11 @@ use indexmap::IndexMap;
 use serde_json::Value;
 
 use super::{Additional, Kind, Link, List, Node, Schema};
-use crate::cel::{Decl, Order, Shape, Slot};
+use crate::cel::{Decl, Order, RESERVED, Shape, Slot};
 use crate::object::builtin;
 
 /// The largest request, for what has no bounds of its own.
 const REQUEST_MAX: u64 = 3 * 1024 * 1024;
-/// What no name in CEL may be.
-pub(crate) const RESERVED: [&str; 21] = [
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
 
 /// The name of a field in CEL; `None` when it cannot be written there.
 pub(super) fn escape(name: &str) -> Option<String> {

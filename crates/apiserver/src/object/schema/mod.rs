@@ -23,7 +23,6 @@ use serde_json::Value;
 use super::builtin;
 use super::field::FieldError;
 
-pub(crate) use decl::RESERVED;
 pub(crate) use pattern::Pattern;
 pub(crate) use rules::{aside, field_path};
 
