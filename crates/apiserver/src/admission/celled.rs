@@ -87,7 +87,18 @@ static NAMESPACE: LazyLock<Arc<Decl>> = LazyLock::new(|| {
         ],
     );
     let spec = object("kubernetes.NamespaceSpec", &[("finalizers", texts())]);
-    let status = object("kubernetes.NamespaceStatus", &[("phase", text())]);
+    let condition = object(
+        "kubernetes.NamespaceCondition",
+        &[
+            ("status", text()),
+            ("type", text()),
+            ("lastTransitionTime", time()),
+            ("message", text()),
+            ("reason", text()),
+        ],
+    );
+    let conditions = plain(Shape::List(condition, cel::Order::Atomic));
+    let status = object("kubernetes.NamespaceStatus", &[("conditions", conditions), ("phase", text())]);
     object("kubernetes.Namespace", &[("metadata", metadata), ("spec", spec), ("status", status)])
 });
 

@@ -260,3 +260,13 @@ proptest! {
         let _ = compiled(&source, &decl());
     }
 }
+
+#[test]
+fn a_duration_that_no_number_holds_is_none() {
+    // Of hours, all but the fraction fit into what they are counted in.
+    let hours = i128::MAX / 3_600_000_000_000;
+    for text in [format!("{hours}.999999h"), format!("-{hours}.999999h"), format!("{}h", u64::MAX)] {
+        assert!(time::duration(&text).is_err(), "{text}");
+    }
+    assert_eq!(time::duration("-1h0.5s"), Ok(-3_600_500_000_000));
+}

@@ -50,7 +50,8 @@ pub(super) fn duration(text: &str) -> std::result::Result<i64, String> {
         let fraction = fraction.get(..fraction.len().min(18)).unwrap_or_default();
         if !fraction.is_empty() {
             let part: i128 = fraction.parse().map_err(|_| wrong())?;
-            total += part * unit / 10_i128.pow(u32::try_from(fraction.len()).unwrap_or_default());
+            let part = part * unit / 10_i128.pow(u32::try_from(fraction.len()).unwrap_or_default());
+            total = total.checked_add(part).ok_or_else(wrong)?;
         }
         rest = next;
     }

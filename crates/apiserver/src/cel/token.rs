@@ -26,9 +26,9 @@ pub(super) struct Spot {
 /// More are not told.
 const MISTAKES_MAX: usize = 10;
 
-const SIGNS: [&str; 25] = [
+const SIGNS: [&str; 24] = [
     "==", "!=", "<=", ">=", "&&", "||", "[", "]", "{", "}", "(", ")", ".", ",", "-", "!", "?", ":", "+", "*", "/", "%",
-    "<", ">", "in",
+    "<", ">",
 ];
 
 /// The tokens, and what is none.

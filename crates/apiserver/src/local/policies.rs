@@ -33,7 +33,10 @@ pub(super) async fn follow(core: Arc<Core>) {
                 Err(problem) if is_stale(&problem) => {}
                 Err(problem) => {
                     tracing::warn!(policy = name, why = problem.message, "the expressions of a policy are not checked");
-                    agenda.failed(name);
+                    // What is refused once, a status that is too large for one, is refused until the policy is another.
+                    if problem.code >= 500 {
+                        agenda.failed(name);
+                    }
                 }
             }
         }
