@@ -11,6 +11,7 @@ use crate::audit::Audit;
 use crate::kubelets::Kubelets;
 use crate::metrics::Metrics;
 use crate::object::status::Problem;
+use crate::proxy::Room;
 use crate::registry::{Registry, Resources, custom};
 use crate::store::Store;
 
@@ -22,6 +23,7 @@ pub(crate) struct Core {
     pub(crate) tasks: Tasks,
     /// None where no node can be reached.
     pub(crate) kubelets: Option<Kubelets>,
+    pub(crate) proxied: Room,
     pub(crate) roles: Roles,
     pub(crate) metrics: Metrics,
     pub(crate) audit: Option<Audit>,
@@ -42,7 +44,8 @@ impl Core {
         let registry = Registry::new();
         let admission = Admission::new(&store);
         let (metrics, tokens) = (Metrics::default(), OnceLock::new());
-        let core = Self { store, registry, clock, tasks, kubelets, roles, admission, metrics, audit, tokens };
+        let proxied = Room::default();
+        let core = Self { store, registry, clock, tasks, kubelets, proxied, roles, admission, metrics, audit, tokens };
         core.reload();
         Arc::new(core)
     }

@@ -23,6 +23,7 @@ use crate::registry::{Model, Resource, Resources, Version, api_version, custom};
 
 /// The Kubernetes whose API this is.
 pub(crate) const VERSION: &str = "v1.34.2";
+const PROXY_VERBS: [&str; 5] = ["create", "delete", "get", "patch", "update"];
 const PART_VERBS: [&str; 3] = ["get", "patch", "update"];
 
 /// Answers what is no resource.
@@ -183,7 +184,13 @@ struct Part {
 
 fn parts(resource: &Resource) -> Vec<Part> {
     let own = |name, verbs| Part { name, group: "", version: "", kind: None, verbs };
+    let proxy = |kind| Part { name: "proxy", group: "", version: "v1", kind: Some(kind), verbs: &PROXY_VERBS };
     let mut all = Vec::new();
+    match resource.plural.as_str() {
+        "nodes" if resource.is("", "nodes") => all.push(proxy("NodeProxyOptions")),
+        "services" if resource.is("", "services") => all.push(proxy("ServiceProxyOptions")),
+        _ => {}
+    }
     if resource.is("", "pods") && !resource.is_custom() {
         let stream = |name, kind| Part { name, group: "", version: "v1", kind: Some(kind), verbs: &["create", "get"] };
         all.push(stream("attach", "PodAttachOptions"));
@@ -193,6 +200,7 @@ fn parts(resource: &Resource) -> Vec<Part> {
         all.push(stream("exec", "PodExecOptions"));
         all.push(own("log", &["get"]));
         all.push(stream("portforward", "PodPortForwardOptions"));
+        all.push(proxy("PodProxyOptions"));
     }
     if resource.is("", "serviceaccounts") && !resource.is_custom() {
         let (group, kind) = ("authentication.k8s.io", Some("TokenRequest"));

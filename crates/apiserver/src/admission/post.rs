@@ -1,7 +1,6 @@
 //! The call of a webhook: one connection, one request, one answer of bounded size. The words of failures are those of Go's
 //! client, as far as it has words for them.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use tokio_rustls::TlsConnector;
 
 use super::endpoint::{self, Endpoint};
 use crate::core::Core;
+use crate::peer;
 
 /// An answer is at most so large (what a request's body may be).
 const ANSWER_MAX: usize = 3 << 20;
@@ -191,25 +191,10 @@ async fn exchange(endpoint: &Endpoint, tls: &TlsConnector, path: &str, question:
 }
 
 async fn connect(to: &Endpoint) -> Result<TcpStream, String> {
-    let failed = |at: &str, error: &std::io::Error| {
-        let why = match error.kind() {
-            std::io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
-            _ => error.to_string(),
-        };
-        format!("dial tcp {at}: {why}")
-    };
-    let addresses: Vec<SocketAddr> = match tokio::net::lookup_host((to.host.as_str(), to.port)).await {
-        Ok(found) => found.collect(),
-        Err(_) => return Err(format!("dial tcp: lookup {}: no such host", to.host)),
-    };
-    let mut why = format!("dial tcp: lookup {}: no such host", to.host);
-    for address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => why = failed(&address.to_string(), &error),
-        }
+    match tokio::net::lookup_host((to.host.as_str(), to.port)).await {
+        Ok(found) => peer::dial(&found.collect::<Vec<_>>()).await,
+        Err(_) => Err(format!("dial tcp: lookup {}: no such host", to.host)),
     }
-    Err(why)
 }
 
 fn handshake_failed(error: &std::io::Error) -> String {

@@ -1,6 +1,6 @@
-//! The bodies of answers: whole, a long list piece by piece, or a stream of events.
+//! The bodies of answers: whole, a long list piece by piece, a stream of events, or somebody else's.
 
-use std::convert::Infallible;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -9,6 +9,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
+use http_body_util::combinators::UnsyncBoxBody;
 
 use super::pretty::Indenter;
 use crate::store::Entry;
@@ -18,6 +20,8 @@ pub(crate) enum Body {
     Whole(Option<Bytes>),
     Items(Items),
     Stream(BoxStream<'static, Bytes>),
+    /// What another server sends; where it breaks off, so does the answer.
+    Passed(UnsyncBoxBody<Bytes, io::Error>),
 }
 
 /// A list that is written while it is sent: the objects stay shared with the store until then.
@@ -92,7 +96,7 @@ impl Body {
             Self::Items(items) => {
                 Self::Stream(futures::stream::iter(items).map(move |piece| indenter.indent(&piece)).boxed())
             }
-            it @ Self::Stream(_) => it,
+            it @ (Self::Stream(_) | Self::Passed(_)) => it,
         }
     }
 
@@ -105,6 +109,13 @@ impl Body {
                         let _ = &kept;
                     })
                     .boxed(),
+            ),
+            Self::Passed(body) => Self::Passed(
+                body.map_frame(move |frame| {
+                    let _ = &kept;
+                    frame
+                })
+                .boxed_unsync(),
             ),
             other => other,
         }
@@ -119,24 +130,30 @@ impl From<Bytes> for Body {
 
 impl http_body::Body for Body {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = io::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let next = match self.get_mut() {
             Self::Whole(bytes) => Poll::Ready(bytes.take().filter(|it| !it.is_empty())),
             Self::Items(items) => Poll::Ready(items.next()),
             Self::Stream(stream) => Pin::new(stream).poll_next(cx),
+            Self::Passed(body) => return Pin::new(body).poll_frame(cx),
         };
         next.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Whole(bytes) if bytes.as_ref().is_none_or(Bytes::is_empty))
+        match self {
+            Self::Whole(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Self::Passed(body) => body.is_end_stream(),
+            Self::Items(_) | Self::Stream(_) => false,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |it| it.len() as u64)),
+            Self::Passed(body) => body.size_hint(),
             Self::Items(_) | Self::Stream(_) => SizeHint::default(),
         }
     }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -28,11 +29,12 @@ use crate::discovery;
 use crate::kubelets;
 use crate::metrics::Route;
 use crate::object::status::Problem;
+use crate::proxy;
 use hyper::upgrade::OnUpgrade;
 
 /// The largest body that is read (upstream's limit).
 const MAX_BODY: usize = 3 << 20;
-/// How long a request may take that is no watch (upstream's `--request-timeout`).
+/// How long a request may take until its answer begins (upstream's `--request-timeout`), but for what is passed on.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The API server as a tower service, for requests of one user. Never fails: what goes wrong is a `Status`.
@@ -72,7 +74,8 @@ where
             let (began, in_flight) = (Instant::now(), core.metrics.begin(&parts.method));
             let audit = core.audit.as_ref().map(|it| it.begin(&parts, from));
             let mut seen = Seen { audit, ..Seen::default() };
-            let work = tokio::time::timeout(TIMEOUT, serve(&core, user, &parts, body, upgrade, &mut seen));
+            let patience = if proxy::is_asked(&parts) { proxy::PATIENCE } else { TIMEOUT };
+            let work = tokio::time::timeout(patience, serve(&core, user, &parts, body, from, upgrade, &mut seen));
             let mut response = match AssertUnwindSafe(work).catch_unwind().await {
                 Ok(Ok(response)) => response,
                 Ok(Err(_)) => {
@@ -152,6 +155,7 @@ async fn serve<B>(
     user: Option<User>,
     parts: &Parts,
     body: B,
+    from: Option<IpAddr>,
     upgrade: Option<OnUpgrade>,
     seen: &mut Seen,
 ) -> Response<Body>
@@ -159,7 +163,7 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: std::fmt::Display,
 {
-    let done = handle(core, user, parts, body, upgrade, seen).await;
+    let done = handle(core, user, parts, body, from, upgrade, seen).await;
     seen.refused = done.as_ref().err().map(|problem| problem.reason.clone());
     let mut response = respond(parts, &seen.warnings, done);
     if parts.method == Method::HEAD {
@@ -173,6 +177,7 @@ async fn handle<B>(
     user: Option<User>,
     parts: &Parts,
     body: B,
+    from: Option<IpAddr>,
     upgrade: Option<OnUpgrade>,
     seen: &mut Seen,
 ) -> Result<Answer, Problem>
@@ -200,6 +205,14 @@ where
         return discovery::answer(core, parts, path).await.map(Answer::Reply);
     };
     seen.authorize(core, &user, &Attributes::of(&target, query), &target.version)?;
+    if let Some(kind) = proxy::Kind::of(&target) {
+        if let Some(resource) = core.registry.now().find("", "v1", &target.resource) {
+            seen.route = Some(Route::of(resource, &target, query, &parts.headers).connect());
+        }
+        let body = body.map_err(|error| io::Error::other(error.to_string())).boxed_unsync();
+        let asked = proxy::Asked { kind, target: &target, parts, query, body, from, upgrade };
+        return Box::pin(proxy::answer(core, asked)).await.map(Answer::Passed);
+    }
     if parts.method == Method::HEAD {
         return Err(Problem::not_allowed());
     }

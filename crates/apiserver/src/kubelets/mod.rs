@@ -5,23 +5,21 @@ mod tunnel;
 
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{Request, Response};
-use http_body_util::Empty;
+use http_body::Body;
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use kit::Tasks;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
 
-pub(crate) use pods::{Asked, Part, answer};
+use crate::peer::{self, Counted, Stream};
+pub(crate) use pods::{Asked, Part, answer, is_upgrade};
+pub(crate) use tunnel::switched;
 
 /// Connections to kubelets at once: logs that are followed, sessions, forwarded ports.
 const CONNECTIONS: usize = 512;
@@ -29,8 +27,6 @@ const CONNECTIONS: usize = 512;
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long it may take to begin its answer.
 const ANSWER: Duration = Duration::from_secs(30);
-/// What is read ahead of a slow client, over each connection, and the longest head of an answer.
-const READ_AHEAD: usize = 64 << 10;
 
 /// How a node's kubelet is reached: what `kubectl logs`, `exec`, `attach` and `port-forward` need. Cheap to clone; clones
 /// share one limit of 512 connections.
@@ -40,7 +36,7 @@ const READ_AHEAD: usize = 64 << 10;
 /// `sinceTime`, `tailLines` and `limitBytes`; `GET` or `POST {prefix}/exec/{namespace}/{pod}/{container}` with `command`,
 /// `input`, `output`, `error` and `tty`; `{prefix}/attach/...`; `{prefix}/portForward/{namespace}/{pod}` with `port`. The
 /// latter three are upgrades: with the client's own `Upgrade` and `Sec-WebSocket-*` headers, answered by the kubelet, and
-/// from its 101 on bytes go both ways unread.
+/// from its 101 on bytes go both ways unread. What is asked of `nodes/proxy` is asked as it is, at `{prefix}{path}`.
 ///
 /// A kubelet has 10 s to be there and 30 s to send the head of its answer, also where there is nothing to log yet. Whoever
 /// is asked whether they may has been authenticated and authorized before.
@@ -53,10 +49,6 @@ pub struct Kubelets {
 
 type Connect = dyn Fn(&str) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> + Send + Sync;
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
-
 impl std::fmt::Debug for Kubelets {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Kubelets").field("prefix", &self.prefix).finish_non_exhaustive()
@@ -65,7 +57,7 @@ impl std::fmt::Debug for Kubelets {
 
 /// Why a kubelet did not answer.
 #[derive(Debug, thiserror::Error)]
-enum Unreached {
+pub(crate) enum Unreached {
     #[error("too many connections to nodes")]
     Busy,
     #[error("dial {node}: {why}")]
@@ -99,60 +91,30 @@ impl Kubelets {
 
     /// Sends a request to the kubelet of a node, over a connection of its own, and waits for the head of its answer. The
     /// connection lasts as long as the answer's body, or what it was upgraded to.
-    async fn ask(
+    pub(crate) async fn ask<B>(
         &self,
         tasks: &Tasks,
         node: &str,
-        request: Request<Empty<Bytes>>,
-    ) -> Result<Response<Incoming>, Unreached> {
+        request: Request<B>,
+    ) -> Result<Response<Incoming>, Unreached>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let permit = self.room.clone().try_acquire_owned().map_err(|_| Unreached::Busy)?;
         let dial = |why: String| Unreached::Dial { node: node.to_owned(), why };
         let stream = tokio::time::timeout(CONNECT, (self.connect)(node)).await;
         let stream = stream.map_err(|_| dial("i/o timeout".to_owned()))?.map_err(|error| dial(error.to_string()))?;
         let broken = |error: hyper::Error| Unreached::Broken { node: node.to_owned(), why: kit::chain(&error) };
-        let stream = TokioIo::new(Counted { stream, _permit: permit });
-        let (mut sender, connection) =
-            http1::Builder::new().max_buf_size(READ_AHEAD).handshake(stream).await.map_err(broken)?;
-        let shutdown = tasks.shutdown().clone();
-        tasks.tenant("kubelet connection", async move {
-            tokio::select! {
-                () = shutdown.begun() => {}
-                ended = connection.with_upgrades() => {
-                    if let Err(error) = ended {
-                        tracing::debug!(error = kit::chain(&error), "a connection to a kubelet ended");
-                    }
-                }
-            }
-        });
-        match tokio::time::timeout(ANSWER, sender.send_request(request)).await {
+        let asked = peer::ask(tasks, Counted { stream, _permit: permit }, request);
+        match tokio::time::timeout(ANSWER, asked).await {
             Ok(answered) => answered.map_err(broken),
             Err(_) => Err(Unreached::Silent { node: node.to_owned() }),
         }
     }
-}
 
-/// A connection that holds its place among those that there may be.
-struct Counted {
-    stream: Box<dyn Stream>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl AsyncRead for Counted {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Counted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    /// The path of the kubelet's own, below what its API has in front of it.
+    pub(crate) fn path(&self, path: &str) -> String {
+        format!("{}{path}", self.prefix)
     }
 }

@@ -140,7 +140,7 @@ fn host(node: &str) -> HeaderValue {
     HeaderValue::from_str(node).unwrap_or(HeaderValue::from_static("kubelet"))
 }
 
-fn is_upgrade(headers: &HeaderMap) -> bool {
+pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
     let said = headers.get_all(CONNECTION).iter().filter_map(|it| it.to_str().ok());
     said.into_iter().any(|it| it.to_ascii_lowercase().contains("upgrade"))
 }
@@ -319,35 +319,22 @@ fn refused(pod: &str, status: StatusCode, said: &str) -> Problem {
 }
 
 /// The kubelet's answer to an upgrade; after a 101 the two connections are one.
-fn switched(
-    core: &Core,
-    mut response: Response<Incoming>,
-    client: Option<OnUpgrade>,
-) -> Result<Response<Body>, Problem> {
+fn switched(core: &Core, response: Response<Incoming>, client: Option<OnUpgrade>) -> Result<Response<Body>, Problem> {
     let status = response.status();
-    if status != StatusCode::SWITCHING_PROTOCOLS {
-        if status.as_u16() < 400 {
-            let why = format!("invalid upgrade response: status code {}", status.as_u16());
-            return Err(Problem::unexplained(why));
-        }
-        let content_type = response.headers().get(CONTENT_TYPE).cloned();
-        let said = response.into_body().into_data_stream().take_while(|it| std::future::ready(it.is_ok()));
-        let said = said.filter_map(|it| std::future::ready(it.ok()));
-        let mut response = Response::new(Body::Stream(said.boxed()));
-        *response.status_mut() = status;
-        if let Some(content_type) = content_type {
-            response.headers_mut().insert(CONTENT_TYPE, content_type);
-        }
-        return Ok(response);
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        return tunnel::switched(&core.tasks, response, client);
     }
-    let kubelet = response.extensions_mut().remove::<OnUpgrade>();
-    let mut answer = Response::new(Body::Whole(None));
-    *answer.status_mut() = status;
-    *answer.headers_mut() = std::mem::take(response.headers_mut());
-    match (client, kubelet) {
-        (Some(client), Some(kubelet)) => tunnel::join(&core.tasks, client, kubelet),
-        (None, Some(kubelet)) => drop(answer.extensions_mut().insert(kubelet)),
-        (_, None) => return Err(Problem::internal("the kubelet's connection cannot be taken over")),
+    if status.as_u16() < 400 {
+        let why = format!("invalid upgrade response: status code {}", status.as_u16());
+        return Err(Problem::unexplained(why));
     }
-    Ok(answer)
+    let content_type = response.headers().get(CONTENT_TYPE).cloned();
+    let said = response.into_body().into_data_stream().take_while(|it| std::future::ready(it.is_ok()));
+    let said = said.filter_map(|it| std::future::ready(it.ok()));
+    let mut response = Response::new(Body::Stream(said.boxed()));
+    *response.status_mut() = status;
+    if let Some(content_type) = content_type {
+        response.headers_mut().insert(CONTENT_TYPE, content_type);
+    }
+    Ok(response)
 }

@@ -2,18 +2,42 @@
 
 use std::time::Duration;
 
+use http::Response;
+use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use kit::Tasks;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+
+use crate::http::body::Body;
+use crate::object::status::Problem;
 
 /// How long an end may go on sending when the other has said that it is done.
 const LINGER: Duration = Duration::from_secs(30);
 /// How long the switch may take once both have agreed to it.
 const SWITCH: Duration = Duration::from_secs(10);
 
-/// Joins the client's connection and the kubelet's, once both have switched, until both are done or the server ends.
-pub(super) fn join(tasks: &Tasks, client: OnUpgrade, kubelet: OnUpgrade) {
+/// What the client is told of a peer that switches (101). The two connections are one from then on; in process, where the
+/// client has no connection, it is handed the peer's.
+pub(crate) fn switched(
+    tasks: &Tasks,
+    mut response: Response<Incoming>,
+    client: Option<OnUpgrade>,
+) -> Result<Response<Body>, Problem> {
+    let peer = response.extensions_mut().remove::<OnUpgrade>();
+    let mut answer = Response::new(Body::Whole(None));
+    *answer.status_mut() = response.status();
+    *answer.headers_mut() = std::mem::take(response.headers_mut());
+    match (client, peer) {
+        (Some(client), Some(peer)) => join(tasks, client, peer),
+        (None, Some(peer)) => drop(answer.extensions_mut().insert(peer)),
+        (_, None) => return Err(Problem::internal("the peer's connection cannot be taken over")),
+    }
+    Ok(answer)
+}
+
+/// Joins the client's connection and the peer's, once both have switched, until both are done or the server ends.
+fn join(tasks: &Tasks, client: OnUpgrade, kubelet: OnUpgrade) {
     let shutdown = tasks.shutdown().clone();
     tasks.tenant("kubelet tunnel", async move {
         tokio::select! {

@@ -28,6 +28,10 @@ const PATCHES: [&str; 4] = [
     "application/apply-patch+yaml",
 ];
 
+/// What has a proxy, and the methods that it passes on.
+const PROXIED: [&str; 3] = ["nodes", "pods", "services"];
+const PASSED: [&str; 7] = ["get", "put", "post", "delete", "options", "head", "patch"];
+
 pub(super) fn of(version: &Version, schemas: &str) -> Value {
     let mut paths = Map::new();
     for resource in version.resources.values() {
@@ -82,6 +86,19 @@ pub(super) fn of(version: &Version, schemas: &str) -> Value {
             });
             paths.insert(format!("{namespaced}/{{name}}/status"), item);
         }
+        if PROXIED.iter().any(|plural| resource.is("", plural)) {
+            for (path, id) in [("", ""), ("/{path}", "WithPath")] {
+                let mut parameters = place.clone();
+                if !path.is_empty() {
+                    parameters.push(in_path("path"));
+                }
+                let schema = json!({"type": "string", "uniqueItems": true});
+                parameters.push(json!({"name": "path", "in": "query", "schema": schema}));
+                let mut item = connect(resource, id);
+                put(&mut item, "parameters", json!(parameters));
+                paths.insert(format!("{namespaced}/{{name}}/proxy{path}"), item);
+            }
+        }
     }
     paths.sort_keys();
     Value::Object(paths)
@@ -132,6 +149,26 @@ fn operation(
     it
 }
 
+/// What is passed on, of every method. `id` ends the names of the operations.
+fn connect(resource: &Resource, id: &str) -> Value {
+    let kind = &resource.kind;
+    let scope = if resource.namespaced { "Namespaced" } else { "" };
+    let operation = |method: &&str| {
+        let mut letters = method.chars();
+        let named: String = letters.next().into_iter().flat_map(char::to_uppercase).chain(letters).collect();
+        let operation = json!({
+            "description": format!("connect {} requests to proxy of {kind}", method.to_uppercase()),
+            "operationId": format!("connectCoreV1{named}{scope}{kind}Proxy{id}"),
+            "responses": {"200": {"description": "OK", "content": {"*/*": {"schema": {"type": "string"}}}}},
+            "x-kubernetes-action": "connect",
+            "x-kubernetes-group-version-kind":
+                {"group": "", "kind": format!("{kind}ProxyOptions"), "version": resource.version},
+        });
+        ((*method).to_owned(), operation)
+    };
+    Value::Object(PASSED.iter().map(operation).collect())
+}
+
 fn patch(resource: &Resource, id: &str, answer: &Value) -> Value {
     let mut it = operation(resource, "patch", id, &WRITE, answer, None);
     let content: Map<String, Value> = PATCHES
@@ -175,9 +212,11 @@ pub(super) fn v2(version: &Version) -> Value {
                 let types = body.get("content").and_then(Value::as_object).into_iter().flat_map(Map::keys);
                 it.insert("consumes".into(), types.map(String::as_str).collect());
             }
-            if let Some(answer) =
-                it.get("responses").and_then(|it| it.pointer("/200/content/application~1json/schema")).cloned()
-            {
+            let answer = it.get("responses").and_then(|it| {
+                let schema = |media| it.pointer(&format!("/200/content/{media}/schema"));
+                schema("application~1json").or_else(|| schema("*~1*")).cloned()
+            });
+            if let Some(answer) = answer {
                 it.insert("responses".into(), json!({"200": {"description": "OK", "schema": answer}}));
             }
         }

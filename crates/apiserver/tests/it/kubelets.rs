@@ -24,10 +24,10 @@ const SWITCH: [(&str, &str); 4] = [
 ];
 
 /// The kubelets of a house: each connection to one comes out here, with the node's name.
-struct Nodes(mpsc::UnboundedReceiver<(String, DuplexStream)>);
+pub(crate) struct Nodes(mpsc::UnboundedReceiver<(String, DuplexStream)>);
 
 impl Nodes {
-    async fn next(&mut self) -> (String, String, DuplexStream) {
+    pub(crate) async fn next(&mut self) -> (String, String, DuplexStream) {
         let (node, mut stream) = self.0.recv().await.unwrap();
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
@@ -37,7 +37,7 @@ impl Nodes {
     }
 }
 
-async fn house() -> (House, Nodes) {
+pub(crate) async fn house() -> (House, Nodes) {
     let (sender, connections) = mpsc::unbounded_channel();
     let kubelets = Kubelets::new(move |node: &str| {
         let (ours, theirs) = tokio::io::duplex(4096);
@@ -78,7 +78,7 @@ async fn house() -> (House, Nodes) {
     (house, Nodes(connections))
 }
 
-fn request(method: Method, path: &str, headers: &[(&str, &str)]) -> Request<Body> {
+pub(crate) fn request(method: Method, path: &str, headers: &[(&str, &str)]) -> Request<Body> {
     let mut request = Request::builder().method(method).uri(path);
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -86,7 +86,7 @@ fn request(method: Method, path: &str, headers: &[(&str, &str)]) -> Request<Body
     request.body(Body::empty()).unwrap()
 }
 
-async fn text<const N: usize>(stream: &mut (impl AsyncRead + Unpin)) -> String {
+pub(crate) async fn text<const N: usize>(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut bytes = [0; N];
     stream.read_exact(&mut bytes).await.unwrap();
     String::from_utf8(bytes.to_vec()).unwrap()

@@ -81,6 +81,12 @@ impl Case {
         cases.collect()
     }
 
+    /// Whether any request has this in it.
+    pub(crate) fn mentions(&self, text: &str) -> bool {
+        let in_body = |it: &Value| it.to_string().contains(text);
+        self.steps.iter().any(|step| step.request.contains(text) || step.body.as_ref().is_some_and(in_body))
+    }
+
     /// `fill`: what else is put into requests.
     pub(crate) async fn run(
         self,

@@ -33,6 +33,9 @@ impl Mask {
         for warning in &answer.warnings {
             said += &format!("warning: {}\n", self.text(warning));
         }
+        if let Some(location) = &answer.location {
+            said += &format!("location: {}\n", self.text(location));
+        }
         if answer.text.trim().is_empty() {
             return said;
         }

@@ -17,6 +17,7 @@ pub(crate) struct Answer {
     pub(crate) code: u16,
     pub(crate) content: String,
     pub(crate) warnings: Vec<String>,
+    pub(crate) location: Option<String>,
     pub(crate) text: String,
 }
 
@@ -45,6 +46,7 @@ impl Side {
             code: parts.status.as_u16(),
             content: parts.headers.get("content-type").map(header).unwrap_or_default(),
             warnings: parts.headers.get_all("warning").iter().map(header).collect(),
+            location: parts.headers.get("location").map(header),
             text: String::new(),
         };
         let Some(events) = events.filter(|_| answer.code == 200) else {
