@@ -48,7 +48,7 @@ pub(crate) struct Up {
     /// Have sandboxes in the `insula node` that answers at this Unix socket and serves no other `up`
     #[arg(long, value_name = "SOCKET", conflicts_with = "ephemeral")]
     node: Option<PathBuf>,
-    /// Write who asked the Kubernetes API for what here, one JSON document a line, without bodies and tokens
+    /// Write who asked the Kubernetes API for what here, one JSON document a line: no bodies and no tokens, but what policies and webhooks annotate
     #[arg(long, value_name = "FILE")]
     audit_log: Option<PathBuf>,
     /// MiB of a file of the audit log; then it becomes FILE.1, and that FILE.2
