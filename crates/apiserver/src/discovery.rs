@@ -174,15 +174,16 @@ fn aggregate(resources: &Resources, named: bool, version: &'static str) -> Reply
 }
 
 /// A subresource: its name, group, version and kind, and what can be done with it.
-struct Part {
-    name: &'static str,
-    group: &'static str,
-    version: &'static str,
-    kind: Option<&'static str>,
-    verbs: &'static [&'static str],
+pub(crate) struct Part {
+    pub(crate) name: &'static str,
+    pub(crate) group: &'static str,
+    pub(crate) version: &'static str,
+    /// Where it is not that of the resource.
+    pub(crate) kind: Option<&'static str>,
+    pub(crate) verbs: &'static [&'static str],
 }
 
-fn parts(resource: &Resource) -> Vec<Part> {
+pub(crate) fn parts(resource: &Resource) -> Vec<Part> {
     let own = |name, verbs| Part { name, group: "", version: "", kind: None, verbs };
     let proxy = |kind| Part { name: "proxy", group: "", version: "v1", kind: Some(kind), verbs: &PROXY_VERBS };
     let mut all = Vec::new();
@@ -224,7 +225,7 @@ fn parts(resource: &Resource) -> Vec<Part> {
     all
 }
 
-fn verbs(resource: &Resource) -> Vec<&'static str> {
+pub(crate) fn verbs(resource: &Resource) -> Vec<&'static str> {
     let Model::Builtin(kind) = &resource.model else {
         return vec!["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
     };

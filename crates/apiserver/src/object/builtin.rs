@@ -11,6 +11,7 @@ pub(crate) const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntO
 pub(crate) const MICRO_TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime";
 pub(crate) const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 pub(crate) const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
+pub(crate) const FIELDS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1";
 pub(crate) const RAW_EXTENSION: &str = "io.k8s.apimachinery.pkg.runtime.RawExtension";
 pub(crate) const TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Time";
 
@@ -49,6 +50,11 @@ pub(crate) fn node(id: Id) -> &'static Node {
     })
 }
 
+/// A definition as the table has it.
+pub(crate) fn openapi(definition: &str) -> Option<Value> {
+    serde_json::from_str(TABLE.get(id(definition)?.0)?.json).ok()
+}
+
 /// The schema of a definition: `io.k8s.api.core.v1.ConfigMap`.
 pub(crate) fn schema(definition: &str) -> Option<Schema> {
     id(definition).map(Schema::builtin)
@@ -56,11 +62,26 @@ pub(crate) fn schema(definition: &str) -> Option<Schema> {
 
 /// The schema of a kind: `("apps", "v1", "Deployment")`.
 pub(crate) fn schema_of(group: &str, version: &str, kind: &str) -> Option<Schema> {
+    at(group, version, kind).map(|at| Schema::builtin(Id(at)))
+}
+
+/// The name of a kind's definition.
+pub(crate) fn name_of(group: &str, version: &str, kind: &str) -> Option<&'static str> {
+    at(group, version, kind).and_then(|at| TABLE.get(at)).map(|it| it.name)
+}
+
+fn at(group: &str, version: &str, kind: &str) -> Option<usize> {
     let wanted = |d: &Definition| {
         let mut parts = d.kind.split('/');
         (parts.next(), parts.next(), parts.next()) == (Some(group), Some(version), Some(kind))
     };
-    TABLE.iter().position(wanted).map(|at| Schema::builtin(Id(at)))
+    TABLE.iter().position(wanted)
+}
+
+/// The group, version and kind of a definition that is a kind.
+pub(crate) fn kind_of(definition: &str) -> Option<(&'static str, &'static str, &'static str)> {
+    let mut parts = TABLE.get(id(definition)?.0)?.kind.split('/');
+    Some((parts.next()?, parts.next()?, parts.next()?))
 }
 
 /// The schema of `metadata`, the same for every kind.

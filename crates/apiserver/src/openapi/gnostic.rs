@@ -10,10 +10,10 @@ pub(super) const MEDIA_TYPES: [&str; 2] = [
     "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
 ];
 
-/// A document: `Document`.
-pub(super) fn encode(document: &Value) -> Vec<u8> {
+/// A document: `Document`, with paths and definitions that are written already.
+pub(super) fn document(head: &Value, paths: &[u8], definitions: &[u8]) -> Vec<u8> {
     let mut out = Message::default();
-    for (key, value) in entries(document) {
+    for (key, value) in entries(head) {
         match key.as_str() {
             "swagger" => out.text(1, value),
             "info" => out.message(2, |info| {
@@ -25,14 +25,52 @@ pub(super) fn encode(document: &Value) -> Vec<u8> {
                     }
                 }
             }),
-            "paths" => out.message(8, |paths| {
-                entries(value).for_each(|(name, item)| paths.named(2, name, |it| path_item(it, item)));
+            "parameters" => out.message(10, |out| {
+                entries(value).for_each(|(name, it)| out.named(1, name, |out| some_parameter(out, it)));
             }),
-            "definitions" => out.message(9, |all| schemas(all, value)),
+            "security" => items(value).for_each(|it| {
+                out.message(12, |out| {
+                    entries(it).for_each(|(name, scopes)| {
+                        out.named(1, name, |out| items(scopes).for_each(|it| out.text(1, it)));
+                    });
+                });
+            }),
+            "securityDefinitions" => out.message(13, |out| {
+                entries(value).for_each(|(name, it)| out.named(1, name, |out| out.message(2, |out| key_in(out, it))));
+            }),
             _ => {}
         }
     }
+    out.bytes(8, paths);
+    out.bytes(9, definitions);
     out.0
+}
+
+/// A path within `Paths`.
+pub(super) fn path(url: &str, item: &Value) -> Vec<u8> {
+    let mut out = Message::default();
+    out.named(2, url, |it| path_item(it, item));
+    out.0
+}
+
+/// A definition within `Definitions`.
+pub(super) fn definition(name: &str, it: &Value) -> Vec<u8> {
+    let mut out = Message::default();
+    out.named(1, name, |out| schema(out, it));
+    out.0
+}
+
+/// `ApiKeySecurity`.
+fn key_in(out: &mut Message, it: &Value) {
+    for (key, value) in entries(it) {
+        match key.as_str() {
+            "type" => out.text(1, value),
+            "name" => out.text(2, value),
+            "in" => out.text(3, value),
+            "description" => out.text(4, value),
+            _ => {}
+        }
+    }
 }
 
 fn schemas(out: &mut Message, all: &Value) {
@@ -81,6 +119,8 @@ fn path_item(out: &mut Message, item: &Value) {
             "put" => out.message(3, |out| operation(out, value)),
             "post" => out.message(4, |out| operation(out, value)),
             "delete" => out.message(5, |out| operation(out, value)),
+            "options" => out.message(6, |out| operation(out, value)),
+            "head" => out.message(7, |out| operation(out, value)),
             "patch" => out.message(8, |out| operation(out, value)),
             "parameters" => items(value).for_each(|it| out.message(9, |out| parameter(out, it))),
             _ => out.extension(10, key, value),
@@ -91,13 +131,16 @@ fn path_item(out: &mut Message, item: &Value) {
 fn operation(out: &mut Message, it: &Value) {
     for (key, value) in entries(it) {
         match key.as_str() {
+            "tags" => items(value).for_each(|it| out.text(1, it)),
             "description" => out.text(3, value),
             "operationId" => out.text(5, value),
+            "produces" => items(value).for_each(|it| out.text(6, it)),
             "consumes" => items(value).for_each(|it| out.text(7, it)),
             "parameters" => items(value).for_each(|it| out.message(8, |out| parameter(out, it))),
             "responses" => out.message(9, |out| {
                 entries(value).for_each(|(code, it)| out.named(1, code, |out| out.message(1, |out| response(out, it))));
             }),
+            "schemes" => items(value).for_each(|it| out.text(10, it)),
             _ => out.extension(13, key, value),
         }
     }
@@ -113,10 +156,18 @@ fn response(out: &mut Message, it: &Value) {
     }
 }
 
-/// `ParametersItem` with a `Parameter` in it, which is one of the body, the query or the path.
+/// `ParametersItem`: a `Parameter`, or where one is.
 fn parameter(out: &mut Message, it: &Value) {
+    match it.get("$ref") {
+        Some(target) => out.message(2, |out| out.text(1, target)),
+        None => out.message(1, |out| some_parameter(out, it)),
+    }
+}
+
+/// `Parameter`: one of the body, the query or the path.
+fn some_parameter(out: &mut Message, it: &Value) {
     let place = it.get("in").and_then(Value::as_str).unwrap_or_default();
-    out.message(1, |out| match place {
+    match place {
         "body" => out.message(1, |out| {
             for (key, value) in entries(it) {
                 match key.as_str() {
@@ -132,7 +183,7 @@ fn parameter(out: &mut Message, it: &Value) {
         // After the name, a query's numbers are those of a path and one more: it has `allowEmptyValue`.
         "query" => out.message(2, |out| out.message(3, |out| simple(out, it, 1))),
         _ => out.message(2, |out| out.message(4, |out| simple(out, it, 0))),
-    });
+    }
 }
 
 fn simple(out: &mut Message, it: &Value, more: u32) {
@@ -274,13 +325,20 @@ mod tests {
         let document = json!({
             "swagger": "2.0",
             "info": {"title": "K", "version": "v1"},
+            "parameters": {"pretty-1": {"name": "pretty", "in": "query", "type": "string", "uniqueItems": true}},
+            "security": [{"Token": []}],
+            "securityDefinitions": {"Token": {"type": "apiKey", "name": "authorization", "in": "header"}},
             "paths": {"/api/v1/pods": {"patch": {
+                "tags": ["core_v1"],
+                "schemes": ["https"],
                 "operationId": "patchPod",
+                "produces": ["application/json"],
                 "consumes": ["application/json-patch+json"],
                 "parameters": [
                     {"in": "body", "name": "body", "required": true, "schema": {"type": "object"}},
                     {"in": "query", "name": "force", "type": "boolean", "uniqueItems": true},
                     {"in": "path", "name": "name", "type": "string", "required": true},
+                    {"$ref": "#/parameters/pretty-1"},
                 ],
                 "responses": {"200": {"description": "OK", "schema": {"$ref": "#/definitions/Pod"}}},
             }}},
@@ -291,19 +349,29 @@ mod tests {
                 "x-kubernetes-group-version-kind": [{"kind": "Pod"}],
             }},
         });
-        let bytes = encode(&document);
+        let paths = path("/api/v1/pods", &document["paths"]["/api/v1/pods"]);
+        let definitions = definition("Pod", &document["definitions"]["Pod"]);
+        let bytes = super::document(&document, &paths, &definitions);
         assert_eq!(&bytes[..5], b"\x0a\x032.0");
         assert_eq!((at(&bytes, &[2, 1]), at(&bytes, &[2, 2])), (&b"K"[..], &b"v1"[..]));
         let patch = at(&bytes, &[8, 2, 2, 8]);
         assert_eq!((at(patch, &[5]), at(patch, &[7])), (&b"patchPod"[..], &b"application/json-patch+json"[..]));
+        assert_eq!(
+            (at(patch, &[1]), at(patch, &[6]), at(patch, &[10])),
+            (&b"core_v1"[..], &b"application/json"[..], &b"https"[..])
+        );
+        assert_eq!((at(&bytes, &[10, 1, 1]), at(&bytes, &[10, 1, 2, 2, 3, 4])), (&b"pretty-1"[..], &b"pretty"[..]));
+        assert_eq!((at(&bytes, &[12, 1, 1]), at(&bytes, &[12, 1, 2])), (&b"Token"[..], &b""[..]));
+        assert_eq!((at(&bytes, &[13, 1, 1]), at(&bytes, &[13, 1, 2, 2, 3])), (&b"Token"[..], &b"header"[..]));
         let parameters: Vec<&[u8]> = fields(patch).into_iter().filter(|it| it.0 == 8).map(|it| it.1).collect();
-        let [body, query, path] = parameters.as_slice() else { panic!("{parameters:?}") };
+        let [body, query, path, shared] = parameters.as_slice() else { panic!("{parameters:?}") };
         assert_eq!(at(body, &[1, 1, 5, 22, 1]), b"object");
         assert_eq!(
             (at(query, &[1, 2, 3, 4]), at(query, &[1, 2, 3, 6]), at(query, &[1, 2, 3, 20])),
             (&b"force"[..], &b"boolean"[..], &[1][..])
         );
         assert_eq!((at(path, &[1, 2, 4, 4]), at(path, &[1, 2, 4, 5])), (&b"name"[..], &b"string"[..]));
+        assert_eq!(at(shared, &[2, 1]), b"#/parameters/pretty-1");
         assert_eq!(at(patch, &[9, 1, 1]), b"200");
         assert_eq!(at(patch, &[9, 1, 2, 1, 2, 1, 1]), b"#/definitions/Pod");
         let pod = at(&bytes, &[9, 1, 2]);

@@ -2,8 +2,11 @@
 //! it is asked for and kept by nobody here: clients keep them, and come back with the tag.
 
 mod gnostic;
+mod operations;
+mod parameters;
 mod paths;
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -16,19 +19,22 @@ use sha2::{Digest, Sha512};
 use crate::core::Core;
 use crate::discovery::VERSION;
 use crate::http::body::Body;
+use crate::http::json::put;
 use crate::http::reply::{JSON, Reply};
 use crate::kinds::types;
 use crate::object::status::Problem;
 use crate::registry::{Model, Resource, Resources, Version};
+use operations::Path;
 
 const SCHEMAS: &str = "#/components/schemas/";
+const DEFINITIONS: &str = "#/definitions/";
 
-/// `/openapi/v3`: where the document of each group and version is, and the tag of its content.
+/// `/openapi/v3`: where the documents are, and the tag of the content of each.
 pub(crate) fn index(core: &Arc<Core>, request: &Parts) -> Result<Reply, Problem> {
     let resources = core.fresh();
     let mut paths = Map::new();
-    for (path, version) in versions(&resources) {
-        let url = format!("/openapi/v3/{path}?hash={}", tag(&path, version));
+    for (path, document) in documents(&resources) {
+        let url = format!("/openapi/v3/{path}?hash={}", tag(&path, document));
         paths.insert(path, json!({"serverRelativeURL": url}));
     }
     paths.sort_keys();
@@ -41,23 +47,97 @@ pub(crate) fn index(core: &Arc<Core>, request: &Parts) -> Result<Reply, Problem>
 pub(crate) fn v3(core: &Arc<Core>, request: &Parts, path: &[&str]) -> Result<Reply, Problem> {
     let resources = core.fresh();
     let path = path.join("/");
-    let (_, version) = versions(&resources).find(|(it, _)| *it == path).ok_or_else(Problem::no_such_path)?;
-    tagged(request, tag(&path, version), || Bytes::from(document(version).to_string()))
+    let (_, document) = documents(&resources).find(|(it, _)| *it == path).ok_or_else(Problem::no_such_path)?;
+    tagged(request, tag(&path, document), || Bytes::from(document.v3().to_string()))
 }
 
-fn versions(resources: &Resources) -> impl Iterator<Item = (String, &Version)> {
-    resources.groups.iter().flat_map(|(name, group)| {
+/// What a document of OpenAPI 3.0 is about.
+#[derive(Clone, Copy)]
+enum Document<'a> {
+    Root(&'static str),
+    Group(&'a str),
+    Version(&'a str, &'a Version),
+}
+
+/// The documents, by their places.
+fn documents(resources: &Resources) -> impl Iterator<Item = (String, Document<'_>)> {
+    let roots = operations::ROOTS.iter().map(|it| ((*it).to_owned(), Document::Root(it)));
+    let groups = operations::groups(resources).map(|it| (format!("apis/{it}"), Document::Group(it)));
+    let versions = resources.groups.iter().flat_map(|(name, group)| {
         let path = move |version: &str| {
             if name.is_empty() { format!("api/{version}") } else { format!("apis/{name}/{version}") }
         };
-        group.versions.iter().map(move |version| (path(&version.name), version))
-    })
+        group.versions.iter().map(move |version| (path(&version.name), Document::Version(name, version)))
+    });
+    roots.chain(groups).chain(versions)
+}
+
+impl<'a> Document<'a> {
+    fn paths(self) -> Vec<Path> {
+        match self {
+            Self::Root(name) => vec![operations::root(name)],
+            Self::Group(name) => vec![operations::group(name)],
+            Self::Version(group, version) => operations::version(group, version),
+        }
+    }
+
+    fn resources(self) -> impl Iterator<Item = &'a Arc<Resource>> {
+        let version = if let Self::Version(_, version) = self { Some(version) } else { None };
+        version.into_iter().flat_map(|version| version.resources.values())
+    }
+
+    fn v3(self) -> Value {
+        let mut paths: Map<String, Value> =
+            self.paths().iter().map(|path| (path.url.clone(), paths::v3(path))).collect();
+        paths.sort_keys();
+        let mut wanted = Vec::new();
+        paths.values().for_each(|it| references(it, SCHEMAS, &mut wanted));
+        let (mut all, mut schemas) = (schemas(self.resources()), Map::new());
+        while let Some(name) = wanted.pop() {
+            if let Some(it) = all.swap_remove(&name) {
+                references(&it, SCHEMAS, &mut wanted);
+                schemas.insert(name, it);
+            }
+        }
+        schemas.sort_keys();
+        let mut components = if schemas.is_empty() { json!({}) } else { json!({"schemas": schemas}) };
+        let mut info = info();
+        // Upstream's documents of definitions are made elsewhere, and do not say how a client proves who it is.
+        if self.resources().any(|it| it.is_custom()) {
+            info = json!({"title": "Kubernetes CRD Swagger", "version": "v0.1.0"});
+        } else {
+            put(&mut components, "securitySchemes", security());
+        }
+        json!({"openapi": "3.0.0", "info": info, "paths": paths, "components": components})
+    }
+}
+
+/// The names that a part of a document refers to.
+fn references(value: &Value, place: &str, found: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => {
+            let target = map.get("$ref").and_then(Value::as_str).and_then(|it| it.strip_prefix(place));
+            found.extend(target.map(str::to_owned));
+            map.values().for_each(|it| references(it, place, found));
+        }
+        Value::Array(items) => items.iter().for_each(|it| references(it, place, found)),
+        _ => {}
+    }
+}
+
+fn security() -> Value {
+    json!({"BearerToken": {
+        "type": "apiKey",
+        "description": "Bearer Token authentication",
+        "name": "authorization",
+        "in": "header",
+    }})
 }
 
 /// Changes when the document may: with this program and with the definitions in it.
-fn tag(path: &str, version: &Version) -> String {
+fn tag(path: &str, document: Document<'_>) -> String {
     let mut parts: Vec<Vec<u8>> = vec![env!("CARGO_PKG_VERSION").into(), VERSION.into(), path.into()];
-    for resource in version.resources.values() {
+    for resource in document.resources() {
         if let Model::Custom(custom) = &resource.model {
             parts.push(custom.definition.key.name.as_bytes().to_vec());
             parts.push(custom.definition.rev.to_be_bytes().to_vec());
@@ -89,18 +169,9 @@ fn tagged(request: &Parts, tag: String, make: impl FnOnce() -> Bytes) -> Result<
 }
 
 fn info() -> Value {
-    json!({"title": "Kubernetes", "version": VERSION})
-}
-
-fn document(version: &Version) -> Value {
-    let mut schemas = schemas(version.resources.values());
-    schemas.sort_keys();
-    json!({
-        "openapi": "3.0.0",
-        "info": info(),
-        "paths": paths::of(version, SCHEMAS),
-        "components": {"schemas": schemas},
-    })
+    // 1.34 of v1.34.2.
+    let version = VERSION.trim_start_matches('v');
+    json!({"title": "Kubernetes", "version": version.rsplit_once('.').map_or(version, |it| it.0)})
 }
 
 /// The name of a resource's type in a document.
@@ -112,6 +183,12 @@ fn type_name(resource: &Resource) -> String {
             format!("{}.{}.{}", reversed.join("."), resource.version, resource.kind)
         }
     }
+}
+
+/// The name of the type of its lists.
+fn list_name(resource: &Resource) -> String {
+    let one = type_name(resource);
+    format!("{}{}", one.strip_suffix(&resource.kind).unwrap_or(&one), resource.list_kind)
 }
 
 fn schemas<'a>(resources: impl Iterator<Item = &'a Arc<Resource>>) -> Map<String, Value> {
@@ -128,7 +205,7 @@ fn schemas<'a>(resources: impl Iterator<Item = &'a Arc<Resource>>) -> Map<String
             }
         }
         if resource.is_listed() {
-            lists.push((format!("{}List", type_name(resource)), list_schema(resource)));
+            lists.push((list_name(resource), list_schema(resource)));
         }
     }
     let mut all = types::published(builtin.into_iter());
@@ -200,7 +277,7 @@ fn list_schema(resource: &Resource) -> Value {
         true => " More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md",
         false => "",
     };
-    json!({
+    let mut list = json!({
         "description": format!("{} is a list of {}", resource.list_kind, resource.kind),
         "type": "object",
         "required": ["items"],
@@ -215,7 +292,11 @@ fn list_schema(resource: &Resource) -> Value {
             },
         },
         "x-kubernetes-group-version-kind": gvk(resource, &resource.list_kind),
-    })
+    });
+    if !resource.is_custom() {
+        types::publish(&list_name(resource), &mut list);
+    }
+    list
 }
 
 const EMBEDDED_API_VERSION: &str = "apiVersion defines the versioned schema of this representation of an object. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources";
@@ -233,31 +314,57 @@ pub(crate) fn v2(core: &Arc<Core>, request: &Parts) -> Result<Reply, Problem> {
         return Err(Problem::not_acceptable(&["application/json", gnostic::MEDIA_TYPES[1]]));
     }
     let resources = core.fresh();
-    let mut tags: Vec<String> = versions(&resources).map(|(path, version)| tag(&path, version)).collect();
+    let mut tags: Vec<String> = documents(&resources).map(|(path, it)| tag(&path, it)).collect();
     tags.sort();
     tags.push(format!("protobuf: {protobuf}"));
     let whole = hash(&tags.iter().map(String::as_bytes).collect::<Vec<_>>());
     let mut reply = tagged(request, whole, || {
-        let mut definitions = schemas(versions(&resources).flat_map(|(_, version)| version.resources.values()));
-        definitions.values_mut().for_each(|it| {
-            open(it);
-            to_v2(it);
-        });
-        definitions.sort_keys();
-        let mut all = Map::new();
-        for (_, version) in versions(&resources) {
-            if let Value::Object(paths) = paths::v2(version) {
-                all.extend(paths);
-            }
+        // One path and one definition after the other: as values they take ten times as much as written.
+        let mut paths = BTreeMap::new();
+        let (mut shared, mut wanted) = (paths::Shared::default(), Vec::new());
+        for path in documents(&resources).flat_map(|(_, it)| it.paths()) {
+            let item = paths::v2(&path, &mut shared);
+            references(&item, DEFINITIONS, &mut wanted);
+            let written = if protobuf { gnostic::path(&path.url, &item) } else { entry(&path.url, &item) };
+            paths.insert(path.url, written);
         }
-        all.sort_keys();
-        let value = json!({"swagger": "2.0", "info": info(), "paths": all, "definitions": definitions});
-        Bytes::from(if protobuf { gnostic::encode(&value) } else { value.to_string().into_bytes() })
+        shared.all.values().for_each(|it| references(it, DEFINITIONS, &mut wanted));
+        let mut all = schemas(documents(&resources).flat_map(|(_, it)| it.resources()));
+        let mut definitions = BTreeMap::new();
+        while let Some(name) = wanted.pop() {
+            let Some(mut it) = all.swap_remove(&name) else { continue };
+            open(&mut it);
+            to_v2(&mut it);
+            references(&it, DEFINITIONS, &mut wanted);
+            let written = if protobuf { gnostic::definition(&name, &it) } else { entry(&name, &it) };
+            definitions.insert(name, written);
+        }
+        let head = json!({
+            "swagger": "2.0",
+            "info": info(),
+            "parameters": shared.all,
+            "securityDefinitions": security(),
+            "security": [{"BearerToken": []}],
+        });
+        let between: &[u8] = if protobuf { b"" } else { b"," };
+        let join = |parts: BTreeMap<String, Vec<u8>>| parts.into_values().collect::<Vec<_>>().join(between);
+        let (paths, definitions) = (join(paths), join(definitions));
+        if protobuf {
+            return Bytes::from(gnostic::document(&head, &paths, &definitions));
+        }
+        let head = head.to_string();
+        let head = head.strip_suffix('}').unwrap_or_default().as_bytes();
+        Bytes::from([head, b",\"paths\":{", &paths, b"},\"definitions\":{", &definitions, b"}}"].concat())
     })?;
     if protobuf {
         reply.content_type = gnostic::MEDIA_TYPES[1];
     }
     Ok(reply)
+}
+
+/// An entry of an object.
+fn entry(name: &str, value: &Value) -> Vec<u8> {
+    format!("{}:{value}", json!(name)).into_bytes()
 }
 
 /// From OpenAPI 3.0 to 2.0, for what stands in our schemas.
@@ -273,7 +380,7 @@ fn to_v2(schema: &mut Value) {
     if let Some(target) = it.get_mut("$ref")
         && let Some(name) = target.as_str().and_then(|it| it.strip_prefix(SCHEMAS))
     {
-        *target = json!(format!("#/definitions/{name}"));
+        *target = json!(format!("{DEFINITIONS}{name}"));
     }
     // A choice cannot be said; what the type prints as is text.
     let choice = it.remove("oneOf").is_some() && !it.contains_key("x-kubernetes-int-or-string");

@@ -1,235 +1,149 @@
-//! The paths of a document: enough for clients that look up what a path takes and answers.
+//! The paths as the two versions of OpenAPI write them.
 
+use std::collections::{BTreeMap, HashMap};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE;
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
-use super::type_name;
+use super::operations::{META, Operation, Path};
+use super::parameters::{Parameter, Place};
+use super::{DEFINITIONS, SCHEMAS};
 use crate::http::json::put;
-use crate::registry::{Resource, Version};
 
-/// Query parameters of writes. kubectl looks for `fieldValidation` at `patch`, and validates by itself without it.
-const WRITE: [&str; 4] = ["dryRun", "fieldManager", "fieldValidation", "force"];
-const LIST: [&str; 10] = [
-    "allowWatchBookmarks",
-    "continue",
-    "fieldSelector",
-    "labelSelector",
-    "limit",
-    "resourceVersion",
-    "resourceVersionMatch",
-    "sendInitialEvents",
-    "timeoutSeconds",
-    "watch",
-];
-const DELETE: [&str; 4] = ["dryRun", "gracePeriodSeconds", "orphanDependents", "propagationPolicy"];
-const PATCHES: [&str; 4] = [
-    "application/json-patch+json",
-    "application/merge-patch+json",
-    "application/strategic-merge-patch+json",
-    "application/apply-patch+yaml",
-];
+pub(super) fn v3(path: &Path) -> Value {
+    let methods = path.operations.iter().map(|it| (it.method.to_owned(), Value::Object(operation_v3(it))));
+    with(methods.collect(), path.parameters.iter().map(Parameter::v3).collect())
+}
 
-/// What has a proxy, and the methods that it passes on.
-const PROXIED: [&str; 3] = ["nodes", "pods", "services"];
-const PASSED: [&str; 7] = ["get", "put", "post", "delete", "options", "head", "patch"];
+/// Takes out what other paths share.
+pub(super) fn v2(path: &Path, shared: &mut Shared) -> Value {
+    let methods = path.operations.iter().map(|it| (it.method.to_owned(), Value::Object(operation_v2(it, shared))));
+    let methods = methods.collect();
+    with(methods, path.parameters.iter().map(|it| shared.parameter(it)).collect())
+}
 
-pub(super) fn of(version: &Version, schemas: &str) -> Value {
-    let mut paths = Map::new();
-    for resource in version.resources.values() {
-        let prefix = prefix(resource);
-        let namespaced = if resource.namespaced {
-            format!("{prefix}/namespaces/{{namespace}}/{}", resource.plural)
-        } else {
-            format!("{prefix}/{}", resource.plural)
-        };
-        let reference = |name: &str| json!({"$ref": format!("{schemas}{name}")});
-        let (one, many) = (reference(&type_name(resource)), reference(&format!("{}List", type_name(resource))));
-        let place = if resource.namespaced { vec![in_path("namespace")] } else { Vec::new() };
-        if resource.review && resource.is_listed() {
-            let get = operation(resource, "list", "list", &LIST, &many, None);
-            paths.insert(namespaced.clone(), json!({"get": get, "parameters": place}));
-            let get = operation(resource, "get", "read", &[], &one, None);
-            paths.insert(format!("{namespaced}/{{name}}"), json!({"get": get, "parameters": [in_path("name")]}));
-            continue;
-        }
-        if resource.review {
-            let post = operation(resource, "post", "create", &WRITE, &one, Some(&one));
-            paths.insert(namespaced, json!({"post": post, "parameters": place}));
-            continue;
-        }
-        if resource.namespaced {
-            let get = operation(resource, "list", "listForAllNamespaces", &LIST, &many, None);
-            paths.insert(format!("{prefix}/{}", resource.plural), json!({"get": get}));
-        }
-        let collection = json!({
-            "get": operation(resource, "list", "list", &LIST, &many, None),
-            "post": operation(resource, "post", "create", &WRITE, &one, Some(&one)),
-            "delete": operation(resource, "deletecollection", "deleteCollection", &DELETE, &many, None),
-            "parameters": place,
-        });
-        paths.insert(namespaced.clone(), collection);
-        let mut place = place;
-        place.insert(0, in_path("name"));
-        let item = json!({
-            "get": operation(resource, "get", "read", &[], &one, None),
-            "put": operation(resource, "put", "replace", &WRITE, &one, Some(&one)),
-            "patch": patch(resource, "patch", &one),
-            "delete": operation(resource, "delete", "delete", &DELETE, &one, None),
-            "parameters": place,
-        });
-        paths.insert(format!("{namespaced}/{{name}}"), item);
-        if resource.status {
-            let item = json!({
-                "get": operation(resource, "get", "readStatus", &[], &one, None),
-                "put": operation(resource, "put", "replaceStatus", &WRITE, &one, Some(&one)),
-                "patch": patch(resource, "patchStatus", &one),
-                "parameters": place,
-            });
-            paths.insert(format!("{namespaced}/{{name}}/status"), item);
-        }
-        if PROXIED.iter().any(|plural| resource.is("", plural)) {
-            for (path, id) in [("", ""), ("/{path}", "WithPath")] {
-                let mut parameters = place.clone();
-                if !path.is_empty() {
-                    parameters.push(in_path("path"));
-                }
-                let schema = json!({"type": "string", "uniqueItems": true});
-                parameters.push(json!({"name": "path", "in": "query", "schema": schema}));
-                let mut item = connect(resource, id);
-                put(&mut item, "parameters", json!(parameters));
-                paths.insert(format!("{namespaced}/{{name}}/proxy{path}"), item);
-            }
-        }
+fn with(mut item: Map<String, Value>, parameters: Vec<Value>) -> Value {
+    if !parameters.is_empty() {
+        item.insert("parameters".into(), Value::Array(parameters));
     }
-    paths.sort_keys();
-    Value::Object(paths)
+    Value::Object(item)
 }
 
-fn prefix(resource: &Resource) -> String {
-    if resource.group.is_empty() {
-        format!("/api/{}", resource.version)
-    } else {
-        format!("/apis/{}/{}", resource.group, resource.version)
+fn operation_v3(operation: &Operation) -> Map<String, Value> {
+    let mut it = Map::new();
+    it.insert("tags".into(), json!([operation.tag]));
+    it.insert("description".into(), json!(operation.description));
+    it.insert("operationId".into(), json!(operation.id));
+    if !operation.parameters.is_empty() {
+        it.insert("parameters".into(), operation.parameters.iter().map(Parameter::v3).collect());
     }
+    if let Some(body) = &operation.body {
+        let mut said = json!({"content": content(&operation.consumes, &reference(SCHEMAS, &body.of))});
+        if body.required {
+            put(&mut said, "required", json!(true));
+        }
+        it.insert("requestBody".into(), said);
+    }
+    let answer = content(&operation.produces, &answer(SCHEMAS, operation));
+    it.insert("responses".into(), responses(operation, "content", &answer));
+    about(&mut it, operation);
+    it
 }
 
-fn in_path(name: &str) -> Value {
-    json!({"name": name, "in": "path", "required": true, "schema": {"type": "string", "uniqueItems": true}})
+/// The same in each of these encodings.
+fn content(encodings: &[&str], schema: &Value) -> Value {
+    encodings.iter().map(|it| ((*it).to_owned(), json!({"schema": schema}))).collect::<Map<_, _>>().into()
 }
 
-fn operation(
-    resource: &Resource,
-    action: &str,
-    id: &str,
-    query: &[&str],
-    answer: &Value,
-    body: Option<&Value>,
-) -> Value {
-    let parameters: Vec<Value> = query
-        .iter()
-        .map(|name| {
-            let kind = match *name {
-                "limit" | "timeoutSeconds" | "gracePeriodSeconds" => "integer",
-                "watch" | "allowWatchBookmarks" | "sendInitialEvents" | "force" | "orphanDependents" => "boolean",
-                _ => "string",
-            };
-            json!({"name": name, "in": "query", "schema": {"type": kind, "uniqueItems": true}})
-        })
-        .collect();
-    let mut it = json!({
-        "description": format!("{id} {}", resource.kind),
-        "operationId": format!("{id}{}{}", camel(&resource.group, &resource.version), resource.kind),
-        "parameters": parameters,
-        "responses": {"200": {"description": "OK", "content": {"application/json": {"schema": answer}}}},
-        "x-kubernetes-action": action,
-        "x-kubernetes-group-version-kind": {"group": resource.group, "kind": resource.kind, "version": resource.version},
+fn operation_v2(operation: &Operation, shared: &mut Shared) -> Map<String, Value> {
+    let mut it = Map::new();
+    it.insert("description".into(), json!(operation.description));
+    if !operation.consumes.is_empty() {
+        it.insert("consumes".into(), json!(operation.consumes));
+    }
+    it.insert("produces".into(), json!(operation.produces));
+    it.insert("schemes".into(), json!(["https"]));
+    it.insert("tags".into(), json!([operation.tag]));
+    it.insert("operationId".into(), json!(operation.id));
+    let body = operation.body.as_ref().map(|body| {
+        let mut it = json!({"name": "body", "in": "body"});
+        if body.required {
+            put(&mut it, "required", json!(true));
+        }
+        put(&mut it, "schema", reference(DEFINITIONS, &body.of));
+        // Those of one kind are taken by its own operations alone.
+        if body.of.starts_with(META) { shared.reference("body", it) } else { it }
     });
-    if let Some(body) = body {
-        put(&mut it, "requestBody", json!({"required": true, "content": {"*/*": {"schema": body}}}));
+    // A body sorts before every name that there is.
+    let parameters: Vec<Value> =
+        body.into_iter().chain(operation.parameters.iter().map(|it| shared.parameter(it))).collect();
+    if !parameters.is_empty() {
+        it.insert("parameters".into(), json!(parameters));
     }
+    it.insert("responses".into(), responses(operation, "schema", &answer(DEFINITIONS, operation)));
+    about(&mut it, operation);
     it
 }
 
-/// What is passed on, of every method. `id` ends the names of the operations.
-fn connect(resource: &Resource, id: &str) -> Value {
-    let kind = &resource.kind;
-    let scope = if resource.namespaced { "Namespaced" } else { "" };
-    let operation = |method: &&str| {
-        let mut letters = method.chars();
-        let named: String = letters.next().into_iter().flat_map(char::to_uppercase).chain(letters).collect();
-        let operation = json!({
-            "description": format!("connect {} requests to proxy of {kind}", method.to_uppercase()),
-            "operationId": format!("connectCoreV1{named}{scope}{kind}Proxy{id}"),
-            "responses": {"200": {"description": "OK", "content": {"*/*": {"schema": {"type": "string"}}}}},
-            "x-kubernetes-action": "connect",
-            "x-kubernetes-group-version-kind":
-                {"group": "", "kind": format!("{kind}ProxyOptions"), "version": resource.version},
+fn reference(place: &str, name: &str) -> Value {
+    json!({"$ref": format!("{place}{name}")})
+}
+
+fn answer(place: &str, operation: &Operation) -> Value {
+    operation.answer.as_ref().map_or_else(|| json!({"type": "string"}), |name| reference(place, name))
+}
+
+fn responses(operation: &Operation, key: &str, answer: &Value) -> Value {
+    let mut all = Map::new();
+    for code in operation.codes {
+        let description = match code {
+            201 => "Created",
+            202 => "Accepted",
+            _ => "OK",
+        };
+        all.insert(code.to_string(), json!({"description": description, key: answer}));
+    }
+    all.insert("401".into(), json!({"description": "Unauthorized"}));
+    Value::Object(all)
+}
+
+fn about(it: &mut Map<String, Value>, operation: &Operation) {
+    if let Some((action, named)) = &operation.action {
+        it.insert("x-kubernetes-action".into(), json!(action));
+        it.insert(
+            "x-kubernetes-group-version-kind".into(),
+            json!({"group": named.group, "version": named.version, "kind": named.kind}),
+        );
+    }
+}
+
+/// The parameters that a document of OpenAPI 2.0 has once, for all that refer to them.
+#[derive(Default)]
+pub(super) struct Shared {
+    pub(super) all: BTreeMap<String, Value>,
+    /// Their names, by what they are written as.
+    names: HashMap<String, String>,
+}
+
+impl Shared {
+    fn parameter(&mut self, parameter: &Parameter) -> Value {
+        let it = parameter.v2();
+        // kubectl below 1.27 looks for the last two in the operations; a name is another one for every kind.
+        match (parameter.place, parameter.name) {
+            (Place::Path, "name") | (Place::Query, "dryRun" | "fieldValidation") => it,
+            (_, name) => self.reference(name, it),
+        }
+    }
+
+    fn reference(&mut self, name: &str, it: Value) -> Value {
+        let named = self.names.entry(it.to_string()).or_insert_with_key(|text| {
+            let digest = Sha256::digest(text.as_bytes());
+            let named = format!("{name}-{}", URL_SAFE.encode(digest.get(..6).unwrap_or_default()));
+            self.all.insert(named.clone(), it);
+            named
         });
-        ((*method).to_owned(), operation)
-    };
-    Value::Object(PASSED.iter().map(operation).collect())
-}
-
-fn patch(resource: &Resource, id: &str, answer: &Value) -> Value {
-    let mut it = operation(resource, "patch", id, &WRITE, answer, None);
-    let content: Map<String, Value> = PATCHES
-        .iter()
-        .filter(|media_type| !resource.is_custom() || !media_type.contains("strategic"))
-        .map(|media_type| ((*media_type).to_owned(), json!({"schema": {"type": "object"}})))
-        .collect();
-    put(&mut it, "requestBody", json!({"required": true, "content": content}));
-    it
-}
-
-/// `apps`, `v1` as `AppsV1`.
-fn camel(group: &str, version: &str) -> String {
-    let group = if group.is_empty() { "core" } else { group.split('.').next().unwrap_or_default() };
-    [group, version]
-        .iter()
-        .flat_map(|word| {
-            let mut letters = word.chars();
-            letters.next().into_iter().flat_map(char::to_uppercase).chain(letters)
-        })
-        .collect()
-}
-
-/// The same in OpenAPI 2.0.
-pub(super) fn v2(version: &Version) -> Value {
-    let mut paths = of(version, "#/definitions/");
-    for item in paths.as_object_mut().into_iter().flat_map(|it| it.values_mut()) {
-        let Some(item) = item.as_object_mut() else { continue };
-        for (key, operation) in item.iter_mut() {
-            if key == "parameters" {
-                flatten(operation);
-                continue;
-            }
-            let Some(it) = operation.as_object_mut() else { continue };
-            let body = it.remove("requestBody");
-            let parameters = it.entry("parameters").or_insert_with(|| json!([]));
-            flatten(parameters);
-            if let (Some(body), Some(parameters)) = (body, parameters.as_array_mut()) {
-                let schema = body.pointer("/content/*~1*/schema").cloned().unwrap_or_else(|| json!({"type": "object"}));
-                parameters.insert(0, json!({"name": "body", "in": "body", "required": true, "schema": schema}));
-                let types = body.get("content").and_then(Value::as_object).into_iter().flat_map(Map::keys);
-                it.insert("consumes".into(), types.map(String::as_str).collect());
-            }
-            let answer = it.get("responses").and_then(|it| {
-                let schema = |media| it.pointer(&format!("/200/content/{media}/schema"));
-                schema("application~1json").or_else(|| schema("*~1*")).cloned()
-            });
-            if let Some(answer) = answer {
-                it.insert("responses".into(), json!({"200": {"description": "OK", "schema": answer}}));
-            }
-        }
-    }
-    paths
-}
-
-/// A parameter's schema stands in it, in OpenAPI 2.0.
-fn flatten(parameters: &mut Value) {
-    for parameter in parameters.as_array_mut().into_iter().flatten() {
-        let Some(it) = parameter.as_object_mut() else { continue };
-        if let Some(Value::Object(schema)) = it.remove("schema") {
-            it.extend(schema);
-        }
+        reference("#/parameters/", named)
     }
 }

@@ -1,13 +1,13 @@
 //! What is asked, and how both answers are held against each other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::mask::Mask;
+use crate::mask::{Form, Mask};
 use crate::side::{Answer, Side};
 
 #[derive(Deserialize)]
@@ -38,12 +38,15 @@ struct Step {
     /// Asks again until the answer has this code, or these values at these JSON pointers.
     #[serde(default)]
     until: Option<Until>,
-    /// Values that are not compared, by JSON pointer with `*`.
+    /// Values that are not compared, by JSON pointer in which `*` is any text.
     #[serde(default)]
     ignore: Vec<String>,
     /// The causes of a refusal are in any order, which is so where Go goes through a map.
     #[serde(default)]
     unordered: bool,
+    /// Compares one line a value: for documents of thousands of lines.
+    #[serde(default)]
+    flat: bool,
     /// Compares the answer's code alone.
     #[serde(default)]
     code: bool,
@@ -105,6 +108,7 @@ impl Case {
                 (None, true) => Found::Same,
                 (Some(why), false) => Found::Known(why.clone()),
                 (Some(why), true) => Found::Different(format!("  no difference any more, but the case says: {why}")),
+                (None, false) if step.flat => Found::Different(unlike(&yours, &mine)),
                 (None, false) => Found::Different(difference(&yours, &mine)),
             };
             found.push((step.request.clone(), found_here));
@@ -144,7 +148,8 @@ impl Actor {
         if !step.metrics.is_empty() {
             return shapes(&answer, &step.metrics);
         }
-        if step.code { answer.code.to_string() } else { self.mask.answer(&answer, &step.ignore, step.unordered) }
+        let form = Form { unordered: step.unordered, flat: step.flat };
+        if step.code { answer.code.to_string() } else { self.mask.answer(&answer, &step.ignore, form) }
     }
 
     async fn ask(&self, step: &Step) -> Answer {
@@ -162,7 +167,7 @@ impl Actor {
         let patient = async {
             loop {
                 let answer = self.side.ask(method, &fill(path), &headers, &body, step.events).await;
-                if step.until.as_ref().is_none_or(|until| until.holds(&answer)) {
+                if step.until.as_ref().is_none_or(|until| until.holds(&answer, fill)) {
                     return answer;
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -184,7 +189,7 @@ fn shapes(answer: &Answer, metrics: &[String]) -> String {
     let mut shapes = format!("{} {}\n", answer.code, answer.content);
     for metric in metrics {
         let kind = answer.text.lines().find_map(|line| line.strip_prefix(&format!("# TYPE {metric} ")));
-        let mut samples = std::collections::BTreeSet::new();
+        let mut samples = BTreeSet::new();
         for line in answer.text.lines() {
             let (name, labels) = line.rsplit_once(' ').unwrap_or_default().0.split_once('{').unwrap_or((line, ""));
             let name = name.split(' ').next().unwrap_or_default();
@@ -210,6 +215,7 @@ impl Step {
             until: None,
             ignore: Vec::new(),
             unordered: false,
+            flat: false,
             code: false,
             metrics: Vec::new(),
             differs: None,
@@ -218,15 +224,26 @@ impl Step {
 }
 
 impl Until {
-    fn holds(&self, answer: &Answer) -> bool {
+    fn holds(&self, answer: &Answer, fill: impl Fn(&str) -> String) -> bool {
         match self {
             Self::Code(code) => answer.code == *code,
             Self::Values(values) => {
                 let Ok(body) = serde_json::from_str::<Value>(&answer.text) else { return false };
-                values.iter().all(|(pointer, value)| body.pointer(pointer).unwrap_or(&Value::Null) == value)
+                values.iter().all(|(pointer, value)| body.pointer(&fill(pointer)).unwrap_or(&Value::Null) == value)
             }
         }
     }
+}
+
+/// The lines that are not in both, where each is another one.
+fn unlike(theirs: &str, ours: &str) -> String {
+    let (theirs, ours): (BTreeSet<_>, BTreeSet<_>) = (theirs.lines().collect(), ours.lines().collect());
+    let mut lines: Vec<_> = theirs.difference(&ours).map(|it| (*it, '-')).collect();
+    lines.extend(ours.difference(&theirs).map(|it| (*it, '+')));
+    lines.sort_unstable();
+    let count = lines.len();
+    let shown = lines.into_iter().take(60).map(|(line, sign)| format!("  {sign} {line}\n"));
+    format!("{}  {count} lines in all", shown.collect::<String>())
 }
 
 /// The lines that are not in both, with their neighbours.

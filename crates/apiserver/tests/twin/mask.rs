@@ -14,6 +14,16 @@ pub(crate) struct Mask {
     uid: Regex,
     time: Regex,
     generated: Regex,
+    shared: Regex,
+}
+
+/// How a body is written down.
+#[derive(Clone, Copy)]
+pub(crate) struct Form {
+    /// Causes in any order.
+    pub(crate) unordered: bool,
+    /// One line a value, with its place.
+    pub(crate) flat: bool,
 }
 
 impl Mask {
@@ -23,12 +33,14 @@ impl Mask {
             seen: HashMap::new(),
             uid: Regex::new("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").unwrap(),
             time: Regex::new(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z").unwrap(),
+            // What documents share is named by its text.
+            shared: Regex::new("^#/parameters/([a-zA-Z]+)-.{8}$").unwrap(),
             generated: Regex::new("-[bcdfghjklmnpqrstvwxz2456789]{5}(\"|$)").unwrap(),
         }
     }
 
     /// The answer as text, one value a line.
-    pub(crate) fn answer(&mut self, answer: &Answer, ignore: &[String], unordered: bool) -> String {
+    pub(crate) fn answer(&mut self, answer: &Answer, ignore: &[String], form: Form) -> String {
         let mut said = format!("{} {}\n", answer.code, answer.content);
         for warning in &answer.warnings {
             said += &format!("warning: {}\n", self.text(warning));
@@ -46,13 +58,17 @@ impl Mask {
                 let path: Vec<&str> = pointer.split('/').skip(1).collect();
                 remove(&mut document, &path);
             }
-            if unordered {
+            if form.unordered {
                 remove(&mut document, &["message"]);
                 if let Some(causes) = document.pointer_mut("/details/causes").and_then(Value::as_array_mut) {
                     causes.sort_by_key(Value::to_string);
                 }
             }
             self.value("", &mut document);
+            if form.flat {
+                flat("", &document, &mut said);
+                continue;
+            }
             said += &serde_json::to_string_pretty(&document).unwrap();
             said.push('\n');
         }
@@ -121,6 +137,7 @@ impl Mask {
             let number = self.numbered("uid", &uid);
             text = text.replace(&uid, &number);
         }
+        let text = self.shared.replace(&text, "#/parameters/$1");
         self.generated.replace_all(&text, "-<generated>$1").into_owned()
     }
 
@@ -142,28 +159,44 @@ fn fields_are_times(name: &str) -> bool {
 }
 
 fn remove(value: &mut Value, path: &[&str]) {
-    match (path, value) {
-        ([], _) => {}
-        ([last], Value::Object(fields)) => {
-            fields.shift_remove(*last);
+    let [first, rest @ ..] = path else { return };
+    match value {
+        Value::Object(fields) if rest.is_empty() => fields.retain(|name, _| !fits(first, name)),
+        Value::Object(fields) => {
+            fields.iter_mut().filter(|(name, _)| fits(first, name)).for_each(|(_, field)| remove(field, rest));
         }
-        ([last], Value::Array(items)) if *last != "*" => {
-            if let Some(item) = last.parse::<usize>().ok().and_then(|at| items.get_mut(at)) {
-                *item = Value::Null;
-            }
-        }
-        (["*", rest @ ..], Value::Array(items)) => items.iter_mut().for_each(|item| remove(item, rest)),
-        (["*", rest @ ..], Value::Object(fields)) => fields.values_mut().for_each(|field| remove(field, rest)),
-        ([first, rest @ ..], Value::Object(fields)) => {
-            if let Some(field) = fields.get_mut(*first) {
-                remove(field, rest);
-            }
-        }
-        ([first, rest @ ..], Value::Array(items)) => {
-            if let Some(item) = first.parse::<usize>().ok().and_then(|at| items.get_mut(at)) {
-                remove(item, rest);
+        Value::Array(items) => {
+            let chosen = items.iter_mut().enumerate().filter(|(at, _)| *first == "*" || *first == at.to_string());
+            for (_, item) in chosen {
+                if rest.is_empty() { *item = Value::Null } else { remove(item, rest) }
             }
         }
         _ => {}
+    }
+}
+
+/// `*` is any text, `~1` a slash.
+fn fits(pattern: &str, name: &str) -> bool {
+    let pattern = pattern.replace("~1", "/");
+    let Some((first, more)) = pattern.split_once('*') else { return pattern == name };
+    let Some(mut left) = name.strip_prefix(first) else { return false };
+    let (between, last) = more.rsplit_once('*').unwrap_or(("", more));
+    for part in between.split('*') {
+        let Some((_, after)) = left.split_once(part) else { return false };
+        left = after;
+    }
+    left.ends_with(last)
+}
+
+/// A line for each value, with its place before it.
+fn flat(place: &str, value: &Value, lines: &mut String) {
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            fields.iter().for_each(|(name, it)| flat(&format!("{place} {name}"), it, lines));
+        }
+        Value::Array(items) if !items.is_empty() => {
+            items.iter().enumerate().for_each(|(at, it)| flat(&format!("{place} {at}"), it, lines));
+        }
+        _ => *lines += &format!("{place}: {value}\n"),
     }
 }
