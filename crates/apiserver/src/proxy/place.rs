@@ -163,9 +163,11 @@ fn service(core: &Core, namespace: &str, id: &str, parsed: &Id<'_>) -> Result<Pl
     for subset in from_random(&subsets) {
         let ports = subset.ports.iter().filter(|(name, _)| *name == wanted).map(|(_, port)| *port);
         for port in ports {
-            let is_pod = |(address, pod): &&(String, Value)| is_of(core, namespace, address, pod);
-            let found = from_random(&subset.ready).find(is_pod).and_then(|(address, _)| address.parse::<IpAddr>().ok());
-            if let Some(address) = found.filter(|it| is_proxyable(*it)) {
+            let asked = |(address, pod): &(String, Value)| {
+                let may = address.parse().ok().filter(|it| is_proxyable(*it));
+                may.filter(|_| is_of(core, namespace, address, pod))
+            };
+            if let Some(address) = from_random(&subset.ready).find_map(asked) {
                 return Ok(at(parsed.is_tls(), address, Some(port)));
             }
         }

@@ -291,7 +291,7 @@ async fn pods_are_asked_at_their_addresses_and_services_at_those_of_their_ready_
     };
     let (own, plain, tls) = (echo.plain.ip().to_string(), echo.plain.port(), echo.tls.port());
     pod(&house, "p", &own, plain).await;
-    let path = |answer: &Answer| answer.json()["path"].as_str().unwrap().to_owned();
+    let path = |answer: &Answer| answer.json()["path"].as_str().unwrap_or_else(|| panic!("{}", answer.text)).to_owned();
     for name in
         ["p".to_owned(), format!("p:{plain}"), "p:web".to_owned(), "http:p:web".to_owned(), format!("https:p:{tls}")]
     {

@@ -21,7 +21,7 @@ impl Schema {
             if let Some((metadata, node)) = metadata.zip(builtin::object_meta()) {
                 decoder.value(metadata, node, "ObjectMeta")?;
             }
-            return embedded(object, self.root(), "");
+            return embedded(object, self.root(), &mut String::new());
         }
         let name = self.root().name.and_then(|n| n.rsplit('.').next()).unwrap_or_default();
         decoder.value(object, self.root(), name)
@@ -34,29 +34,43 @@ impl Schema {
     }
 }
 
-/// The objects within a custom resource have a string for `apiVersion` and `kind`, and proper metadata.
-fn embedded(value: &Value, node: &Node, path: &str) -> Result<(), String> {
+/// The objects within a custom resource have a string for `apiVersion` and `kind`, and proper metadata. `path` is as it was
+/// when all is well.
+fn embedded(value: &Value, node: &Node, path: &mut String) -> Result<(), String> {
+    let length = path.len();
+    let wrong =
+        |path: &str, value: &Value, said: &str| Err(crate::object::FieldError::invalid(path, value, said).to_string());
     match value {
         Value::Object(map) => {
             for (key, value) in map {
-                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                if length > 0 {
+                    path.push('.');
+                }
+                path.push_str(key);
                 if node.embedded && matches!(key.as_str(), "apiVersion" | "kind") && !value.is_string() {
-                    let said = "must be a string";
-                    return Err(crate::object::FieldError::invalid(path, value, said).to_string());
+                    return wrong(path, value, "must be a string");
                 }
                 if let (true, "metadata", Some(known)) = (node.embedded, key.as_str(), builtin::object_meta()) {
                     let outcome = Decoder::default().value(value, known, "ObjectMeta");
-                    outcome.map_err(|why| crate::object::FieldError::invalid(path.clone(), value, &why).to_string())?;
+                    outcome.or_else(|why| wrong(path, value, &why))?;
                 }
-                node.child(key).map_or(Ok(()), |child| embedded(value, child, &path))?;
+                if let Some(child) = node.child(key) {
+                    embedded(value, child, path)?;
+                }
+                path.truncate(length);
             }
-            Ok(())
         }
-        Value::Array(items) => node.items().map_or(Ok(()), |node| {
-            items.iter().enumerate().try_for_each(|(i, item)| embedded(item, node, &format!("{path}[{i}]")))
-        }),
-        _ => Ok(()),
+        Value::Array(items) => {
+            for (at, item) in items.iter().enumerate() {
+                let Some(node) = node.items() else { break };
+                let _ = write!(path, "[{at}]");
+                embedded(item, node, path)?;
+                path.truncate(length);
+            }
+        }
+        _ => {}
     }
+    Ok(())
 }
 
 #[derive(Default)]
