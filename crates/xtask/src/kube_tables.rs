@@ -18,8 +18,11 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
 
-/// The API versions whose kinds the server stores.
+/// The API versions whose kinds the server stores, and what else answers with types.
 const VERSIONS: &[&str] = &[
+    "api",
+    "apis",
+    "version",
     "api/v1",
     "apis/admissionregistration.k8s.io/v1",
     "apis/apiextensions.k8s.io/v1",
@@ -67,6 +70,7 @@ const PACKAGES: &[(&str, &str, &str)] = &[
     ("k8s.io/apimachinery", "pkg/apis/meta/v1", "io.k8s.apimachinery.pkg.apis.meta.v1"),
     ("k8s.io/apimachinery", "pkg/api/resource", "io.k8s.apimachinery.pkg.api.resource"),
     ("k8s.io/apimachinery", "pkg/runtime", "io.k8s.apimachinery.pkg.runtime"),
+    ("k8s.io/apimachinery", "pkg/version", "io.k8s.apimachinery.pkg.version"),
     ("k8s.io/apimachinery", "pkg/util/intstr", "io.k8s.apimachinery.pkg.util.intstr"),
     (
         "k8s.io/apiextensions-apiserver",
@@ -375,6 +379,9 @@ fn protobuf(structs: &BTreeMap<String, Struct>) -> Result<String> {
     let mut messages = BTreeMap::new();
     for (name, directory, prefix) in PACKAGES {
         let file = module(name)?.join(directory).join("generated.proto");
+        if !file.is_file() {
+            continue;
+        }
         read_messages(&std::fs::read_to_string(file)?, prefix, &mut messages);
     }
     for (name, fields) in &messages {

@@ -35,9 +35,6 @@ pub(crate) fn published<'a>(kinds: impl Iterator<Item = &'a Kind>) -> Map<String
                 let all = EVERYWHERE.split_ascii_whitespace().filter_map(|it| it.split_once('/'));
                 all.map(|(group, version)| json!({"group": group, "kind": kind, "version": version})).collect()
             }
-            Some(kind @ ("APIGroup" | "APIGroupList" | "APIVersions")) => {
-                vec![json!({"group": "", "kind": kind, "version": "v1"})]
-            }
             _ => {
                 let known = builtin::kind_of(name).into_iter();
                 known.map(|(group, version, kind)| json!({"group": group, "kind": kind, "version": version})).collect()

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, HashMap};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
 use super::operations::{META, Operation, Path};
 use super::parameters::{Parameter, Place};
@@ -139,11 +138,15 @@ impl Shared {
 
     fn reference(&mut self, name: &str, it: Value) -> Value {
         let named = self.names.entry(it.to_string()).or_insert_with_key(|text| {
-            let digest = Sha256::digest(text.as_bytes());
-            let named = format!("{name}-{}", URL_SAFE.encode(digest.get(..6).unwrap_or_default()));
+            let named = format!("{name}-{}", URL_SAFE.encode(fnv(text).to_be_bytes().get(..6).unwrap_or_default()));
             self.all.insert(named.clone(), it);
             named
         });
         reference("#/parameters/", named)
     }
+}
+
+/// FNV-1, by which upstream names them too.
+fn fnv(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| hash.wrapping_mul(0x100_0000_01b3) ^ u64::from(byte))
 }
