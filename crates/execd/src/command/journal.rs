@@ -75,7 +75,8 @@ impl Journal {
             }
             let from = lines.end;
             lines.end += text.len() as u64;
-            lines.pieces.push_back(Piece { from, at: clock_gettime(ClockId::Realtime), stream, text });
+            let at = after(lines.pieces.back().map(|it| it.at));
+            lines.pieces.push_back(Piece { from, at, stream, text });
         }
         for waker in std::mem::take(&mut *self.waiting.borrow_mut()).into_values() {
             waker.wake();
@@ -104,6 +105,19 @@ impl Lines {
 
     fn start(&self) -> u64 {
         self.pieces.front().map_or(self.end, |piece| piece.from)
+    }
+}
+
+/// Now, and after the `last` time, which the machine's clock may have been set back behind: who has read up to a time reads
+/// on from there.
+fn after(last: Option<Timespec>) -> Timespec {
+    let now = clock_gettime(ClockId::Realtime);
+    match last {
+        Some(last) if (last.tv_sec, last.tv_nsec) >= (now.tv_sec, now.tv_nsec) => match last.tv_nsec {
+            999_999_999 => Timespec { tv_sec: last.tv_sec + 1, tv_nsec: 0 },
+            nanos => Timespec { tv_nsec: nanos + 1, ..last },
+        },
+        _ => now,
     }
 }
 
@@ -279,5 +293,17 @@ mod tests {
         assert!(lines.cost <= KEPT && lines.pieces.len() <= KEPT / PIECE, "{}", lines.pieces.len());
         let kept = text(&journal, 0);
         assert!(kept.ends_with(b"\n99998\n99999\n") && kept.len() as u64 == lines.end - lines.start());
+    }
+
+    #[test]
+    fn times_go_up_whatever_is_done_to_the_clock() {
+        let at = |tv_sec, tv_nsec| Timespec { tv_sec, tv_nsec };
+        // Nobody's clock is there yet.
+        let far = 1 << 40;
+        for (last, next) in [(at(far, 5), at(far, 6)), (at(far, 999_999_999), at(far + 1, 0))] {
+            assert_eq!(after(Some(last)), next);
+        }
+        let now = after(None);
+        assert!(now.tv_sec < far && after(Some(at(1, 0))).tv_sec >= now.tv_sec - 3600);
     }
 }
