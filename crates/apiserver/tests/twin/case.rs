@@ -71,7 +71,8 @@ pub(crate) enum Found {
     Different(String),
 }
 
-const PATIENCE: Duration = Duration::from_secs(20);
+/// The controllers of a Kubernetes that has just begun, on a machine that does much else, take their time.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Case {
     pub(crate) fn all(dir: &Path) -> Vec<Self> {
