@@ -98,7 +98,8 @@ pub(crate) struct Asked {
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        self.audit.write(&self.event(self.audit.0.clock.now()));
+        // Never before it was received, whatever was done to the machine's clock since.
+        self.audit.write(&self.event(self.audit.0.clock.now().max(self.received)));
     }
 }
 
