@@ -15,4 +15,4 @@ pub(crate) mod yaml;
 pub(crate) use media::{Accept, Shape};
 pub(crate) use options::{FieldValidation, Match};
 pub(crate) use service::Service;
-pub(crate) use url::{Query, Target, unescaped};
+pub(crate) use url::{Query, Target, unescape, unescaped};

@@ -86,6 +86,11 @@ fn decode(part: &str) -> Cow<'_, str> {
     if !part.contains('%') {
         return Cow::Borrowed(part);
     }
+    Cow::Owned(String::from_utf8_lossy(&unescape(part)).into_owned())
+}
+
+/// The bytes that a part of a URL stands for. What is escaped badly stays as it is.
+pub(crate) fn unescape(part: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(part.len());
     let mut rest = part.as_bytes();
     while let Some((first, after)) = rest.split_first() {
@@ -102,7 +107,7 @@ fn decode(part: &str) -> Cow<'_, str> {
             }
         }
     }
-    Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())
+    bytes
 }
 
 /// A percent-encoded text.

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use crate::http::unescaped;
+use crate::http::unescape;
 
 /// What is asked through the proxy, as links in an answer may name it.
 #[derive(Clone)]
@@ -36,12 +36,12 @@ impl Links {
             return None;
         }
         let origin = if !host.is_empty() && host == self.host { format!("{scheme}//{host}") } else { String::new() };
-        let plain = unescaped(path);
-        let path = if plain.starts_with(&self.prefix) {
+        let plain = unescape(path);
+        let path = if plain.starts_with(self.prefix.as_bytes()) {
             path.to_owned()
         } else {
-            let joined = format!("{}/{plain}", self.prefix);
-            escape(&clean(joined.as_bytes(), plain.ends_with('/')))
+            let joined = [self.prefix.as_bytes(), b"/", &plain].concat();
+            escape(&clean(&joined, plain.ends_with(b"/")))
         };
         let led = format!("{origin}{path}{tail}");
         (led != link).then_some(led)
@@ -102,6 +102,7 @@ mod tests {
             ("/", Some("/p/proxy/")),
             ("/a/./b/../c%20d/?q=/x#/y", Some("/p/proxy/a/c%20d/?q=/x#/y")),
             ("/../x", Some("/p/x")),
+            ("/a%ff", Some("/p/proxy/a%FF")),
             ("http://10.0.0.1:80/a", Some("/p/proxy/a")),
             ("//10.0.0.1:80/a", Some("/p/proxy/a")),
             ("http://localhost:8001/a", Some("http://localhost:8001/p/proxy/a")),

@@ -33,7 +33,7 @@ use tokio::sync::Semaphore;
 use crate::access;
 use crate::core::Core;
 use crate::http::body::Body;
-use crate::http::{Query, Target};
+use crate::http::{Query, Target, unescape};
 use crate::kubelets::{self, Unreached};
 use crate::object::status::Problem;
 use crate::peer::{self, Counted, Stream};
@@ -333,27 +333,6 @@ fn without_hops(headers: &mut HeaderMap) {
     for name in named.iter().chain(&HOPS) {
         headers.remove(name);
     }
-}
-
-/// The bytes that a path stands for.
-fn unescape(path: &str) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(path.len());
-    let mut rest = path.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let hex =
-            |at: usize| after.get(at).and_then(|it| char::from(*it).to_digit(16)).and_then(|it| u8::try_from(it).ok());
-        match (first, hex(0), hex(1)) {
-            (b'%', Some(high), Some(low)) => {
-                bytes.push(high * 16 + low);
-                rest = after.get(2..).unwrap_or_default();
-            }
-            _ => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    bytes
 }
 
 /// Why there is no answer.

@@ -70,40 +70,59 @@ impl Led {
         };
         match &mut self.packed {
             Packed::Plain => out = lead(piece),
-            Packed::Gzip(both) => {
-                let (from, to) = both.as_mut();
-                from.write_all(piece)?;
-                match over {
-                    true => from.try_finish()?,
-                    false => from.flush()?,
-                }
-                to.write_all(&lead(&std::mem::take(from.get_mut())))?;
-                match over {
-                    true => to.try_finish()?,
-                    // Who reads along sees what there is.
-                    false if whole => to.flush()?,
-                    false => {}
-                }
-                out.append(to.get_mut());
-            }
-            Packed::Deflate(both) => {
-                let (from, to) = both.as_mut();
-                from.write_all(piece)?;
-                match over {
-                    true => from.try_finish()?,
-                    false => from.flush()?,
-                }
-                to.write_all(&lead(&std::mem::take(from.get_mut())))?;
-                match over {
-                    true => to.try_finish()?,
-                    false if whole => to.flush()?,
-                    false => {}
-                }
-                out.append(to.get_mut());
-            }
+            Packed::Gzip(both) => repack(&mut both.0, &mut both.1, piece, (over, whole), lead, &mut out)?,
+            Packed::Deflate(both) => repack(&mut both.0, &mut both.1, piece, (over, whole), lead, &mut out)?,
         }
         Ok(out)
     }
+}
+
+/// One side of an encoding, which writes into memory.
+trait Coder: Write {
+    fn end(&mut self) -> io::Result<()>;
+    fn made(&mut self) -> &mut Vec<u8>;
+}
+
+macro_rules! coders {
+    ($($coder:ty),*) => {
+        $(impl Coder for $coder {
+            fn end(&mut self) -> io::Result<()> {
+                self.try_finish()
+            }
+
+            fn made(&mut self) -> &mut Vec<u8> {
+                self.get_mut()
+            }
+        })*
+    };
+}
+
+coders!(Gunzip, Gzip, Inflate, Deflate);
+
+/// Unpacks a piece, and packs what is `lead` from it. `over`: it is the last one; `whole`: no more of it waits here.
+fn repack(
+    from: &mut impl Coder,
+    to: &mut impl Coder,
+    piece: &[u8],
+    (over, whole): (bool, bool),
+    lead: impl FnOnce(&[u8]) -> Vec<u8>,
+    out: &mut Vec<u8>,
+) -> io::Result<()> {
+    from.write_all(piece)?;
+    if over {
+        from.end()?
+    } else {
+        from.flush()?
+    }
+    to.write_all(&lead(&std::mem::take(from.made())))?;
+    match (over, whole) {
+        (true, _) => to.end()?,
+        // Who reads along sees what there is.
+        (false, true) => to.flush()?,
+        (false, false) => {}
+    }
+    out.append(to.made());
+    Ok(())
 }
 
 impl Body for Led {
