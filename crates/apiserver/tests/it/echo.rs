@@ -40,22 +40,32 @@ impl Echo {
     /// Answers until the tasks end. None where this machine has no address but loopback.
     pub(crate) async fn serve(tasks: &Tasks) -> Option<Self> {
         let own = own_address()?;
-        let made = rcgen::generate_simple_self_signed(["somebody.else".to_owned()]).unwrap();
-        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)
-            .unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        let plain = listen(tasks, own, None).await;
-        let tls = listen(tasks, own, Some(acceptor)).await;
+        let (acceptor, _) = certified(&["somebody.else"]);
+        let plain = listen(tasks, own, None, answer).await;
+        let tls = listen(tasks, own, Some(acceptor), answer).await;
         Some(Self { plain, tls })
     }
 }
 
-async fn listen(tasks: &Tasks, own: IpAddr, acceptor: Option<TlsAcceptor>) -> SocketAddr {
+/// TLS with a certificate for these names, and the certificate as PEM.
+pub(crate) fn certified(names: &[&str]) -> (TlsAcceptor, String) {
+    let made = rcgen::generate_simple_self_signed(names.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>()).unwrap();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    (TlsAcceptor::from(Arc::new(config)), made.cert.pem())
+}
+
+/// Answers at a free port of an address until the tasks end; over TLS where there is an acceptor.
+pub(crate) async fn listen<A, F>(tasks: &Tasks, own: IpAddr, acceptor: Option<TlsAcceptor>, answer: A) -> SocketAddr
+where
+    A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send,
+{
     let listener = TcpListener::bind((own, 0)).await.unwrap();
     let at = listener.local_addr().unwrap();
     let (connections, shutdown) = (tasks.clone(), tasks.shutdown().clone());
@@ -63,14 +73,14 @@ async fn listen(tasks: &Tasks, own: IpAddr, acceptor: Option<TlsAcceptor>) -> So
         let taking = async {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let (acceptor, shutdown) = (acceptor.clone(), shutdown.clone());
+                let (acceptor, answer, shutdown) = (acceptor.clone(), answer.clone(), shutdown.clone());
                 connections.tenant("echo's connection", async move {
                     let serving = async {
                         match acceptor {
-                            None => connection(stream).await,
+                            None => connection(stream, answer).await,
                             Some(acceptor) => {
                                 if let Ok(stream) = acceptor.accept(stream).await {
-                                    connection(stream).await;
+                                    connection(stream, answer).await;
                                 }
                             }
                         }
@@ -90,7 +100,10 @@ async fn listen(tasks: &Tasks, own: IpAddr, acceptor: Option<TlsAcceptor>) -> So
     at
 }
 
-async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin) {
+async fn connection<F>(stream: impl AsyncRead + AsyncWrite + Unpin, answer: impl Fn(Request<Incoming>) -> F)
+where
+    F: Future<Output = Result<Response<Full<Bytes>>, Infallible>>,
+{
     let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer));
     // Who asks may leave whenever it likes.
     let _ = served.await;

@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -11,14 +10,10 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use kit::Tasks;
-use rustls::ServerConfig;
-use rustls::pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
+
+use crate::echo::{certified, listen};
 
 pub(crate) struct Hook {
     pub(crate) at: SocketAddr,
@@ -29,47 +24,10 @@ pub(crate) struct Hook {
 impl Hook {
     /// Answers until the tasks end. Its certificate is for 127.0.0.1 and `hook.default.svc`.
     pub(crate) async fn serve(tasks: &Tasks) -> Self {
-        let names = ["127.0.0.1".to_owned(), "hook.default.svc".to_owned()];
-        let made = rcgen::generate_simple_self_signed(names).unwrap();
-        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)
-            .unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let at = listener.local_addr().unwrap();
-        let (connections, shutdown) = (tasks.clone(), tasks.shutdown().clone());
-        tasks.tenant("hook", async move {
-            let taking = async {
-                loop {
-                    let (stream, _) = listener.accept().await.unwrap();
-                    let (acceptor, shutdown) = (acceptor.clone(), shutdown.clone());
-                    connections.tenant("hook's connection", async move {
-                        tokio::select! {
-                            () = connection(acceptor, stream) => {}
-                            () = shutdown.begun() => {}
-                        }
-                    });
-                }
-            };
-            tokio::select! {
-                () = taking => {}
-                () = shutdown.begun() => {}
-            }
-        });
-        Self { at, authority: STANDARD.encode(made.cert.pem()) }
+        let (acceptor, certificate) = certified(&["127.0.0.1", "hook.default.svc"]);
+        let at = listen(tasks, Ipv4Addr::LOCALHOST.into(), Some(acceptor), answer).await;
+        Self { at, authority: STANDARD.encode(certificate) }
     }
-}
-
-async fn connection(acceptor: TlsAcceptor, stream: TcpStream) {
-    let Ok(stream) = acceptor.accept(stream).await else { return };
-    let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer));
-    // Who asks may leave whenever it likes.
-    let _ = served.await;
 }
 
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
