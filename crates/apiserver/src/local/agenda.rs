@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -9,6 +9,8 @@ pub(super) struct Agenda<T> {
     due: BTreeSet<T>,
     /// Looked at in vain: all of it becomes due again at once, later each time.
     failed: BTreeSet<T>,
+    /// Due at a time that is known.
+    later: BTreeMap<T, Timestamp>,
     again: Option<Timestamp>,
     backoff: Backoff,
     clock: Clock,
@@ -17,7 +19,7 @@ pub(super) struct Agenda<T> {
 impl<T: Ord + Clone> Agenda<T> {
     pub(super) fn new(clock: Clock) -> Self {
         let backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(30));
-        Self { due: BTreeSet::new(), failed: BTreeSet::new(), again: None, backoff, clock }
+        Self { due: BTreeSet::new(), failed: BTreeSet::new(), later: BTreeMap::new(), again: None, backoff, clock }
     }
 
     pub(super) fn add(&mut self, things: impl IntoIterator<Item = T>) {
@@ -51,13 +53,28 @@ impl<T: Ord + Clone> Agenda<T> {
         }
     }
 
-    /// Waits until what failed is due again, and makes it so. For ever when nothing failed. Safe to cancel.
+    /// It is due at that time and no other (but for what makes it due before).
+    #[allow(dead_code, reason = "the controllers of workloads use it, which come next")]
+    pub(super) fn at(&mut self, thing: T, at: Option<Timestamp>) {
+        match at {
+            Some(at) => drop(self.later.insert(thing, at)),
+            None => drop(self.later.remove(&thing)),
+        }
+    }
+
+    /// Waits until what failed, or what has its time, is due, and makes it so. For ever when nothing is. Safe to cancel.
     pub(super) async fn again(&mut self) {
-        match self.again {
+        match self.later.values().copied().chain(self.again).min() {
             Some(at) => self.clock.until(at).await,
             None => std::future::pending().await,
         }
-        self.again = None;
-        self.due.append(&mut self.failed);
+        let now = self.clock.now();
+        if self.again.is_some_and(|at| at <= now) {
+            self.again = None;
+            self.due.append(&mut self.failed);
+        }
+        let due: Vec<T> = self.later.iter().filter(|it| *it.1 <= now).map(|it| it.0.clone()).collect();
+        self.later.retain(|_, at| *at > now);
+        self.due.extend(due);
     }
 }

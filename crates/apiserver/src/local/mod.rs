@@ -6,13 +6,21 @@
 mod agenda;
 mod aggregation;
 mod defaults;
+#[allow(dead_code, reason = "the controllers of workloads use it, which come next")]
+mod drive;
+#[allow(dead_code, reason = "the controllers of workloads use it, which come next")]
+mod events;
 mod expiry;
 mod garbage;
 mod namespaces;
 mod policies;
 pub(crate) mod protection;
 mod quotas;
+#[allow(dead_code, reason = "the controllers of workloads use it, which come next")]
+mod reader;
 mod unattended;
+#[allow(dead_code, reason = "the controllers of workloads use it, which come next")]
+mod workload;
 
 #[cfg(test)]
 mod tests;
@@ -22,9 +30,12 @@ use std::sync::Arc;
 
 pub(crate) use aggregation::AGGREGATOR;
 use bytes::Bytes;
+use k8s_openapi::api::core::v1::Pod;
 use serde::Deserialize;
 use serde_json::Value;
 
+use self::events::Events;
+use self::reader::Reader;
 use crate::access::User;
 use crate::core::Core;
 use crate::http::FieldValidation;
@@ -35,6 +46,14 @@ use crate::verbs::{Call, WriteOptions};
 
 /// Changes that one loop has in flight at once: they share the commits.
 const AT_ONCE: usize = 16;
+
+/// What the loops share that make pods.
+#[allow(dead_code, reason = "the controllers of workloads use it, which come next")]
+struct World {
+    core: Arc<Core>,
+    pods: Reader<Pod>,
+    events: Events,
+}
 
 /// Starts the loops. `authority` is the certificate (PEM) that each namespace publishes.
 pub(crate) fn start(core: &Arc<Core>, authority: &str) {
@@ -102,6 +121,14 @@ async fn merge_metadata(call: &mut Call, entry: &Entry, mut change: Value, manag
     }
     let body = Bytes::from(serde_json::json!({"metadata": change}).to_string());
     patch(call, Language::Merge, &body, &options(manager)).await.map(drop)
+}
+
+/// Changes the object or its subresource. What the change says of `metadata.resourceVersion` must be so.
+#[allow(dead_code, reason = "the controllers of workloads use it, which come next")]
+async fn merge(core: &Arc<Core>, key: &Key, subresource: &str, change: Value, manager: &str) -> Result<(), Problem> {
+    let Some(mut call) = call(core, key) else { return Ok(()) };
+    call.subresource = subresource.to_owned();
+    patch(&mut call, Language::Merge, &Bytes::from(change.to_string()), &options(manager)).await.map(drop)
 }
 
 /// Whether the problem is that the object changed or went meanwhile: then look again.

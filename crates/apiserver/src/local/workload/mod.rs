@@ -1,0 +1,273 @@
+//! What the controllers share that make pods, and the controllers.
+//!
+//! They read what is (through a [`Reader`]; a write is seen by every reader before it returns, so nobody has to remember what
+//! he is about to see), decide by a pure function, and act through [`World`].
+
+mod pods;
+
+use std::sync::Arc;
+
+use futures::future::join_all;
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use serde::Serialize;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::events::Recorder;
+use super::reader::{Kind, Reader, key};
+use super::{Meta, World, call, merge, options};
+use crate::http::json::put;
+use crate::object::selector::Labels;
+use crate::object::status::{Problem, What};
+use crate::store::{Entry, Event, Key};
+use crate::verbs::scale::selector_text;
+use crate::verbs::{DeleteOptions, create, delete, update};
+
+/// Whose work this is in a cluster.
+pub(super) const MANAGER: &str = "kube-controller-manager";
+/// Pods that are made or deleted at once, at most.
+const BATCH: usize = 128;
+
+/// The selector; nothing is selected by what is none.
+pub(super) fn selector(of: &LabelSelector) -> Option<Labels> {
+    Labels::parse(&selector_text(&serde_json::to_value(of).ok()?)).ok()
+}
+
+fn matches<T: Kind>(selector: &Labels, object: &T) -> bool {
+    selector.matches(|name| object.label(name))
+}
+
+/// The owner that controls it.
+pub(super) fn controller<T: Kind>(of: &T) -> Option<&OwnerReference> {
+    of.metadata().owner_references.iter().flatten().find(|it| it.controller == Some(true))
+}
+
+pub(super) fn is_controlled_by<T: Kind, O: Kind>(it: &T, owner: &O) -> bool {
+    controller(it).is_some_and(|by| by.uid == owner.uid())
+}
+
+/// The reference by which this one controls others.
+pub(super) fn reference<O: Kind>(owner: &O) -> OwnerReference {
+    OwnerReference {
+        api_version: O::API_VERSION.to_owned(),
+        kind: O::KIND.to_owned(),
+        name: owner.name().to_owned(),
+        uid: owner.uid().to_owned(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    }
+}
+
+/// Which owners have to look because of a change of what they may own: those that control it, or did; and of what nobody
+/// controls, those that select it.
+pub(super) fn owners<O: Kind, T: Kind>(
+    of: &Reader<T>,
+    owners: &Reader<O>,
+    change: &Event,
+    selector: impl Fn(&O) -> Option<Labels>,
+) -> Vec<Key> {
+    let now = of.of(&change.entry);
+    let before = change.prev.as_deref().and_then(|it| of.of(it));
+    let controllers = [&now, &before].into_iter().flatten().filter_map(|it| controller(&**it));
+    let group = |it: &OwnerReference| it.api_version.rsplit_once('/').map_or("", |it| it.0).to_owned();
+    let mut due: Vec<Key> = controllers
+        .filter(|it| it.kind == O::KIND && group(it) == O::GROUP)
+        .map(|it| key::<O>(&change.entry.key.namespace, &it.name))
+        .collect();
+    due.dedup();
+    if let Some(orphan) = now.filter(|it| controller(&**it).is_none() && !change.deleted) {
+        let all = owners.list(Some(orphan.namespace()));
+        due.extend(all.iter().filter(|it| selector(it).is_some_and(|it| matches(&it, &*orphan))).map(|it| it.key()));
+    }
+    due
+}
+
+/// What the owner controls among the objects of a kind in its namespace: matching orphans are adopted, and what no longer
+/// matches is let go.
+pub(super) async fn claim<O: Kind, T: Kind>(
+    world: &World,
+    of: &Reader<T>,
+    owner: &O,
+    selector: &Labels,
+) -> Result<Vec<Arc<T>>, Problem> {
+    let mut claimed = Vec::new();
+    for it in of.list(Some(owner.namespace())) {
+        let fits = matches(selector, &*it);
+        match controller(&*it) {
+            Some(by) if by.uid != owner.uid() => {}
+            Some(_) if fits => claimed.push(it),
+            Some(_) if owner.is_deleting() => {}
+            Some(_) => {
+                let all = it.metadata().owner_references.iter().flatten();
+                let left: Vec<&OwnerReference> = all.filter(|it| it.uid != owner.uid()).collect();
+                let left = if left.is_empty() { Value::Null } else { json!(left) };
+                match own(world, &*it, left).await {
+                    Err(problem) if problem.code == 404 => {}
+                    done => done?,
+                }
+            }
+            None if fits && !it.is_deleting() && !owner.is_deleting() && is_there(world, owner) => {
+                let all = it.metadata().owner_references.iter().flatten().cloned();
+                let all: Vec<OwnerReference> = all.chain([reference(owner)]).collect();
+                match own(world, &*it, json!(all)).await {
+                    Err(problem) if problem.code == 404 => {}
+                    done => {
+                        done?;
+                        claimed.extend(of.get(it.namespace(), it.name()));
+                    }
+                }
+            }
+            None => {}
+        }
+    }
+    Ok(claimed)
+}
+
+/// Whether it is still the one that was read, and stays.
+fn is_there<O: Kind>(world: &World, owner: &O) -> bool {
+    world.core.store.get(&owner.key()).is_some_and(|it| {
+        let now = Meta::of(&it);
+        now.uid == owner.uid() && !now.is_deleting()
+    })
+}
+
+/// Sets the owners of an object, if it still is as it was read.
+async fn own<T: Kind>(world: &World, it: &T, owners: Value) -> Result<(), Problem> {
+    let metadata =
+        json!({"ownerReferences": owners, "uid": it.uid(), "resourceVersion": it.metadata().resource_version});
+    merge(&world.core, &it.key(), "", json!({"metadata": metadata}), MANAGER).await
+}
+
+/// The pod that a template describes, for an owner: with a generated name and no namespace yet.
+pub(super) fn from_template<O: Kind>(template: &PodTemplateSpec, owner: &O) -> Pod {
+    let from = template.metadata.clone().unwrap_or_default();
+    Pod {
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{}-", owner.name())),
+            namespace: Some(owner.namespace().to_owned()),
+            labels: from.labels,
+            annotations: from.annotations,
+            finalizers: from.finalizers,
+            owner_references: Some(vec![reference(owner)]),
+            ..ObjectMeta::default()
+        },
+        spec: template.spec.clone(),
+        status: None,
+    }
+}
+
+impl World {
+    /// Creates an object as a controller does.
+    pub(super) async fn create<T: Kind + Serialize>(&self, object: &T) -> Result<Arc<Entry>, Problem> {
+        let gone = || Problem::internal("the kind is not served");
+        let mut call = call(&self.core, &key::<T>(object.namespace(), "")).ok_or_else(gone)?;
+        let value = serde_json::to_value(object).map_err(|error| Problem::internal(&error.to_string()))?;
+        let made = create::create(&mut call, value, &options(MANAGER)).await?;
+        match made.object {
+            crate::verbs::Object::Stored(entry) => Ok(entry),
+            crate::verbs::Object::Made(_) => Err(Problem::internal("the object was not stored")),
+        }
+    }
+
+    /// Creates a pod of the owner's, and says so in its events.
+    pub(super) async fn create_pod<O: Kind>(&self, by: &Recorder, owner: &O, pod: &Pod) -> Result<Arc<Entry>, Problem> {
+        let made = self.create(pod).await;
+        match &made {
+            Ok(made) => by.normal(owner, "SuccessfulCreate", format!("Created pod: {}", made.key.name)),
+            // Nobody reads it there.
+            Err(problem) if is_terminating(problem) => {}
+            Err(problem) => by.warning(owner, "FailedCreate", format!("Error creating: {}", problem.message)),
+        }
+        made
+    }
+
+    /// Deletes a pod of the owner's, if it still is the one that was read, and says so in its events. One that is gone
+    /// already is as good.
+    pub(super) async fn delete_pod<O: Kind>(&self, by: &Recorder, owner: &O, pod: &Pod) -> Result<(), Problem> {
+        match self.delete(pod).await {
+            Ok(true) => by.normal(owner, "SuccessfulDelete", format!("Deleted pod: {}", pod.name())),
+            Ok(false) => {}
+            Err(problem) => {
+                by.warning(owner, "FailedDelete", format!("Error deleting: {}", problem.message));
+                return Err(problem);
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes an object, if it still is the one that was read. False when it was gone.
+    pub(super) async fn delete<T: Kind>(&self, object: &T) -> Result<bool, Problem> {
+        let Some(mut call) = call(&self.core, &object.key()) else { return Ok(false) };
+        let options = DeleteOptions { uid: Some(object.uid().to_owned()), ..DeleteOptions::default() };
+        match delete::delete(&mut call, &options).await {
+            Ok(_) => Ok(true),
+            // It is gone, or another one has its name.
+            Err(problem) if matches!(problem.code, 404 | 409) => Ok(false),
+            Err(problem) => Err(problem),
+        }
+    }
+
+    /// Changes an object by a merge patch, if it still is as it was read.
+    pub(super) async fn change<T: Kind>(&self, object: &T, mut change: Value) -> Result<(), Problem> {
+        let metadata = crate::verbs::meta::of(&mut change);
+        metadata.insert("resourceVersion".into(), json!(object.metadata().resource_version));
+        merge(&self.core, &object.key(), "", change, MANAGER).await
+    }
+
+    /// Replaces the status of an object, if it still is as it was read.
+    pub(super) async fn set_status<T: Kind>(&self, object: &T, status: &impl Serialize) -> Result<(), Problem> {
+        let key = object.key();
+        let Some(mut call) = call(&self.core, &key) else { return Ok(()) };
+        call.subresource = "status".into();
+        let what = What::new(&key.group, &key.resource);
+        let current = self.core.store.get(&key).ok_or_else(|| Problem::not_found(what, &key.name))?;
+        if object.metadata().resource_version.as_deref() != Some(current.rev.to_string().as_str()) {
+            return Err(Problem::modified(what, &key.name));
+        }
+        let mut value = current.value();
+        put(&mut value, "status", serde_json::to_value(status).unwrap_or_default());
+        update::update(&mut call, value, &options(MANAGER)).await.map(drop)
+    }
+}
+
+/// Whether it could not be made because its namespace is going: nothing is to be said of that.
+pub(super) fn is_terminating(problem: &Problem) -> bool {
+    problem.details.iter().flat_map(|it| &it.causes).any(|it| it.reason == "NamespaceTerminating")
+}
+
+/// Does `count` things in batches that double as long as all goes well: what cannot be done is not tried often. Returns
+/// what was done, and what went wrong first.
+pub(super) async fn slow_start<T, F>(count: usize, make: impl Fn(usize) -> F) -> (Vec<T>, Option<Problem>)
+where
+    F: Future<Output = Result<T, Problem>>,
+{
+    let (mut done, mut next, mut batch) = (Vec::new(), 0, 1);
+    while next < count {
+        let end = count.min(next + batch);
+        let mut wrong = None;
+        for result in join_all((next..end).map(&make)).await {
+            match result {
+                Ok(it) => done.push(it),
+                Err(problem) => wrong = wrong.or(Some(problem)),
+            }
+        }
+        if wrong.is_some() {
+            return (done, wrong);
+        }
+        (next, batch) = (end, (batch * 2).min(BATCH));
+    }
+    (done, None)
+}
+
+/// Ten characters at most that are the same for what is the same, and can stand in names and labels; `collisions` makes
+/// others of them.
+pub(super) fn short_hash(of: &impl Serialize, collisions: Option<i32>) -> String {
+    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let text = serde_json::to_string(of).unwrap_or_default();
+    let salt = collisions.map(|it| format!("#{it}")).unwrap_or_default();
+    let digest = Sha256::digest(format!("{text}{salt}"));
+    let number = digest.iter().take(4).fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
+    let digits = number.to_string();
+    digits.bytes().filter_map(|it| ALPHABET.get(usize::from(it) % ALPHABET.len())).map(|it| char::from(*it)).collect()
+}
