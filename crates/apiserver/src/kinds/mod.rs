@@ -12,7 +12,7 @@ mod hooks;
 mod limits;
 mod policies;
 pub(crate) mod roles;
-mod schedule;
+pub(crate) mod schedule;
 mod service_account;
 pub(crate) mod strategy;
 pub(crate) mod subresources;

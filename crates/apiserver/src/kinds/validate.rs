@@ -70,6 +70,7 @@ pub(super) fn create(resource: &Resource, object: &Value) -> Errors {
             if let Err(why) = schedule::check(text(object, "/spec/schedule")) {
                 errors.push(FieldError::invalid_str("spec.schedule", text(object, "/spec/schedule"), &why));
             }
+            time_zone(object, &mut errors);
             let policies = ["Allow", "Forbid", "Replace"];
             one_of(object, "/spec/concurrencyPolicy", "spec.concurrencyPolicy", &policies, &mut errors);
             pod_template(object, "spec.jobTemplate.spec.template", &["OnFailure", "Never"], &mut errors);
@@ -395,6 +396,20 @@ fn selector(object: &Value, errors: &mut Errors) {
     if wanted.into_iter().flatten().any(|(key, value)| labels.get(key) != Some(value)) {
         errors.push(mismatch());
     }
+}
+
+/// The time zone of a CronJob must be known where its times are reckoned.
+fn time_zone(object: &Value, errors: &mut Errors) {
+    let Some(name) = object.pointer("/spec/timeZone").and_then(Value::as_str) else { return };
+    let why = match name {
+        "" => "timeZone must be nil or non-empty string".to_owned(),
+        _ if name.eq_ignore_ascii_case("local") => {
+            "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones".to_owned()
+        }
+        _ if schedule::zone(name).is_none() => format!("unknown time zone {name}"),
+        _ => return,
+    };
+    errors.push(FieldError::invalid_str("spec.timeZone", name, &why));
 }
 
 fn pod_template(object: &Value, path: &str, policies: &[&str], errors: &mut Errors) {

@@ -4,6 +4,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use kit::{Backoff, Clock};
 
+/// How long is waited without a look at the clock, at most.
+const LOOK: Duration = Duration::from_secs(60);
+
 /// What a loop has yet to look at, each thing once, however often it was asked for.
 pub(super) struct Agenda<T> {
     due: BTreeSet<T>,
@@ -65,7 +68,8 @@ impl<T: Ord + Clone> Agenda<T> {
     /// Waits until what failed, or what has its time, is due, and makes it so. For ever when nothing is. Safe to cancel.
     pub(super) async fn again(&mut self) {
         match self.later.values().copied().chain(self.again).min() {
-            Some(at) => self.clock.until(at).await,
+            // The clock may jump, and a machine sleep: neither hastens a timer.
+            Some(at) => self.clock.until(at.min(self.clock.now().saturating_add(LOOK).unwrap_or(at))).await,
             None => std::future::pending().await,
         }
         let now = self.clock.now();

@@ -2,6 +2,7 @@
 //!
 //! Whoever says something does not wait for it: a writer of its own takes what was said, many at once.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -55,9 +56,27 @@ struct Said {
     action: &'static str,
     about: Value,
     level: Level,
-    reason: &'static str,
+    reason: Cow<'static, str>,
     message: String,
     at: Timestamp,
+}
+
+/// What a plan wants to be said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Remark {
+    level: Level,
+    reason: Cow<'static, str>,
+    message: String,
+}
+
+impl Remark {
+    pub(super) fn normal(reason: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self { level: Level::Normal, reason: reason.into(), message: message.into() }
+    }
+
+    pub(super) fn warning(reason: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self { level: Level::Warning, reason: reason.into(), message: message.into() }
+    }
 }
 
 impl Events {
@@ -103,20 +122,26 @@ impl Recorder {
         self.say(reference(about), Level::Warning, reason, "", message.into());
     }
 
+    pub(super) fn remark<T: Kind>(&self, about: &T, it: &Remark) {
+        self.say(reference(about), it.level, it.reason.clone(), "", it.message.clone());
+    }
+
     /// `about` is an ObjectReference; `action` what `events.k8s.io` calls so.
     pub(super) fn say(
         &self,
         about: Value,
         level: Level,
-        reason: &'static str,
+        reason: impl Into<Cow<'static, str>>,
         action: &'static str,
         mut message: String,
     ) {
         message.truncate(message.floor_char_boundary(MESSAGE));
         let Self { component, instance, .. } = *self;
+        let reason = reason.into();
         let said = Said { component, instance, action, about, level, reason, message, at: self.core.clock.now() };
-        if self.events.0.try_send(said).is_err() {
-            tracing::debug!(reason, "an event is lost: too many are said at once");
+        if let Err(lost) = self.events.0.try_send(said) {
+            let reason = lost.into_inner().reason;
+            tracing::debug!(%reason, "an event is lost: too many are said at once");
         }
     }
 }

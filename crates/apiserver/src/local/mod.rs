@@ -67,6 +67,16 @@ pub(crate) fn start(core: &Arc<Core>, authority: &str) {
     keep(core, "types of policies", policies::follow);
     keep(core, "protection of volumes", protection::follow);
     keep(core, "kinds that nobody acts on", unattended::follow);
+    let world = Arc::new(World { core: core.clone(), pods: Reader::new(core), events: Events::start(core) });
+    let of = || world.clone();
+    let shared = of();
+    keep(core, "jobs", move |_| workload::jobs::follow(shared.clone()));
+    let shared = of();
+    keep(core, "cron jobs", move |_| workload::cronjobs::follow(shared.clone()));
+    let shared = of();
+    keep(core, "stateful sets", move |_| workload::statefulsets::follow(shared.clone()));
+    let shared = of();
+    keep(core, "daemon sets", move |_| workload::daemonsets::follow(shared.clone()));
 }
 
 /// Has a loop look and follow until the shutdown: from the beginning again whenever it has fallen behind.

@@ -20,12 +20,15 @@ use super::garbage::plan::{Step, Tie, plan};
 use crate::verbs::Propagation;
 use crate::{ApiServer, Data, Options};
 
-struct House {
-    server: ApiServer,
-    clock: Clock,
+/// Long enough for any machine.
+const WAIT: Duration = Duration::from_secs(120);
+
+pub(super) struct House {
+    pub(super) server: ApiServer,
+    pub(super) clock: Clock,
 }
 
-async fn house() -> House {
+pub(super) async fn house() -> House {
     let clock = Clock::starting_at("2026-01-01T00:00:00Z".parse().unwrap());
     let tasks = Tasks::new(Shutdown::new());
     let server =
@@ -40,7 +43,7 @@ impl House {
         Api::namespaced(self.server.client(), "default")
     }
 
-    fn of<K>(&self, namespace: &str) -> Api<K>
+    pub(super) fn of<K>(&self, namespace: &str) -> Api<K>
     where
         K: Resource<Scope = k8s_openapi::NamespaceResourceScope>,
         K::DynamicType: Default,
@@ -48,13 +51,13 @@ impl House {
         Api::namespaced(self.server.client(), namespace)
     }
 
-    fn namespaces(&self) -> Api<Namespace> {
+    pub(super) fn namespaces(&self) -> Api<Namespace> {
         Api::all(self.server.client())
     }
 }
 
 /// Waits until the object is as it should be; `None` is that it is gone.
-async fn until<K>(api: &Api<K>, name: &str, as_wanted: impl Fn(Option<&K>) -> bool)
+pub(super) async fn until<K>(api: &Api<K>, name: &str, as_wanted: impl Fn(Option<&K>) -> bool)
 where
     K: Resource + Clone + Debug + DeserializeOwned,
 {
@@ -74,20 +77,56 @@ where
             while let Some(Ok(WatchEvent::Bookmark(_))) = futures::StreamExt::next(&mut changes).await {}
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), wait)
-        .await
-        .unwrap_or_else(|_| panic!("{name} is not as it should be"));
+    tokio::time::timeout(WAIT, wait).await.unwrap_or_else(|_| panic!("{name} is not as it should be"));
 }
 
-async fn gone<K: Resource + Clone + Debug + DeserializeOwned>(api: &Api<K>, name: &str) {
+/// Waits until the objects are as they should be, and returns them in order of name.
+pub(super) async fn all<K>(api: &Api<K>, as_wanted: impl Fn(&[K]) -> bool) -> Vec<K>
+where
+    K: Resource + Clone + Debug + DeserializeOwned,
+{
+    let wait = async {
+        loop {
+            let listed = api.list(&Default::default()).await.unwrap();
+            if as_wanted(&listed.items) {
+                return listed.items;
+            }
+            let version = listed.metadata.resource_version.unwrap();
+            let mut changes = std::pin::pin!(api.watch(&WatchParams::default(), &version).await.unwrap());
+            while let Some(Ok(WatchEvent::Bookmark(_))) = futures::StreamExt::next(&mut changes).await {}
+        }
+    };
+    tokio::time::timeout(WAIT, wait).await.unwrap_or_else(|_| panic!("they are not as they should be"))
+}
+
+/// What the events in the namespace say of an object, in order: reasons and messages.
+pub(super) async fn said(house: &House, namespace: &str, name: &str, until: &str) -> Vec<(String, String)> {
+    let of_it = |it: &&Event| it.involved_object.name.as_deref() == Some(name);
+    let reason = |it: &Event| it.reason.clone().unwrap_or_default();
+    let events = all(&house.of::<Event>(namespace), |all| all.iter().filter(of_it).any(|it| reason(it) == until)).await;
+    let mut events: Vec<&Event> = events.iter().filter(of_it).collect();
+    events.sort_by_key(|it| (it.metadata.creation_timestamp.clone(), it.name_any()));
+    events.into_iter().map(|it| (reason(it), it.message.clone().unwrap_or_default())).collect()
+}
+
+/// Writes a part of a status, as a kubelet would.
+pub(super) async fn report<K>(api: &Api<K>, name: &str, status: Value)
+where
+    K: Resource + Clone + Debug + DeserializeOwned,
+{
+    let patch = Patch::Merge(json!({"status": status}));
+    api.patch_status(name, &PatchParams::default(), &patch).await.unwrap();
+}
+
+pub(super) async fn gone<K: Resource + Clone + Debug + DeserializeOwned>(api: &Api<K>, name: &str) {
     until(api, name, |it| it.is_none()).await;
 }
 
-async fn there<K: Resource + Clone + Debug + DeserializeOwned>(api: &Api<K>, name: &str) {
+pub(super) async fn there<K: Resource + Clone + Debug + DeserializeOwned>(api: &Api<K>, name: &str) {
     until(api, name, |it| it.is_some()).await;
 }
 
-async fn create<K>(api: &Api<K>, object: Value) -> K
+pub(super) async fn create<K>(api: &Api<K>, object: Value) -> K
 where
     K: Resource + Clone + Debug + DeserializeOwned + serde::Serialize,
 {

@@ -13,14 +13,10 @@ use crate::verbs::create;
 const COMPONENT: &str = "apiserver";
 
 /// Group, resource, and what does not happen.
-const KINDS: [(&str, &str, &str); 16] = [
+const KINDS: [(&str, &str, &str); 12] = [
     ("apps", "deployments", "no Pods are made of it"),
     ("apps", "replicasets", "no Pods are made of it"),
-    ("apps", "statefulsets", "no Pods are made of it"),
-    ("apps", "daemonsets", "no Pods are made of it"),
     ("", "replicationcontrollers", "no Pods are made of it"),
-    ("batch", "jobs", "no Pods are made of it"),
-    ("batch", "cronjobs", "no Jobs are made of it"),
     ("autoscaling", "horizontalpodautoscalers", "nothing is scaled"),
     ("networking.k8s.io", "ingresses", "nothing is routed"),
     ("networking.k8s.io", "networkpolicies", "no traffic is refused"),

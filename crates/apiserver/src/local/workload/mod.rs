@@ -3,13 +3,19 @@
 //! They read what is (through a [`Reader`]; a write is seen by every reader before it returns, so nobody has to remember what
 //! he is about to see), decide by a pure function, and act through [`World`].
 
-mod pods;
+pub(super) mod cronjobs;
+pub(super) mod daemonsets;
+mod history;
+pub(super) mod jobs;
+pub(super) mod pods;
+pub(super) mod statefulsets;
 
 use std::sync::Arc;
 
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -91,9 +97,21 @@ pub(super) async fn claim<O: Kind, T: Kind>(
     owner: &O,
     selector: &Labels,
 ) -> Result<Vec<Arc<T>>, Problem> {
+    claim_those(world, of, owner, selector, None, |_| true).await
+}
+
+/// [`claim`] of those among them that are `wanted`; what is adopted gets a finalizer, too.
+pub(super) async fn claim_those<O: Kind, T: Kind>(
+    world: &World,
+    of: &Reader<T>,
+    owner: &O,
+    selector: &Labels,
+    finalizer: Option<&str>,
+    wanted: impl Fn(&T) -> bool,
+) -> Result<Vec<Arc<T>>, Problem> {
     let mut claimed = Vec::new();
     for it in of.list(Some(owner.namespace())) {
-        let fits = matches(selector, &*it);
+        let fits = matches(selector, &*it) && wanted(&it);
         match controller(&*it) {
             Some(by) if by.uid != owner.uid() => {}
             Some(_) if fits => claimed.push(it),
@@ -102,7 +120,7 @@ pub(super) async fn claim<O: Kind, T: Kind>(
                 let all = it.metadata().owner_references.iter().flatten();
                 let left: Vec<&OwnerReference> = all.filter(|it| it.uid != owner.uid()).collect();
                 let left = if left.is_empty() { Value::Null } else { json!(left) };
-                match own(world, &*it, left).await {
+                match own(world, &*it, left, None).await {
                     Err(problem) if problem.code == 404 => {}
                     done => done?,
                 }
@@ -110,7 +128,7 @@ pub(super) async fn claim<O: Kind, T: Kind>(
             None if fits && !it.is_deleting() && !owner.is_deleting() && is_there(world, owner) => {
                 let all = it.metadata().owner_references.iter().flatten().cloned();
                 let all: Vec<OwnerReference> = all.chain([reference(owner)]).collect();
-                match own(world, &*it, json!(all)).await {
+                match own(world, &*it, json!(all), finalizer).await {
                     Err(problem) if problem.code == 404 => {}
                     done => {
                         done?;
@@ -133,9 +151,13 @@ fn is_there<O: Kind>(world: &World, owner: &O) -> bool {
 }
 
 /// Sets the owners of an object, if it still is as it was read.
-async fn own<T: Kind>(world: &World, it: &T, owners: Value) -> Result<(), Problem> {
-    let metadata =
+async fn own<T: Kind>(world: &World, it: &T, owners: Value, finalizer: Option<&str>) -> Result<(), Problem> {
+    let mut metadata =
         json!({"ownerReferences": owners, "uid": it.uid(), "resourceVersion": it.metadata().resource_version});
+    if let Some(finalizer) = finalizer {
+        let before = it.metadata().finalizers.iter().flatten().map(String::as_str).filter(|it| *it != finalizer);
+        put(&mut metadata, "finalizers", json!(before.chain([finalizer]).collect::<Vec<_>>()));
+    }
     merge(&world.core, &it.key(), "", json!({"metadata": metadata}), MANAGER).await
 }
 
@@ -228,6 +250,19 @@ impl World {
         let mut value = current.value();
         put(&mut value, "status", serde_json::to_value(status).unwrap_or_default());
         update::update(&mut call, value, &options(MANAGER)).await.map(drop)
+    }
+}
+
+/// A count, or a share of a total, rounded up or down.
+pub(super) fn share(of: &IntOrString, total: i32, up: bool) -> i32 {
+    match of {
+        IntOrString::Int(count) => *count,
+        IntOrString::String(text) => {
+            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or_default();
+            let product = percent * i64::from(total);
+            let share = if up { (product + 99).div_euclid(100) } else { product.div_euclid(100) };
+            i32::try_from(share).unwrap_or(i32::MAX)
+        }
     }
 }
 

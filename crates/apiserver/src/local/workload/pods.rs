@@ -1,5 +1,7 @@
 //! What a pod's status says to whoever counts it.
 
+use std::cmp::{Ordering, Reverse};
+
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 
@@ -51,4 +53,20 @@ pub(crate) fn restarts(pod: &Pod) -> i32 {
     let status = pod.status.as_ref();
     let all = status.into_iter().flat_map(|it| it.container_statuses.iter().flatten());
     all.map(|it| it.restart_count).max().unwrap_or_default()
+}
+
+/// Which of two active pods can be done without: the lesser.
+pub(crate) fn by_loss(a: &Pod, b: &Pod) -> Ordering {
+    let key = |pod: &Pod| {
+        let is_placed = pod.spec.as_ref().and_then(|it| it.node_name.as_deref()).is_some_and(|it| !it.is_empty());
+        let phase = match phase(pod) {
+            "Pending" => 0,
+            "Unknown" => 1,
+            _ => 2,
+        };
+        let made = pod.metadata.creation_timestamp.as_ref().map_or(Timestamp::MAX, |it| it.0);
+        let since = ready_since(pod);
+        (is_placed, phase, since.is_some(), Reverse(since), Reverse(restarts(pod)), Reverse(made))
+    };
+    key(a).cmp(&key(b)).then_with(|| a.name().cmp(b.name()))
 }
