@@ -107,6 +107,10 @@ impl Fields {
     /// put forward is left out, and one that comes twice matches twice.
     fn first(&self, mut at: Zoned) -> Option<Zoned> {
         let limit = at.year().checked_add(YEARS)?;
+        // A field of commas alone is read, and never matches.
+        if [self.minute, self.hour, self.month].contains(&0) {
+            return None;
+        }
         let has = |bits: u64, number: i8| bits.checked_shr(u32::try_from(number).unwrap_or(63)).unwrap_or(0) & 1 == 1;
         while at.year() <= limit {
             if !has(self.month, at.month()) {
@@ -250,8 +254,10 @@ mod tests {
             let next = Schedule::parse(schedule).unwrap().next(after.parse().unwrap(), &berlin);
             assert_eq!(next, Some(want.parse().unwrap()), "{schedule} after {after}");
         }
-        let never = Schedule::parse("59 23 31 2 *").unwrap();
-        assert_eq!(never.next("2026-01-01T00:00:00Z".parse().unwrap(), &zone("").unwrap()), None);
+        for never in ["59 23 31 2 *", ", * * * *"] {
+            let never = Schedule::parse(never).unwrap();
+            assert_eq!(never.next("2026-01-01T00:00:00Z".parse().unwrap(), &zone("").unwrap()), None);
+        }
         assert!(zone("Local").is_none() && zone("No/Where").is_none());
     }
 

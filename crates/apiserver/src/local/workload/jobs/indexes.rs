@@ -60,8 +60,16 @@ impl Indexes {
 
     /// How many are in both.
     pub(super) fn in_common(&self, others: &Self) -> i32 {
-        let both = |a: &(i32, i32), b: &(i32, i32)| (a.1.min(b.1) - a.0.max(b.0) + 1).max(0);
-        self.0.iter().map(|a| others.0.iter().map(|b| both(a, b)).sum::<i32>()).sum()
+        let (mut count, mut a, mut b) = (0, self.0.iter().peekable(), others.0.iter().peekable());
+        while let (Some(one), Some(other)) = (a.peek(), b.peek()) {
+            count += (one.1.min(other.1) - one.0.max(other.0) + 1).max(0);
+            if one.1 <= other.1 {
+                a.next()
+            } else {
+                b.next()
+            };
+        }
+        count
     }
 
     /// The first `count` that are not here, below `completions`.
@@ -115,6 +123,7 @@ mod tests {
         assert_eq!(set.missing(3, 10), [0, 2, 6]);
         assert_eq!(set.missing(9, 9), [0, 2, 6, 8]);
         assert_eq!(set.in_common(&Indexes::parse("4-8", 10)), 3);
+        assert_eq!(set.in_common(&Indexes::parse("0,1,3,5-9", 10)), 4);
         assert_eq!(Indexes::default().missing(2, 5), [0, 1]);
     }
 }

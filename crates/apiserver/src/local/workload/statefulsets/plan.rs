@@ -17,6 +17,8 @@ const POD_NAME: &str = "statefulset.kubernetes.io/pod-name";
 const POD_INDEX: &str = "apps.kubernetes.io/pod-index";
 /// More pods than these are not made of one set.
 const MOST: i32 = 100_000;
+/// Pods that are made by one plan: the others follow when these are there.
+const AT_ONCE: usize = 500;
 
 /// A revision of the set: its name, and the template that it has.
 #[derive(Clone, Copy)]
@@ -165,10 +167,12 @@ impl<'a> View<'a> {
 
     /// Makes what is missing. False when nothing else may be done yet.
     fn keep(&self, plan: &mut Plan, replicas: &[Replica<'_>]) -> bool {
+        let mut created = 0;
         for replica in replicas {
             let Some(pod) = replica.pod else {
                 plan.steps.push(Step::Create(Box::new(self.made(replica.ordinal)), replica.ordinal));
-                if plan.one_by_one {
+                created += 1;
+                if plan.one_by_one || created >= AT_ONCE {
                     return false;
                 }
                 continue;
