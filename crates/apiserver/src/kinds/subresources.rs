@@ -117,16 +117,25 @@ async fn tell_evicted(call: &mut Call, asked: &Asked<'_>) -> Result<(), Problem>
     Ok(())
 }
 
-/// Gives a pod its node, once.
 async fn bind(call: &mut Call, asked: &Asked<'_>, binding: &Value) -> Result<(), Problem> {
     let node = binding.pointer("/target/name").and_then(Value::as_str).unwrap_or_default().to_owned();
     if node.is_empty() {
         return Err(Problem::unexplained(crate::object::FieldError::required("target.name", "").to_string()));
     }
     let options = WriteOptions::of(asked.query, asked.user_agent(), "CreateOptions", false)?;
+    assign(call, &node, meta::uid(binding), &options).await
+}
+
+/// Gives a pod its node, once. The call is one of its `binding`; a uid that is given must be the pod's.
+pub(crate) async fn assign(call: &mut Call, node: &str, uid: &str, options: &WriteOptions) -> Result<(), Problem> {
     let now = call.core.now();
-    update::guaranteed(call, &options, false, |call, current| {
+    update::guaranteed(call, options, false, |call, current| {
         let mut pod = current.cloned().ok_or_else(|| call.not_found(&call.name))?;
+        if !uid.is_empty() && uid != meta::uid(&pod) {
+            let why =
+                format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", meta::uid(&pod));
+            return Err(Problem::conflict(call.resource.what(), &call.name, &why));
+        }
         if let Some(bound) = pod.pointer("/spec/nodeName").and_then(Value::as_str).filter(|it| !it.is_empty()) {
             let why = format!("pod {} is already assigned to node {bound:?}", call.name);
             let mut what = call.resource.what();

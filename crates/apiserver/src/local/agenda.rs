@@ -57,7 +57,6 @@ impl<T: Ord + Clone> Agenda<T> {
     }
 
     /// It is due at that time and no other (but for what makes it due before).
-    #[allow(dead_code, reason = "the controllers of workloads use it, which come next")]
     pub(super) fn at(&mut self, thing: T, at: Option<Timestamp>) {
         match at {
             Some(at) => drop(self.later.insert(thing, at)),

@@ -2,11 +2,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures::StreamExt;
-use futures::stream::{self, FuturesUnordered};
+use futures::stream::{self, BoxStream, FuturesUnordered, SelectAll};
 use jiff::Timestamp;
 
+use super::AT_ONCE;
 use super::agenda::Agenda;
-use super::{AT_ONCE, is_stale};
 use crate::core::Core;
 use crate::object::status::Problem;
 use crate::store::{Event, Key};
@@ -23,19 +23,7 @@ pub(super) async fn drive<F>(
 ) where
     F: Future<Output = Result<Option<Timestamp>, Problem>>,
 {
-    let rev = core.store.revision();
-    let mut changes = stream::SelectAll::new();
-    for (group, resource) in watched {
-        let Ok(watch) = core.store.watch(group, resource, None, rev) else { return };
-        // A watch that ends says so once.
-        changes.push(Box::pin(stream::unfold(Some(watch), |watch| async move {
-            let mut watch = watch?;
-            Some(match watch.next().await {
-                Some(change) => (Some(change), Some(watch)),
-                None => (None, None),
-            })
-        })));
-    }
+    let Some(mut changes) = changes(core, watched) else { return };
     let mut agenda = Agenda::new(core.clock.clone());
     agenda.add(first());
     let mut running = FuturesUnordered::new();
@@ -65,7 +53,8 @@ pub(super) async fn drive<F>(
                 }
                 match done {
                     Ok(at) => agenda.at(key, at),
-                    Err(problem) if is_stale(&problem) => agenda.add([key]),
+                    // It is looked at as it is now.
+                    Err(problem) if problem.reason == "Conflict" => agenda.add([key]),
                     Err(problem) => {
                         tracing::info!(?key, why = problem.message, "something is not done yet; trying again");
                         agenda.failed(key);
@@ -75,4 +64,25 @@ pub(super) async fn drive<F>(
             () = agenda.again() => {}
         }
     }
+}
+
+/// What changes of some resources (group and plural) from now on. None in it, once, says that it has fallen behind.
+pub(super) fn changes(
+    core: &Core,
+    watched: &[(&str, &str)],
+) -> Option<SelectAll<BoxStream<'static, Option<Arc<Event>>>>> {
+    let rev = core.store.revision();
+    let mut all = SelectAll::new();
+    for (group, resource) in watched {
+        let watch = core.store.watch(group, resource, None, rev).ok()?;
+        let one = stream::unfold(Some(watch), |watch| async move {
+            let mut watch = watch?;
+            Some(match watch.next().await {
+                Some(change) => (Some(change), Some(watch)),
+                None => (None, None),
+            })
+        });
+        all.push(one.boxed());
+    }
+    Some(all)
 }

@@ -6,20 +6,18 @@
 mod agenda;
 mod aggregation;
 mod defaults;
-#[allow(dead_code, reason = "the controllers of workloads use it, which come next")]
 mod drive;
-#[allow(dead_code, reason = "the controllers of workloads use it, which come next")]
 mod events;
 mod expiry;
 mod garbage;
 mod namespaces;
+mod nodes;
 mod policies;
 pub(crate) mod protection;
 mod quotas;
-#[allow(dead_code, reason = "the controllers of workloads use it, which come next")]
 mod reader;
+mod scheduler;
 mod unattended;
-#[allow(dead_code, reason = "the controllers of workloads use it, which come next")]
 mod workload;
 
 #[cfg(test)]
@@ -48,7 +46,6 @@ use crate::verbs::{Call, WriteOptions};
 const AT_ONCE: usize = 16;
 
 /// What the loops share that make pods.
-#[allow(dead_code, reason = "the controllers of workloads use it, which come next")]
 struct World {
     core: Arc<Core>,
     pods: Reader<Pod>,
@@ -66,9 +63,20 @@ pub(crate) fn start(core: &Arc<Core>, authority: &str) {
     keep(core, "use of quotas", quotas::follow);
     keep(core, "types of policies", policies::follow);
     keep(core, "protection of volumes", protection::follow);
-    keep(core, "kinds that nobody acts on", unattended::follow);
     let world = Arc::new(World { core: core.clone(), pods: Reader::new(core), events: Events::start(core) });
     let of = || world.clone();
+    let shared = of();
+    keep(core, "scheduling", move |_| scheduler::follow(shared.clone()));
+    let shared = of();
+    keep(core, "replica sets", move |_| workload::replicas::replica_sets(shared.clone()));
+    let shared = of();
+    keep(core, "replication controllers", move |_| workload::replicas::replication_controllers(shared.clone()));
+    let shared = of();
+    keep(core, "deployments", move |_| workload::deployments::follow(shared.clone()));
+    let shared = of();
+    keep(core, "nodes", move |_| nodes::follow(shared.clone()));
+    let shared = of();
+    keep(core, "pods that have ended", move |_| nodes::ended::follow(shared.clone()));
     let shared = of();
     keep(core, "jobs", move |_| workload::jobs::follow(shared.clone()));
     let shared = of();
@@ -77,6 +85,7 @@ pub(crate) fn start(core: &Arc<Core>, authority: &str) {
     keep(core, "stateful sets", move |_| workload::statefulsets::follow(shared.clone()));
     let shared = of();
     keep(core, "daemon sets", move |_| workload::daemonsets::follow(shared.clone()));
+    keep(core, "kinds that nobody acts on", unattended::follow);
 }
 
 /// Has a loop look and follow until the shutdown: from the beginning again whenever it has fallen behind.
@@ -134,7 +143,6 @@ async fn merge_metadata(call: &mut Call, entry: &Entry, mut change: Value, manag
 }
 
 /// Changes the object or its subresource. What the change says of `metadata.resourceVersion` must be so.
-#[allow(dead_code, reason = "the controllers of workloads use it, which come next")]
 async fn merge(core: &Arc<Core>, key: &Key, subresource: &str, change: Value, manager: &str) -> Result<(), Problem> {
     let Some(mut call) = call(core, key) else { return Ok(()) };
     call.subresource = subresource.to_owned();

@@ -4,10 +4,10 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Event, Namespace, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount,
 };
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kit::{Clock, Shutdown, Tasks};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, PropagationPolicy, WatchEvent, WatchParams};
@@ -422,30 +422,20 @@ async fn a_claim_in_use_and_a_bound_volume_outlive_their_deletion() {
 #[tokio::test]
 async fn a_kind_that_nobody_acts_on_says_so_once_in_a_namespace() {
     let house = house().await;
-    let pod = |name: &str, spec: Value| {
-        let mut it = json!({"metadata": {"name": name}, "spec": spec});
-        it["spec"]["containers"] = json!([{"name": "c", "image": "i"}]);
-        it
-    };
     create(&house.namespaces(), json!({"metadata": {"name": "n"}})).await;
-    let labels = json!({"app": "a"});
-    let deployment = |name: &str| {
-        json!({"metadata": {"name": name}, "spec": {"selector": {"matchLabels": labels}, "template":
-            {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}})
-    };
-    // A pod that its node shows is somebody's already.
-    create(&house.of::<Pod>("n"), pod("shown", json!({"nodeName": "somewhere"}))).await;
-    create(&house.of::<Deployment>("n"), deployment("first")).await;
-    create(&house.of::<Deployment>("n"), deployment("second")).await;
-    create(&house.of::<Pod>("default"), pod("bare", json!({}))).await;
+    let policy = |name: &str| json!({"metadata": {"name": name}, "spec": {"podSelector": {}}});
+    create(&house.of::<NetworkPolicy>("n"), policy("first")).await;
+    create(&house.of::<NetworkPolicy>("n"), policy("second")).await;
+    create(&house.of::<NetworkPolicy>("default"), policy("other")).await;
     let events = house.of::<Event>("default");
-    there(&events, "unattended.pods").await;
-    let said = events.get("unattended.pods").await.unwrap();
-    assert_eq!(said.involved_object.name.as_deref(), Some("bare"));
+    let name = "unattended.networkpolicies.networking.k8s.io";
+    there(&events, name).await;
+    let said = events.get(name).await.unwrap();
+    assert_eq!(said.involved_object.name.as_deref(), Some("other"));
     assert_eq!(said.reason.as_deref(), Some("NotActedOn"));
     let all = house.of::<Event>("n").list(&Default::default()).await.unwrap().items;
     let said: Vec<_> = all.iter().map(|it| (it.name_any(), it.involved_object.name.clone().unwrap())).collect();
-    assert_eq!(said, [("unattended.deployments.apps".to_owned(), "first".to_owned())]);
+    assert_eq!(said, [(name.to_owned(), "first".to_owned())]);
 }
 
 #[tokio::test]

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
 use serde_json::json;
 
 use super::{Meta, call, is_refused, options};
@@ -13,10 +12,7 @@ use crate::verbs::create;
 const COMPONENT: &str = "apiserver";
 
 /// Group, resource, and what does not happen.
-const KINDS: [(&str, &str, &str); 12] = [
-    ("apps", "deployments", "no Pods are made of it"),
-    ("apps", "replicasets", "no Pods are made of it"),
-    ("", "replicationcontrollers", "no Pods are made of it"),
+const KINDS: [(&str, &str, &str); 8] = [
     ("autoscaling", "horizontalpodautoscalers", "nothing is scaled"),
     ("networking.k8s.io", "ingresses", "nothing is routed"),
     ("networking.k8s.io", "networkpolicies", "no traffic is refused"),
@@ -25,7 +21,6 @@ const KINDS: [(&str, &str, &str); 12] = [
     ("flowcontrol.apiserver.k8s.io", "flowschemas", "no request waits for another"),
     ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations", "no request waits for another"),
     ("apiregistration.k8s.io", "apiservices", "no request is passed on"),
-    ("", "pods", "no node is chosen for it and nothing runs"),
 ];
 
 fn known(key: &Key) -> Option<&'static str> {
@@ -56,7 +51,7 @@ async fn tell(core: &Arc<Core>, entry: &Entry) {
     // What is in no namespace is spoken of in the default one.
     let told = if namespace.is_empty() { "default".into() } else { namespace.clone() };
     let key = Key::new("", "events", told.clone(), format!("unattended.{resource}{suffix}"));
-    if core.store.get(&key).is_some() || has_node(entry) {
+    if core.store.get(&key).is_some() {
         return;
     }
     let Some(mut call) = call(core, &key) else { return };
@@ -79,19 +74,4 @@ async fn tell(core: &Arc<Core>, entry: &Entry) {
     {
         tracing::info!(?key, why = problem.message, "an event is not written");
     }
-}
-
-/// A pod that is somewhere is its node's affair: a node that shows what it runs makes them so.
-fn has_node(entry: &Entry) -> bool {
-    #[derive(Default, Deserialize)]
-    #[serde(default, rename_all = "camelCase")]
-    struct Spec {
-        node_name: String,
-    }
-    #[derive(Deserialize)]
-    struct Pod {
-        spec: Spec,
-    }
-    *entry.key.resource == *"pods"
-        && serde_json::from_slice::<Pod>(&entry.json).is_ok_and(|it| !it.spec.node_name.is_empty())
 }

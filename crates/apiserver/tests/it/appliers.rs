@@ -6,19 +6,20 @@ use serde_json::{Map, Value, json};
 
 use crate::House;
 
-const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+/// Nobody acts on them.
+const TEMPLATES: &str = "/api/v1/namespaces/default/podtemplates";
 
 /// What all rely on: an object that is valid whatever the others leave out.
 fn base() -> Value {
-    json!({"spec": {"selector": {"matchLabels": {"app": "it"}}, "template": {
-        "metadata": {"labels": {"app": "it"}}, "spec": {"containers": [{"name": "base", "image": "base:1"}]}}}})
+    json!({"template": {
+        "metadata": {"labels": {"app": "it"}}, "spec": {"containers": [{"name": "base", "image": "base:1"}]}}})
 }
 
 fn names(max: usize) -> impl Strategy<Value = Vec<&'static str>> {
     proptest::sample::subsequence(vec!["p", "q", "r"], 0..=max)
 }
 
-/// A part of a Deployment that no configuration of the other side touches.
+/// A part of a PodTemplate that no configuration of the other side touches.
 fn part(side: &'static str) -> impl Strategy<Value = Value> {
     let image = proptest::option::of(0..2_u8);
     let ports = proptest::sample::subsequence(vec![80, 81, 82], 0..=3);
@@ -27,43 +28,44 @@ fn part(side: &'static str) -> impl Strategy<Value = Value> {
         move |(labels, env, volumes, ports, image, scalar)| {
             let named = |name: &&str| format!("{side}-{name}");
             let labels: Map<_, _> = labels.iter().map(|it| (named(it), json!("v"))).collect();
-        let mut part = json!({});
-        // What is empty is not kept: upstream too writes anew when it is applied again, and an empty map is a field of both.
-        if !labels.is_empty() {
-            part = json!({"metadata": {"labels": labels}, "spec": {"template": {"metadata": {"annotations": labels}}}});
-        }
-        if let Some(number) = scalar {
-            part["spec"][if side == "l" { "replicas" } else { "minReadySeconds" }] = json!(number);
-        }
-        if let Some(image) = image {
-            let env: Vec<_> = env.iter().map(|it| json!({"name": named(it), "value": side})).collect();
-            let ports: Vec<_> = ports.iter().map(|it| json!({"containerPort": it})).collect();
-            let mut container = json!({"name": side, "image": format!("{side}:{image}")});
-            for (field, list) in [("env", env), ("ports", ports)] {
-                if !list.is_empty() {
-                    container[field] = json!(list);
-                }
+            let mut part = json!({});
+            // What is empty is not kept: upstream too writes anew when it is applied again, and an empty map is a field of both.
+            if !labels.is_empty() {
+                part = json!({"metadata": {"labels": labels}, "template": {"metadata": {"annotations": labels}}});
             }
-            part["spec"]["template"]["spec"]["containers"] = json!([container]);
-        }
-        if !volumes.is_empty() {
-            part["spec"]["template"]["spec"]["volumes"] =
-                volumes.iter().map(|it| json!({"name": named(it), "emptyDir": {}})).collect();
-        }
-        part
+            if let Some(number) = scalar {
+                let field = if side == "l" { "terminationGracePeriodSeconds" } else { "activeDeadlineSeconds" };
+                part["template"]["spec"][field] = json!(number);
+            }
+            if let Some(image) = image {
+                let env: Vec<_> = env.iter().map(|it| json!({"name": named(it), "value": side})).collect();
+                let ports: Vec<_> = ports.iter().map(|it| json!({"containerPort": it})).collect();
+                let mut container = json!({"name": side, "image": format!("{side}:{image}")});
+                for (field, list) in [("env", env), ("ports", ports)] {
+                    if !list.is_empty() {
+                        container[field] = json!(list);
+                    }
+                }
+                part["template"]["spec"]["containers"] = json!([container]);
+            }
+            if !volumes.is_empty() {
+                part["template"]["spec"]["volumes"] =
+                    volumes.iter().map(|it| json!({"name": named(it), "emptyDir": {}})).collect();
+            }
+            part
         },
     )
 }
 
 async fn apply(house: &House, name: &str, manager: &str, part: &Value) -> Value {
-    let mut whole = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}});
+    let mut whole = json!({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": name}});
     for (key, value) in part.as_object().unwrap() {
         match (key.as_str(), value.as_object()) {
             ("metadata", Some(more)) => whole["metadata"].as_object_mut().unwrap().extend(more.clone()),
             _ => whole[key] = value.clone(),
         }
     }
-    let answer = house.patch(&format!("{DEPLOYMENTS}/{name}?fieldManager={manager}"), "apply", &whole).await;
+    let answer = house.patch(&format!("{TEMPLATES}/{name}?fieldManager={manager}"), "apply", &whole).await;
     assert!(answer.code == 200 || answer.code == 201, "{}", answer.text);
     answer.json()
 }
@@ -119,7 +121,7 @@ fn applying_twice_changes_nothing_and_managers_of_different_fields_do_not_mind_t
                     let once = apply(&house, &name, manager, part).await;
                     assert_eq!(apply(&house, &name, manager, part).await, once, "not a byte, nor a revision");
                 }
-                ends.push(settled(&house.get(&format!("{DEPLOYMENTS}/{name}")).await.is(200)));
+                ends.push(settled(&house.get(&format!("{TEMPLATES}/{name}")).await.is(200)));
             }
             assert_eq!(ends[0], ends[1]);
         });

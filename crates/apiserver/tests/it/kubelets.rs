@@ -70,6 +70,8 @@ pub(crate) async fn house() -> (House, Nodes) {
         let containers: Vec<Value> = containers.iter().map(|name| json!({"name": name, "image": "host"})).collect();
         let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {
             "containers": containers, "initContainers": [{"name": "first", "image": "host"}]}});
+        // Nobody gives one to the pod that shall have none.
+        pod["spec"]["schedulerName"] = json!("nobody");
         if !node.is_empty() {
             pod["spec"]["nodeName"] = json!(node);
         }

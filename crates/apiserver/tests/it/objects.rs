@@ -269,7 +269,8 @@ async fn workloads_get_their_defaults_generation_and_scale() {
         .patch(&url, "merge", &json!({"metadata": {"labels": {"x": "y"}}, "status": {"replicas": 9}}))
         .await
         .is(200);
-    assert_eq!((&labelled["metadata"]["generation"], &labelled["status"]), (&json!(1), &json!({})));
+    assert_eq!(labelled["metadata"]["generation"], 1);
+    assert_ne!(labelled["status"]["replicas"], 9);
     let image = json!({"spec": {"template": {"spec": {"containers": [{"name": "two", "image": "z"}]}}}});
     let changed = house.patch(&url, "strategic-merge", &image).await.is(200);
     assert_eq!(

@@ -179,9 +179,10 @@ fn operation() -> impl Strategy<Value = Value> {
         .prop_map(|(op, path, from, value)| json!({"op": op, "path": path, "from": from, "value": value}))
 }
 
+/// Paused: of a damaged number of replicas as many pods would be made.
 fn deployment() -> Value {
     json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "it", "labels": {"a": "b"}}, "spec": {
-        "replicas": 1, "selector": {"matchLabels": {"a": "b"}}, "strategy": {"rollingUpdate": {"maxSurge": 1}},
+        "replicas": 1, "paused": true, "selector": {"matchLabels": {"a": "b"}}, "strategy": {"rollingUpdate": {"maxSurge": 1}},
         "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"volumes": [{"name": "a", "emptyDir": {}}],
             "containers": [{"name": "a", "image": "a", "env": [{"name": "a", "value": "b"}], "ports": [{"containerPort": 80}],
                 "resources": {"limits": {"cpu": "1"}}}]}}}})

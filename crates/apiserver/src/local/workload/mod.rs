@@ -5,15 +5,20 @@
 
 pub(super) mod cronjobs;
 pub(super) mod daemonsets;
+pub(super) mod deployments;
 mod history;
 pub(super) mod jobs;
 pub(super) mod pods;
+pub(super) mod replicas;
 pub(super) mod statefulsets;
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
 use futures::future::join_all;
-use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Serialize;
@@ -239,6 +244,28 @@ impl World {
 
     /// Replaces the status of an object, if it still is as it was read.
     pub(super) async fn set_status<T: Kind>(&self, object: &T, status: &impl Serialize) -> Result<(), Problem> {
+        self.set_status_as(MANAGER, object, status).await
+    }
+
+    /// Says a condition in the status of a pod.
+    pub(super) async fn set_condition(&self, manager: &str, pod: &Pod, condition: PodCondition) -> Result<(), Problem> {
+        let mut status = pod.status.clone().unwrap_or_default();
+        let conditions = status.conditions.get_or_insert_default();
+        match conditions.iter_mut().find(|it| it.type_ == condition.type_) {
+            Some(old) => *old = condition,
+            None => conditions.push(condition),
+        }
+        let mut status = serde_json::to_value(status).unwrap_or_default();
+        // The type leaves it out; upstream does not.
+        for it in status.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten() {
+            if it.get("lastProbeTime").is_none() {
+                put(it, "lastProbeTime", Value::Null);
+            }
+        }
+        self.set_status_as(manager, pod, &status).await
+    }
+
+    async fn set_status_as<T: Kind>(&self, manager: &str, object: &T, status: &impl Serialize) -> Result<(), Problem> {
         let key = object.key();
         let Some(mut call) = call(&self.core, &key) else { return Ok(()) };
         call.subresource = "status".into();
@@ -249,7 +276,7 @@ impl World {
         }
         let mut value = current.value();
         put(&mut value, "status", serde_json::to_value(status).unwrap_or_default());
-        update::update(&mut call, value, &options(MANAGER)).await.map(drop)
+        update::update(&mut call, value, &options(manager)).await.map(drop)
     }
 }
 

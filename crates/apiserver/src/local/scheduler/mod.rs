@@ -1,0 +1,312 @@
+//! Gives pods their nodes: `kube-scheduler` of upstream, its default profile.
+//!
+//! One task keeps a [`View`] of the nodes and what is on them, plans for one pod after another, and counts what it chose
+//! as done at once; the writes go out together. A pod for which there is no place waits until something changes that
+//! could help.
+
+mod info;
+mod plan;
+mod score;
+mod view;
+mod volumes;
+
+#[cfg(test)]
+mod tests;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use k8s_openapi::api::core::v1::{Node, Pod, PodCondition};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use self::info::Info;
+use self::plan::Plan;
+pub(super) use self::plan::{UNSCHEDULABLE, tolerations};
+
+use self::view::View;
+use self::volumes::Shelf;
+use super::agenda::Agenda;
+use super::drive::changes;
+use super::events::{Level, Recorder, reference};
+use super::reader::{Kind, Reader};
+use super::workload::pods;
+use super::{World, call, is_stale, options};
+use crate::kinds::subresources;
+use crate::object::status::Problem;
+use crate::store::{Event, Key};
+
+/// The scheduler that is meant when a pod names none.
+const NAME: &str = "default-scheduler";
+const MANAGER: &str = "kube-scheduler";
+/// Writes that are under way at once, at most.
+const AT_ONCE: usize = 128;
+
+const WATCHED: [(&str, &str); 6] = [
+    ("", "pods"),
+    ("", "nodes"),
+    ("", "namespaces"),
+    ("", "persistentvolumeclaims"),
+    ("", "persistentvolumes"),
+    ("storage.k8s.io", "storageclasses"),
+];
+
+pub(super) async fn follow(world: Arc<World>) {
+    let Some(mut changes) = changes(&world.core, &WATCHED) else { return };
+    let mut scheduler = Scheduler::new(world.clone());
+    let mut writes: FuturesUnordered<BoxFuture<'static, Done>> = FuturesUnordered::new();
+    let mut failed = Agenda::new(world.core.clock.clone());
+    loop {
+        // What is there already is looked at together.
+        while let Some(change) = changes.next().now_or_never() {
+            match change.flatten() {
+                Some(change) => scheduler.observe(&change),
+                None => return,
+            }
+        }
+        scheduler.wake(failed.take(usize::MAX));
+        while writes.len() < AT_ONCE
+            && let Some(write) = scheduler.next()
+        {
+            writes.push(write);
+        }
+        tokio::select! {
+            change = changes.next() => match change.flatten() {
+                Some(change) => scheduler.observe(&change),
+                None => return,
+            },
+            Some(done) = writes.next() => scheduler.done(done).into_iter().for_each(|it| failed.failed(it)),
+            () = failed.again() => {}
+        }
+    }
+}
+
+/// What became of a pod that was planned for.
+struct Done {
+    key: Key,
+    result: Result<(), Problem>,
+}
+
+struct Scheduler {
+    world: Arc<World>,
+    nodes: Reader<Node>,
+    shelf: Arc<Shelf>,
+    said: Recorder,
+    view: View,
+    /// Those that want a node, the most important and then the oldest first.
+    due: BTreeSet<(Reverse<i32>, u64, Key)>,
+    /// All that have none.
+    waiting: HashMap<Key, Waiting>,
+    came: u64,
+}
+
+struct Waiting {
+    pod: Arc<Info>,
+    came: u64,
+    /// Why it had to wait, as it was said last.
+    why: Option<String>,
+    /// A write for it is under way.
+    busy: bool,
+}
+
+impl Scheduler {
+    fn new(world: Arc<World>) -> Self {
+        let mut it = Self {
+            nodes: Reader::new(&world.core),
+            shelf: Arc::new(Shelf::new(&world)),
+            said: world.events.of(&world.core, NAME).instance(NAME),
+            view: View::default(),
+            due: BTreeSet::new(),
+            waiting: HashMap::new(),
+            came: 0,
+            world,
+        };
+        let list = |group, resource| it.world.core.store.list(group, resource, None, None, None).entries;
+        for namespace in list("", "namespaces") {
+            it.view.namespaces.insert(namespace.key.name.to_string(), namespace.labels().clone());
+        }
+        for node in it.nodes.list(None) {
+            it.view.set_node(node);
+        }
+        let mut pods = it.world.pods.list(None);
+        pods.sort_by_key(|it| it.metadata.creation_timestamp.clone());
+        for pod in pods {
+            it.pod(&pod.key(), pod);
+        }
+        it
+    }
+
+    fn observe(&mut self, change: &Event) {
+        let key = &change.entry.key;
+        let helps = match (&*key.resource, change.deleted) {
+            ("pods", true) => {
+                self.leave(key);
+                self.view.remove_pod(key)
+            }
+            ("pods", false) => self.world.pods.of(&change.entry).is_some_and(|pod| self.pod(key, pod)),
+            ("nodes", true) => {
+                self.view.remove_node(&key.name);
+                // What is said of those that wait counts it.
+                true
+            }
+            ("nodes", false) => self.nodes.of(&change.entry).is_some_and(|it| self.view.set_node(it)),
+            ("namespaces", true) => self.view.namespaces.remove(&*key.name).is_some(),
+            ("namespaces", false) => {
+                let labels = change.entry.labels();
+                self.view.namespaces.insert(key.name.to_string(), labels.clone()).as_ref() != Some(labels)
+            }
+            _ => true,
+        };
+        if helps {
+            let all: Vec<Key> = self.waiting.keys().cloned().collect();
+            self.wake(all);
+        }
+    }
+
+    /// Takes a pod as it is now. True when it may help others.
+    fn pod(&mut self, key: &Key, pod: Arc<Pod>) -> bool {
+        let spec = pod.spec.as_ref();
+        let placed = spec.and_then(|it| it.node_name.as_deref()).is_some_and(|it| !it.is_empty());
+        let ours = spec.and_then(|it| it.scheduler_name.as_deref()).unwrap_or(NAME) == NAME;
+        let gated = spec.and_then(|it| it.scheduling_gates.as_ref()).is_some_and(|it| !it.is_empty());
+        if placed || !ours || gated || !pods::is_active(&pod) {
+            self.leave(key);
+            return self.view.set_pod(key, &pod);
+        }
+        // Its node is on its way.
+        if self.view.is_assumed(key) {
+            return false;
+        }
+        let before = self.waiting.get(key);
+        let same = |it: &Waiting| {
+            it.pod.pod.spec == pod.spec
+                && it.pod.pod.metadata.labels == pod.metadata.labels
+                && it.pod.pod.uid() == pod.uid()
+        };
+        let came = before.map_or(self.came, |it| it.came);
+        self.came += u64::from(before.is_none());
+        let news = !before.is_some_and(same);
+        let (why, busy) = match before {
+            Some(it) => (it.why.clone(), it.busy),
+            None => (pods::condition(&pod, "PodScheduled").and_then(|it| it.message.clone()), false),
+        };
+        let info = Arc::new(Info::new(pod));
+        self.waiting.insert(key.clone(), Waiting { pod: info, came, why, busy });
+        if news {
+            self.wake([key.clone()]);
+        }
+        false
+    }
+
+    fn leave(&mut self, key: &Key) {
+        if let Some(it) = self.waiting.remove(key) {
+            self.due.remove(&(Reverse(it.pod.priority()), it.came, key.clone()));
+        }
+    }
+
+    fn wake(&mut self, keys: impl IntoIterator<Item = Key>) {
+        for key in keys {
+            if let Some(it) = self.waiting.get(&key) {
+                self.due.insert((Reverse(it.pod.priority()), it.came, key));
+            }
+        }
+    }
+
+    /// Plans for the next one. Returns what is to be written, if anything is to be written of any.
+    fn next(&mut self) -> Option<BoxFuture<'static, Done>> {
+        while let Some((_, _, key)) = self.due.pop_first() {
+            let Some(it) = self.waiting.get_mut(&key).filter(|it| !it.busy) else { continue };
+            let volumes = self.shelf.of(&it.pod, &self.view);
+            let (world, said, pod) = (self.world.clone(), self.said.clone(), it.pod.pod.clone());
+            match plan::plan(&it.pod, &volumes, &self.view) {
+                Plan::Bind(node) => {
+                    self.view.assume(&key, &node, it.pod.clone());
+                    it.busy = true;
+                    return Some(bind(world, said, key, pod, node).boxed());
+                }
+                Plan::Prepare { node, claims } if volumes.chosen.is_none() => {
+                    it.busy = true;
+                    let shelf = self.shelf.clone();
+                    let write = async move {
+                        let result = shelf.prepare(&world, pod.namespace(), &claims, &node).await;
+                        Done { key, result }
+                    };
+                    return Some(write.boxed());
+                }
+                Plan::Prepare { .. } => {}
+                Plan::No(why) if it.why.as_ref() == Some(&why) => {}
+                Plan::No(why) => {
+                    it.why = Some(why.clone());
+                    it.busy = true;
+                    return Some(refuse(world, said, key, pod, why).boxed());
+                }
+            }
+        }
+        None
+    }
+
+    /// Returns what is to be tried again later.
+    fn done(&mut self, Done { key, result }: Done) -> Option<Key> {
+        let bound = self.view.is_assumed(&key);
+        let it = self.waiting.get_mut(&key)?;
+        it.busy = false;
+        match result {
+            // Seen or not, it has its node.
+            Ok(()) if bound => drop(self.waiting.remove(&key)),
+            // Something may have changed while it was written.
+            Ok(()) => self.wake([key]),
+            Err(problem) => {
+                it.why = None;
+                self.view.forget(&key);
+                if !is_stale(&problem) {
+                    tracing::info!(?key, why = problem.message, "a pod is not scheduled yet; trying again");
+                    return Some(key);
+                }
+                // As it is now; what was seen meanwhile may have passed it by.
+                match self.world.pods.get(&key.namespace, &key.name) {
+                    Some(pod) => {
+                        self.pod(&key, pod);
+                        self.wake([key]);
+                    }
+                    None => self.leave(&key),
+                }
+            }
+        }
+        None
+    }
+}
+
+async fn bind(world: Arc<World>, said: Recorder, key: Key, pod: Arc<Pod>, node: String) -> Done {
+    let result = match call(&world.core, &key) {
+        Some(mut call) => {
+            call.subresource = "binding".to_owned();
+            subresources::assign(&mut call, &node, pod.uid(), &options(MANAGER)).await
+        }
+        None => Ok(()),
+    };
+    if result.is_ok() {
+        let message = format!("Successfully assigned {}/{} to {node}", pod.namespace(), pod.name());
+        said.say(reference(&*pod), Level::Normal, "Scheduled", "Binding", message);
+    }
+    Done { key, result }
+}
+
+/// Says why it has no node.
+async fn refuse(world: Arc<World>, said: Recorder, key: Key, pod: Arc<Pod>, why: String) -> Done {
+    said.say(reference(&*pod), Level::Warning, "FailedScheduling", "Scheduling", why.clone());
+    let before = pods::condition(&pod, "PodScheduled");
+    let since = before.filter(|it| it.status == "False").and_then(|it| it.last_transition_time.clone());
+    let condition = PodCondition {
+        type_: "PodScheduled".to_owned(),
+        status: "False".to_owned(),
+        reason: Some("Unschedulable".to_owned()),
+        message: Some(why),
+        observed_generation: pod.metadata.generation,
+        last_transition_time: since.or_else(|| Some(Time(world.core.clock.now()))),
+        last_probe_time: None,
+    };
+    Done { key, result: world.set_condition(MANAGER, &pod, condition).await }
+}

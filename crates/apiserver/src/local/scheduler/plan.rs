@@ -1,0 +1,339 @@
+//! The decision, without I/O: where a pod goes, or in Kubernetes' words why nowhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorTerm, Taint, Toleration};
+
+use super::info::{Info, Term};
+use super::score::best;
+use super::view::{Place, View};
+use crate::local::reader::Kind;
+use crate::object::quantity::Quantity as Amount;
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Plan {
+    Bind(String),
+    /// These claims have to get volumes that can be used on this node, first.
+    Prepare {
+        node: String,
+        claims: Vec<String>,
+    },
+    /// In the words of the condition and the event.
+    No(String),
+}
+
+/// What is known of the volumes that a pod's claims are bound to.
+#[derive(Debug, Default)]
+pub(super) struct Volumes {
+    /// Why no node at all will do.
+    pub(super) problem: Option<String>,
+    /// Where they can be used.
+    pub(super) reach: Vec<NodeSelector>,
+    /// One is not there any more.
+    pub(super) lost: bool,
+    /// One may be used by one pod alone, and is.
+    pub(super) taken: bool,
+    /// Claims that get their volume once a node is chosen.
+    pub(super) unbound: Vec<String>,
+    /// The node that was chosen for them before.
+    pub(super) chosen: Option<String>,
+}
+
+/// Why a node will not do.
+pub(super) struct Refusal {
+    reasons: Vec<String>,
+    /// Were other pods to go, it might.
+    curable: bool,
+}
+
+fn never<T>(reason: &str) -> Result<T, Refusal> {
+    Err(Refusal { reasons: vec![reason.to_owned()], curable: false })
+}
+
+fn not_now<T>(reason: &str) -> Result<T, Refusal> {
+    Err(Refusal { reasons: vec![reason.to_owned()], curable: true })
+}
+
+pub(super) fn plan(pod: &Info, volumes: &Volumes, view: &View) -> Plan {
+    let total = view.places().count();
+    if total == 0 {
+        return Plan::No("no nodes available to schedule pods".to_owned());
+    }
+    if let Some(problem) = &volumes.problem {
+        return Plan::No(format!("0/{total} nodes are available: {problem}. not found"));
+    }
+    let around = Around::of(pod, view);
+    let (mut fits, mut refusals) = (Vec::new(), Vec::new());
+    for place in view.places() {
+        match filter(pod, volumes, view, &around, place) {
+            Ok(()) => fits.push(place),
+            Err(refusal) => refusals.push(refusal),
+        }
+    }
+    match best(pod, view, &fits) {
+        Some(node) if volumes.unbound.is_empty() => Plan::Bind(node.to_owned()),
+        Some(node) => Plan::Prepare { node: node.to_owned(), claims: volumes.unbound.clone() },
+        None => Plan::No(explain(pod, &refusals)),
+    }
+}
+
+/// `FitError` of upstream.
+fn explain(pod: &Info, refusals: &[Refusal]) -> String {
+    let total = refusals.len();
+    let told = |reasons: Vec<&str>| {
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for reason in reasons {
+            *counts.entry(reason).or_default() += 1;
+        }
+        let mut all: Vec<String> = counts.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+        all.sort();
+        format!("0/{total} nodes are available: {}.", all.join(", "))
+    };
+    let why = told(refusals.iter().flat_map(|it| it.reasons.iter().map(String::as_str)).collect());
+    let helps = |it: &Refusal| match it.curable {
+        true => "No preemption victims found for incoming pod",
+        false => "Preemption is not helpful for scheduling",
+    };
+    let preemption = match pod.spec().and_then(|it| it.preemption_policy.as_deref()) {
+        Some("Never") => "not eligible due to preemptionPolicy=Never.".to_owned(),
+        _ => told(refusals.iter().map(helps).collect()),
+    };
+    format!("{why} no new claims to deallocate, preemption: {preemption}")
+}
+
+/// Whether the pod can go there, asked in the order of upstream's plugins.
+fn filter(pod: &Info, volumes: &Volumes, view: &View, around: &Around, place: Place<'_>) -> Result<(), Refusal> {
+    let node = place.node;
+    if pod.needs().and_then(named).is_some_and(|names| !names.contains(node.name())) {
+        return never("node(s) didn't satisfy plugin(s) [NodeAffinity]");
+    }
+    let cordon = Taint { key: UNSCHEDULABLE.into(), effect: "NoSchedule".into(), ..Taint::default() };
+    if node.spec.as_ref().and_then(|it| it.unschedulable) == Some(true) && !tolerated(pod, &cordon) {
+        return never("node(s) were unschedulable");
+    }
+    if !is_tolerant(pod, place) {
+        return never("node(s) had untolerated taint(s)");
+    }
+    if !wants(pod, place) {
+        return never("node(s) didn't match Pod's node affinity/selector");
+    }
+    let there = || place.spot.pods.values().flat_map(|it| &it.ports);
+    if pod.ports.iter().any(|port| there().any(|it| it.conflicts(port))) {
+        return not_now("node(s) didn't have free ports for the requested pod ports");
+    }
+    fit(pod, place)?;
+    if volumes.taken {
+        return not_now(
+            "node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by another pod",
+        );
+    }
+    if volumes.lost {
+        return never("node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)");
+    }
+    if !volumes.reach.iter().all(|it| selects(it, place)) {
+        return never("node(s) didn't match PersistentVolume's node affinity");
+    }
+    if volumes.chosen.as_deref().is_some_and(|it| it != node.name()) {
+        return never("node(s) didn't find available persistent volumes to bind");
+    }
+    spread(pod, around, place)?;
+    company(pod, view, around, place)
+}
+
+pub(crate) const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+
+fn tolerates(it: &Toleration, taint: &Taint) -> bool {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let (effect, key) = (text(&it.effect), text(&it.key));
+    (effect.is_empty() || effect == taint.effect)
+        && (key.is_empty() || key == taint.key)
+        && match text(&it.operator).as_str() {
+            "Exists" => true,
+            _ => !key.is_empty() && text(&it.value) == text(&taint.value),
+        }
+}
+
+/// The tolerations of a pod for a taint.
+pub(crate) fn tolerations<'a>(all: &'a [Toleration], taint: &'a Taint) -> impl Iterator<Item = &'a Toleration> {
+    all.iter().filter(move |it| tolerates(it, taint))
+}
+
+pub(super) fn tolerated(pod: &Info, taint: &Taint) -> bool {
+    let all = pod.spec().and_then(|it| it.tolerations.as_deref()).unwrap_or_default();
+    tolerations(all, taint).next().is_some()
+}
+
+fn is_tolerant(pod: &Info, place: Place<'_>) -> bool {
+    let forbids = |it: &&Taint| matches!(it.effect.as_str(), "NoSchedule" | "NoExecute");
+    place.taints().iter().filter(forbids).all(|it| tolerated(pod, it))
+}
+
+/// Its node selector and the affinity that it requires.
+fn wants(pod: &Info, place: Place<'_>) -> bool {
+    let mut selector = pod.spec().into_iter().flat_map(|it| it.node_selector.iter().flatten());
+    selector.all(|(key, value)| place.label(key) == Some(value.as_str()))
+        && pod.needs().is_none_or(|it| selects(it, place))
+}
+
+fn selects(selector: &NodeSelector, place: Place<'_>) -> bool {
+    selector.node_selector_terms.iter().any(|it| term(it, place))
+}
+
+pub(super) fn term(term: &NodeSelectorTerm, place: Place<'_>) -> bool {
+    let (labels, fields) = (term.match_expressions.iter().flatten(), term.match_fields.iter().flatten());
+    if labels.clone().next().is_none() && fields.clone().next().is_none() {
+        return false;
+    }
+    let holds = |operator: &str, values: &[String], value: Option<&str>| {
+        let among = || value.is_some_and(|value| values.iter().any(|it| it == value));
+        let numbers = || Some((value?.parse::<i64>().ok()?, values.first()?.parse::<i64>().ok()?));
+        match operator {
+            "In" => among(),
+            "NotIn" => !among(),
+            "Exists" => value.is_some(),
+            "DoesNotExist" => value.is_none(),
+            "Gt" => numbers().is_some_and(|(it, than)| it > than),
+            "Lt" => numbers().is_some_and(|(it, than)| it < than),
+            _ => false,
+        }
+    };
+    labels.clone().all(|it| holds(&it.operator, it.values.as_deref().unwrap_or_default(), place.label(&it.key)))
+        && fields.clone().all(|it| {
+            it.key == "metadata.name"
+                && holds(&it.operator, it.values.as_deref().unwrap_or_default(), Some(place.node.name()))
+        })
+}
+
+/// The names of nodes, when it is required by name.
+fn named(selector: &NodeSelector) -> Option<BTreeSet<&str>> {
+    let mut names = BTreeSet::new();
+    for term in &selector.node_selector_terms {
+        let field = term.match_fields.iter().flatten().find(|it| it.key == "metadata.name" && it.operator == "In")?;
+        names.extend(field.values.iter().flatten().map(String::as_str));
+    }
+    (!selector.node_selector_terms.is_empty()).then_some(names)
+}
+
+fn fit(pod: &Info, place: Place<'_>) -> Result<(), Refusal> {
+    let mut refusal = Refusal { reasons: Vec::new(), curable: true };
+    let none = Amount::whole(0);
+    let room = place.spot.allocatable.get("pods").and_then(|it| it.as_whole()).unwrap_or_default();
+    if i64::try_from(place.spot.pods.len()).unwrap_or(i64::MAX) >= room {
+        refusal.reasons.push("Too many pods".to_owned());
+    }
+    for (resource, wanted) in pod.requests.iter().filter(|it| it.1.sign() > 0) {
+        if *wanted > place.left(resource) {
+            refusal.reasons.push(format!("Insufficient {resource}"));
+            refusal.curable &= *wanted <= place.spot.allocatable.get(resource).copied().unwrap_or(none);
+        }
+    }
+    if refusal.reasons.is_empty() { Ok(()) } else { Err(refusal) }
+}
+
+/// How many pods, in each domain (the value of a topology's label).
+type Domains = BTreeMap<String, i64>;
+
+/// What is counted once for all nodes.
+pub(super) struct Around {
+    /// Of each constraint that must hold.
+    spread: Vec<Domains>,
+    /// Of each term: the pods that match all of them, and the pods that match it.
+    near: Vec<Domains>,
+    apart: Vec<Domains>,
+    /// Topologies in which others keep this one away.
+    kept_away: BTreeSet<(String, String)>,
+}
+
+impl Around {
+    fn of(pod: &Info, view: &View) -> Self {
+        let mut around = Self {
+            spread: pod.spread.iter().map(|_| Domains::new()).collect(),
+            near: pod.near.iter().map(|_| Domains::new()).collect(),
+            apart: pod.apart.iter().map(|_| Domains::new()).collect(),
+            kept_away: BTreeSet::new(),
+        };
+        around.count_spread(pod, view);
+        if pod.near.is_empty() && pod.apart.is_empty() && !view.has_loners() {
+            return around;
+        }
+        let note = |domains: &mut [Domains], terms: &[Term], place: Place<'_>, counts: &dyn Fn(&Term) -> bool| {
+            for (domains, term) in domains.iter_mut().zip(terms) {
+                if let Some(domain) = place.label(&term.topology).filter(|_| counts(term)) {
+                    *domains.entry(domain.to_owned()).or_default() += 1;
+                }
+            }
+        };
+        for (place, other) in view.pods() {
+            let matches = |term: &Term| term.matches(&other.pod, &view.namespaces);
+            if !pod.near.is_empty() && pod.near.iter().all(matches) {
+                note(&mut around.near, &pod.near, place, &|_| true);
+            }
+            note(&mut around.apart, &pod.apart, place, &matches);
+            for term in other.apart.iter().filter(|it| it.matches(&pod.pod, &view.namespaces)) {
+                let domain = place.label(&term.topology);
+                around.kept_away.extend(domain.map(|it| (term.topology.clone(), it.to_owned())));
+            }
+        }
+        around
+    }
+
+    fn count_spread(&mut self, pod: &Info, view: &View) {
+        let has_all =
+            |place: Place<'_>| pod.spread.iter().filter(|it| it.must).all(|it| place.label(&it.topology).is_some());
+        for (domains, constraint) in self.spread.iter_mut().zip(&pod.spread).filter(|it| it.1.must) {
+            for place in view.places().filter(|it| has_all(*it)) {
+                let counts = (!constraint.honors_affinity || wants(pod, place))
+                    && (!constraint.honors_taints || is_tolerant(pod, place));
+                let Some(domain) = place.label(&constraint.topology).filter(|_| counts) else { continue };
+                *domains.entry(domain.to_owned()).or_default() += like(pod, constraint.selector.as_ref(), place);
+            }
+        }
+    }
+}
+
+/// How many pods of the pod's namespace there are selected, those that go not counted.
+pub(super) fn like(pod: &Info, selector: Option<&crate::object::selector::Labels>, place: Place<'_>) -> i64 {
+    let Some(selector) = selector else { return 0 };
+    let counts = |other: &&std::sync::Arc<Info>| {
+        other.pod.namespace() == pod.pod.namespace()
+            && !other.pod.is_deleting()
+            && selector.matches(|name| other.pod.label(name))
+    };
+    i64::try_from(place.spot.pods.values().filter(counts).count()).unwrap_or(i64::MAX)
+}
+
+fn spread(pod: &Info, around: &Around, place: Place<'_>) -> Result<(), Refusal> {
+    for (domains, constraint) in around.spread.iter().zip(&pod.spread).filter(|it| it.1.must) {
+        let Some(domain) = place.label(&constraint.topology) else {
+            return never("node(s) didn't match pod topology spread constraints (missing required label)");
+        };
+        let few = constraint.min_domains.is_some_and(|it| i64::try_from(domains.len()).is_ok_and(|have| have < it));
+        let least = if few { 0 } else { domains.values().copied().min().unwrap_or_default() };
+        let own = constraint.selector.as_ref().is_some_and(|it| it.matches(|name| pod.pod.label(name)));
+        let then = domains.get(domain).copied().unwrap_or_default() + i64::from(own);
+        if then.saturating_sub(least) > constraint.max_skew {
+            return not_now("node(s) didn't match pod topology spread constraints");
+        }
+    }
+    Ok(())
+}
+
+fn company(pod: &Info, view: &View, around: &Around, place: Place<'_>) -> Result<(), Refusal> {
+    let has = |domains: &Domains, term: &Term| place.label(&term.topology).is_some_and(|it| domains.contains_key(it));
+    let near = || around.near.iter().zip(&pod.near);
+    if !near().all(|(domains, term)| has(domains, term)) {
+        // The first of a group that wants to be together may be anywhere.
+        let first = around.near.iter().all(BTreeMap::is_empty)
+            && pod.near.iter().all(|it| place.label(&it.topology).is_some() && it.matches(&pod.pod, &view.namespaces));
+        if !first {
+            return never("node(s) didn't match pod affinity rules");
+        }
+    }
+    if around.apart.iter().zip(&pod.apart).any(|(domains, term)| has(domains, term)) {
+        return not_now("node(s) didn't match pod anti-affinity rules");
+    }
+    if around.kept_away.iter().any(|(topology, domain)| place.label(topology) == Some(domain.as_str())) {
+        return not_now("node(s) didn't satisfy existing pods anti-affinity rules");
+    }
+    Ok(())
+}
