@@ -41,7 +41,7 @@ has "rolebinding.rbac.authorization.k8s.io/b created" "$(k create rolebinding b 
 has "yes" "$(k auth can-i get pods --as="system:serviceaccount:$n:default")"
 has "job.batch/j created" "$(k create job j --image=a)"
 has "cronjob.batch/c created" "$(k create cronjob c --image=a --schedule='* * * * *')"
-has "NotActedOn" "$(k get events)"
+has "SuccessfulCreate" "$(k get events)"
 has "deployment.apps/web restarted" "$(k rollout restart deployment web)"
 has 'configmap "a" deleted' "$(k delete configmap a)"
 "$kubectl" delete namespace "$n" --timeout=60s >/dev/null

@@ -20,9 +20,15 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let home = directory.clone().unwrap_or_else(std::env::temp_dir);
     let tasks = Tasks::new(Shutdown::new());
     let data = directory.map_or(Data::Memory, Data::Dir);
-    let server =
-        ApiServer::open(Options { data, clock: Clock::system(), tasks: tasks.clone(), kubelets: None, audit: None })
-            .await?;
+    let server = ApiServer::open(Options {
+        data,
+        clock: Clock::system(),
+        tasks: tasks.clone(),
+        kubelets: None,
+        audit: None,
+        volumes: None,
+    })
+    .await?;
     let at = server.listen(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await?;
     let kubeconfig = home.join(format!("kubeconfig-{}", at.port()));
     std::fs::write(&kubeconfig, server.kubeconfig(at))?;

@@ -16,6 +16,7 @@ use crate::http::json::put;
 use crate::http::reply::Reply;
 use crate::http::{Accept, Query};
 use crate::kinds::strategy;
+use crate::kubelets::usage;
 use crate::metrics;
 use crate::object::status::{Problem, What};
 use crate::openapi;
@@ -24,6 +25,7 @@ use crate::registry::{Model, Resource, Resources, Version, api_version, custom};
 /// The Kubernetes whose API this is.
 pub(crate) const VERSION: &str = "v1.34.2";
 const PROXY_VERBS: [&str; 5] = ["create", "delete", "get", "patch", "update"];
+const USED_VERBS: [&str; 2] = ["get", "list"];
 const PART_VERBS: [&str; 3] = ["get", "patch", "update"];
 
 /// Answers what is no resource.
@@ -44,12 +46,14 @@ pub(crate) async fn answer(core: &Arc<Core>, request: &Parts, path: &str) -> Res
         ["metrics"] => return Ok(metrics::answer(core)),
         ["api"] | ["apis"] => {
             if let Some(version) = aggregated(request) {
-                return Ok(aggregate(&resources, path.contains("apis"), version));
+                return Ok(aggregate(core, &resources, path.contains("apis"), version));
             }
-            if parts == ["api"] { versions(request) } else { groups(&resources) }
+            if parts == ["api"] { versions(request) } else { groups(core, &resources) }
         }
         ["api", version] => list(&resources, "", version)?,
         ["apis", group] if resources.order.iter().any(|it| it == group) => group_of(&resources, group, true),
+        ["apis", usage::GROUP] if core.kubelets.is_some() => used_group(true),
+        ["apis", usage::GROUP, usage::VERSION] if core.kubelets.is_some() => used_list(),
         ["apis", group, _] if !resources.groups.contains_key(*group) => return Ok(Reply::nothing_here()),
         ["apis", group, version] => list(&resources, group, version)?,
         [".well-known", "openid-configuration"] => Tokens::configuration(&host(request)),
@@ -142,9 +146,9 @@ fn aggregated(request: &Parts) -> Option<&'static str> {
     })
 }
 
-fn aggregate(resources: &Resources, named: bool, version: &'static str) -> Reply {
+fn aggregate(core: &Core, resources: &Resources, named: bool, version: &'static str) -> Reply {
     let groups: Vec<&str> = if named { resources.order.iter().map(String::as_str).collect() } else { vec![""] };
-    let items: Vec<Value> = groups
+    let mut items: Vec<Value> = groups
         .into_iter()
         .filter_map(|name| {
             let group = resources.groups.get(name)?;
@@ -160,6 +164,19 @@ fn aggregate(resources: &Resources, named: bool, version: &'static str) -> Reply
             Some(json!({"metadata": metadata, "versions": versions}))
         })
         .collect();
+    if named && core.kubelets.is_some() {
+        let all = usage::Of::resources().map(|(plural, kind, namespaced)| {
+            json!({
+                "resource": plural,
+                "responseKind": {"group": usage::GROUP, "version": usage::VERSION, "kind": kind},
+                "scope": if namespaced { "Namespaced" } else { "Cluster" },
+                "singularResource": "",
+                "verbs": USED_VERBS,
+            })
+        });
+        let versions = json!([{"version": usage::VERSION, "resources": all, "freshness": "Current"}]);
+        items.push(json!({"metadata": {"name": usage::GROUP}, "versions": versions}));
+    }
     let value = json!({
         "kind": "APIGroupDiscoveryList",
         "apiVersion": format!("apidiscovery.k8s.io/{version}"),
@@ -278,7 +295,7 @@ fn versions(request: &Parts) -> Value {
         "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": host}]})
 }
 
-fn groups(resources: &Resources) -> Value {
+fn groups(core: &Core, resources: &Resources) -> Value {
     // Here those of definitions are in the order of the first of their versions' names, as upstream's APIServices are.
     let key = |group: &String| {
         let versions = resources.groups.get(group).into_iter().flat_map(|it| &it.versions);
@@ -286,7 +303,8 @@ fn groups(resources: &Resources) -> Value {
     };
     let mut order: Vec<&String> = resources.order.iter().collect();
     order.sort_by_cached_key(|group| key(group));
-    let all: Vec<Value> = order.into_iter().map(|group| group_of(resources, group, false)).collect();
+    let mut all: Vec<Value> = order.into_iter().map(|group| group_of(resources, group, false)).collect();
+    all.extend(core.kubelets.is_some().then(|| used_group(false)));
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": all})
 }
 
@@ -299,6 +317,24 @@ fn group_of(resources: &Resources, name: &str, alone: bool) -> Value {
     put(&mut it, "versions", versions.iter().map(one).collect());
     put(&mut it, "preferredVersion", versions.first().map(one).unwrap_or_default());
     it
+}
+
+/// The group of what nodes and pods use: last of all, as an APIService's, so that `pods` means pods.
+fn used_group(alone: bool) -> Value {
+    let version = json!({"groupVersion": api_version(usage::GROUP, usage::VERSION), "version": usage::VERSION});
+    let mut it = if alone { json!({"kind": "APIGroup", "apiVersion": "v1"}) } else { json!({}) };
+    put(&mut it, "name", json!(usage::GROUP));
+    put(&mut it, "versions", json!([version]));
+    put(&mut it, "preferredVersion", version);
+    it
+}
+
+fn used_list() -> Value {
+    let all = usage::Of::resources().map(|(plural, kind, namespaced)| {
+        json!({"name": plural, "singularName": "", "namespaced": namespaced, "kind": kind, "verbs": USED_VERBS})
+    });
+    let version = api_version(usage::GROUP, usage::VERSION);
+    json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": all})
 }
 
 /// Changes when objects are kept in another version: for tools that migrate.

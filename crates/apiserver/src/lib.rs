@@ -73,6 +73,9 @@ pub struct Options {
     pub kubelets: Option<Kubelets>,
     /// Where it is written who asked for what; nowhere without it.
     pub audit: Option<AuditLog>,
+    /// The directory in which the disks of PersistentVolumeClaims are made, as directories; this server alone writes there.
+    /// Without it, claims are bound to volumes that are there, and none are made for them.
+    pub volumes: Option<PathBuf>,
 }
 
 /// Why a server does not start, or a definition is not taken.
@@ -92,6 +95,8 @@ pub enum Error {
     NotEstablished { name: String, why: String },
     #[error("the roles that are always there cannot be made")]
     Roles(#[source] io::Error),
+    #[error("the classes that are always there cannot be made")]
+    Classes(#[source] io::Error),
     #[error("cannot write the audit log {}", path.display())]
     Audit { path: PathBuf, source: io::Error },
     #[error("the namespace {name} cannot be created: {why}")]
@@ -106,7 +111,7 @@ impl Error {
                 Class::Rejected
             }
             Self::NotEstablished { .. } => Class::Conflict,
-            Self::Namespace { .. } | Self::Roles(_) => Class::Retry(None),
+            Self::Namespace { .. } | Self::Roles(_) | Self::Classes(_) => Class::Retry(None),
         }
     }
 }
@@ -128,7 +133,7 @@ impl ApiServer {
     /// # Errors
     /// When the data cannot be opened; nothing was changed then.
     pub async fn open(options: Options) -> Result<Self, Error> {
-        let Options { data, clock, tasks, kubelets, audit } = options;
+        let Options { data, clock, tasks, kubelets, audit, volumes } = options;
         let directory = match &data {
             Data::Memory => None,
             Data::Dir(directory) => Some(directory.join("pki")),
@@ -143,6 +148,9 @@ impl ApiServer {
         };
         let audit = audit.map(open).transpose()?;
         let core = Core::new(store, clock, tasks, kubelets, audit);
+        local::make_classes(&core, volumes.is_some())
+            .await
+            .map_err(|problem| Error::Classes(io::Error::other(problem.message)))?;
         for name in NAMESPACES {
             ensure_namespace(&core, name).await?;
         }
@@ -151,7 +159,7 @@ impl ApiServer {
         let pki = Arc::new(pki);
         core.keep(tokens);
         let server = Self { core, pki };
-        local::start(&server.core, server.pki.authority());
+        local::start(&server.core, server.pki.authority(), volumes);
         server.core.tasks.platform("custom resource definitions", cleanup::run(server.core.clone()));
         Ok(server)
     }

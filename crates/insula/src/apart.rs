@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 use kit::{Clock, Shutdown, Tasks};
+use node::ImageMap;
 
 use crate::hands;
 use crate::home::Home;
@@ -28,7 +29,7 @@ impl Apart {
         let home = Home::open(&self.data_dir)?;
         let tasks = Tasks::new(Shutdown::new());
         let started = async {
-            let node = hands::node(&home, &Clock::system(), &tasks).await?;
+            let node = hands::node(&home, ImageMap::default(), &Clock::system(), &tasks).await?;
             node.listen(&self.listen).context("start the node")
         };
         let ended = match started.await {

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use apiserver::Kubelets;
 use kit::{Clock, Tasks};
 use ledger::Ledger;
-use node::{Node, projection};
+use node::{ImageMap, Node, PodOptions, projection};
 use sandbox::{Options, Sandboxes};
 use tokio::io::DuplexStream;
 use tokio::net::UnixStream;
@@ -72,18 +72,31 @@ pub(crate) struct Open<'a> {
     pub(crate) elsewhere: Option<&'a Path>,
     /// Knows the node from then on.
     pub(crate) kubelet: &'a Kubelet,
+    /// What names of images mean here.
+    pub(crate) images: ImageMap,
+    /// What Pods may have of this machine.
+    pub(crate) host_paths: Vec<PathBuf>,
 }
 
 /// The sandboxes of the node that answers `elsewhere`, else of one in this process, which Kubernetes sees
 /// as Pods from here on. `None` where this machine makes none, which is told: runs then go without tools.
 pub(crate) async fn open(options: Open<'_>) -> Result<Option<Sandboxes>> {
-    let Open { home, client, ledger, clock, tasks, warm, elsewhere, kubelet } = options;
+    let Open { home, client, ledger, clock, tasks, warm, elsewhere, kubelet, images, host_paths } = options;
     let name = projection::machine_name();
-    let shown = projection::Options::new(client.clone(), name, home.dir(), clock.clone(), tasks.clone());
+    let mut shown = projection::Options::new(client.clone(), name.as_str(), home.dir(), clock.clone(), tasks.clone());
     let (at, way) = match elsewhere {
         Some(socket) => (sandbox::Node::at(socket), Way::At(socket.to_owned())),
-        None => match node(home, clock, tasks).await {
+        None => match node(home, images, clock, tasks).await {
             Ok(node) => {
+                let pods = PodOptions {
+                    client: client.clone(),
+                    name,
+                    claims: home.path("volumes"),
+                    host_paths,
+                    most: shown.most,
+                };
+                node.run_pods(pods).await.context("run pods")?;
+                shown.runs_pods = true;
                 let way = Way::Within(node.clone());
                 (sandbox::Node::within(move || node.connect()), way)
             }
@@ -108,10 +121,10 @@ pub(crate) async fn open(options: Open<'_>) -> Result<Option<Sandboxes>> {
 }
 
 /// A node in this process, with the execd that belongs to it.
-pub(crate) async fn node(home: &Home, clock: &Clock, tasks: &Tasks) -> Result<Node> {
+pub(crate) async fn node(home: &Home, image_map: ImageMap, clock: &Clock, tasks: &Tasks) -> Result<Node> {
     let execd = unpack(home).context("unpack execd")?;
     let options = node::Options::new(home.path("node"), execd, clock.clone(), tasks.clone());
-    Node::open(options).await.context("start the node")
+    Node::open(node::Options { image_map, ..options }).await.context("start the node")
 }
 
 /// Writes execd where the node finds it, unless it is there already. Sandboxes that run an older one keep theirs.

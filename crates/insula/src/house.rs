@@ -11,6 +11,7 @@ use apiserver::{ApiServer, AuditLog};
 use gateway::Gateway;
 use kit::{Clock, SecretString, Shutdown, Tasks};
 use ledger::{Ledger, Location};
+use node::ImageMap;
 use runner::{Hands, Runner, Tools};
 
 use crate::hands::{self, Kubelet};
@@ -34,6 +35,10 @@ pub(crate) struct Options {
     pub(crate) warm: usize,
     /// The Unix socket of a node in another process; `None`: one in this process.
     pub(crate) node: Option<PathBuf>,
+    /// What names of images mean on this machine.
+    pub(crate) images: ImageMap,
+    /// Directories of this machine that Pods may have as volumes, with what is below them.
+    pub(crate) host_paths: Vec<PathBuf>,
     /// Where it is written who asked the Kubernetes API for what.
     pub(crate) audit: Option<AuditLog>,
 }
@@ -49,6 +54,8 @@ impl Default for Options {
             concurrency: 2_000,
             warm: 2,
             node: None,
+            images: ImageMap::default(),
+            host_paths: Vec::new(),
             audit: None,
         }
     }
@@ -105,6 +112,7 @@ impl House {
             tasks: tasks.clone(),
             kubelets: Some(kubelet.reached()),
             audit: options.audit,
+            volumes: Some(home.dir().join("volumes")),
         })
         .await?;
         api.install(api::crds()).await?;
@@ -119,6 +127,8 @@ impl House {
             warm: options.warm,
             elsewhere: options.node.as_deref(),
             kubelet: &kubelet,
+            images: options.images,
+            host_paths: options.host_paths,
         };
         let sandboxes = hands::open(hands).await?;
 

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use apiserver::AuditLog;
 use clap::Args;
 use kit::ExposeSecret;
+use node::ImageMap;
 use serde_json::json;
 
 use crate::home::write_private;
@@ -48,6 +49,12 @@ pub(crate) struct Up {
     /// Have sandboxes in the `insula node` that answers at this Unix socket and serves no other `up`
     #[arg(long, value_name = "SOCKET", conflicts_with = "ephemeral")]
     node: Option<PathBuf>,
+    /// What an image name of a Pod means here (as in ghcr.io/me/tools=host, or =another/name); repeatable. The names of common images mean the machine's own files unless said otherwise
+    #[arg(long = "image-map", value_name = "NAME=IMAGE")]
+    image_map: Vec<String>,
+    /// Let Pods have hostPath volumes of this directory and what is below it; repeatable
+    #[arg(long = "allow-host-path", value_name = "DIR")]
+    host_paths: Vec<PathBuf>,
     /// Write who asked the Kubernetes API for what here, one JSON document a line: no bodies and no tokens, but what policies and webhooks annotate
     #[arg(long, value_name = "FILE")]
     audit_log: Option<PathBuf>,
@@ -102,6 +109,15 @@ impl Up {
         let mut providers = self.providers.into_iter().collect::<BTreeMap<_, _>>();
         // The original's default is a Service of a cluster; here Ollama is where it is installed.
         providers.entry("ollama".into()).or_insert_with(|| "http://127.0.0.1:11434/v1".into());
+        let mut images = ImageMap::default();
+        for entry in &self.image_map {
+            images.add(entry).map_err(|why| anyhow::anyhow!("--image-map {entry}: {why}"))?;
+        }
+        for path in &self.host_paths {
+            if !path.is_absolute() {
+                bail!("--allow-host-path {}: it is no absolute path", path.display());
+            }
+        }
         let house = House::start(Options {
             data_dir,
             kube_listen: self.kube_listen,
@@ -110,6 +126,8 @@ impl Up {
             concurrency: self.concurrency as usize,
             warm: usize::from(self.warm),
             node: self.node,
+            images,
+            host_paths: self.host_paths,
             audit: self.audit_log.map(|path| AuditLog {
                 path,
                 max_bytes: u64::from(self.audit_log_maxsize) << 20,

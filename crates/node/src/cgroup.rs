@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use crate::launcher::{Cgroup, Join};
@@ -61,6 +62,8 @@ pub(crate) struct Cgroups {
 }
 
 const PERIOD: u64 = 100_000;
+/// The group of a pod's shim.
+const SHIM: &str = "shim";
 
 impl Cgroups {
     /// Looks for hierarchies and makes the group `name` in each that can be used.
@@ -132,6 +135,80 @@ impl Cgroups {
                 join: if it.version == Version::One { Join::Thread } else { Join::Birth },
             })
             .collect()
+    }
+
+    /// The groups of a pod: one that holds all of it, and where a group with others in it may hold no process (version 2)
+    /// one below it for the shim. `owner` is the pod's root as the host knows it: it may start processes anywhere below.
+    pub(crate) fn pod(&self, id: &str, owner: Option<u32>) -> io::Result<Vec<Cgroup>> {
+        let mut groups = Vec::new();
+        for it in &self.hierarchies {
+            let dir = it.base.join(id);
+            make(&dir)?;
+            let (dir, join) = match it.version {
+                Version::One => (dir, Join::Thread),
+                Version::Two => {
+                    let controllers = it.uses.iter().filter_map(|it| match it {
+                        Use::Memory => Some("+memory"),
+                        Use::Cpu => Some("+cpu"),
+                        Use::Pids => Some("+pids"),
+                        Use::Freeze => None,
+                    });
+                    for controller in controllers {
+                        fs::write(dir.join("cgroup.subtree_control"), controller)?;
+                    }
+                    give(&dir, owner)?;
+                    (dir.join(SHIM), Join::Birth)
+                }
+            };
+            groups.push(Cgroup { dir, writes: Vec::new(), join });
+        }
+        Ok(groups)
+    }
+
+    /// The groups of a container, made below those of its pod, and what its first process joins them by.
+    pub(crate) fn container(&self, id: &str, limits: &Limits, owner: Option<u32>) -> io::Result<Vec<(Join, OwnedFd)>> {
+        let mut groups = Vec::new();
+        for it in &self.hierarchies {
+            let dir = it.base.join(id);
+            make(&dir)?;
+            for (file, value) in it.uses.iter().flat_map(|&what| writes(it.version, what, limits)) {
+                fs::write(dir.join(file), value)?;
+            }
+            groups.push(match it.version {
+                // Who opened it counts, not who writes to it.
+                Version::One => (Join::Thread, fs::OpenOptions::new().write(true).open(dir.join("tasks"))?.into()),
+                Version::Two => {
+                    give(&dir, owner)?;
+                    (Join::Birth, fs::File::open(&dir)?.into())
+                }
+            });
+        }
+        Ok(groups)
+    }
+
+    /// What a further process of a container joins its groups by.
+    pub(crate) fn join(&self, id: &str) -> io::Result<Vec<(Join, OwnedFd)>> {
+        let joins = self.hierarchies.iter().map(|it| {
+            let dir = it.base.join(id);
+            Ok(match it.version {
+                Version::One => (Join::Thread, fs::OpenOptions::new().write(true).open(dir.join("tasks"))?.into()),
+                Version::Two => (Join::Birth, fs::File::open(&dir)?.into()),
+            })
+        });
+        joins.collect()
+    }
+
+    /// Removes a pod's groups with all below them.
+    pub(crate) async fn remove_pod(&self, id: &str) -> io::Result<()> {
+        for below in self.below(id) {
+            self.remove(&format!("{id}/{below}")).await?;
+        }
+        self.remove(id).await
+    }
+
+    /// The names of the groups right below one.
+    pub(crate) fn below(&self, id: &str) -> BTreeSet<String> {
+        self.hierarchies.iter().flat_map(|it| names(&it.base.join(id))).collect()
     }
 
     /// Changes the limits of a sandbox that runs; what `limits` does not name stays.
@@ -236,13 +313,7 @@ impl Cgroups {
 
     /// The ids of all groups that are there, whoever made them.
     pub(crate) fn present(&self) -> BTreeSet<String> {
-        self.hierarchies
-            .iter()
-            .filter_map(|it| fs::read_dir(&it.base).ok())
-            .flat_map(|dir| dir.flatten())
-            .filter(|it| it.file_type().is_ok_and(|kind| kind.is_dir()))
-            .filter_map(|it| it.file_name().into_string().ok())
-            .collect()
+        self.hierarchies.iter().flat_map(|it| names(&it.base)).collect()
     }
 
     /// Removes groups beside ours whose names are `prefix` and the number of a process that is gone: killed, it left them.
@@ -308,6 +379,21 @@ fn writes(version: Version, what: Use, limits: &Limits) -> Vec<(String, String)>
         (_, Use::Freeze) => {}
     }
     out
+}
+
+/// The directories in one.
+fn names(dir: &Path) -> impl Iterator<Item = String> + use<> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let groups = entries.filter(|it| it.file_type().is_ok_and(|kind| kind.is_dir()));
+    groups.filter_map(|it| it.file_name().into_string().ok())
+}
+
+/// Lets a pod's root put processes into a group: the kernel asks for a right to this file.
+fn give(dir: &Path, owner: Option<u32>) -> io::Result<()> {
+    match owner {
+        Some(_) => std::os::unix::fs::chown(dir.join("cgroup.procs"), owner, None),
+        None => Ok(()),
+    }
 }
 
 /// The kernel takes nothing below a millisecond.

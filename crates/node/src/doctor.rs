@@ -186,6 +186,7 @@ impl Lab {
             env: Vec::new(),
             inherits: Vec::new(),
             probe: Some(probe),
+            pod: None,
         };
         let started = async {
             let mut made = self.handle.start(start, &[]).await?;

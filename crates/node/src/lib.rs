@@ -17,8 +17,10 @@ mod engine;
 mod error;
 mod fault;
 mod guard;
+mod image;
 mod kubelet;
 mod launcher;
+mod pod;
 pub mod projection;
 mod proxy;
 mod quota;
@@ -37,10 +39,15 @@ pub use error::Error;
 #[cfg(feature = "holes")]
 pub use fault::{STEPS, die_at};
 pub use guard::Guards;
+pub use image::{Credential, ImageError, ImageMap, Images, Limits as ImageLimits, Listed as ListedImage, PullProgress};
 /// The file in the directory of a workspace that is bounded, and the extended attribute that says that it is ours.
 pub use launcher::{IMAGE as WORKSPACE_IMAGE, MARK as WORKSPACE_MARK};
 
+pub use pod::PodOptions;
+
 use engine::Engine;
+use kubelet::Kubelet;
+use pod::Runtime;
 
 /// Bytes on their way in one direction of an in-memory connection.
 const PIPE: usize = 256 * 1024;
@@ -57,6 +64,8 @@ pub fn launcher_main() {
 #[derive(Clone)]
 pub struct Node {
     pub(crate) engine: Arc<Engine>,
+    pub(crate) kubelet: Arc<Kubelet>,
+    runtime: Runtime,
 }
 
 impl Node {
@@ -67,7 +76,22 @@ impl Node {
     /// [`Error::InUse`] when another node works in the directory; [`Error::Machine`] when this machine makes no sandboxes:
     /// the message says at which step, [`doctor::probe`] what to do.
     pub async fn open(options: Options) -> Result<Self, Error> {
-        Ok(Self { engine: Engine::open(options).await? })
+        let pods = options.data.join("pods");
+        let engine = Engine::open(options).await?;
+        let runtime = Runtime::open(engine.clone(), pods).await?;
+        let kubelet = Kubelet::new(engine.clock.clone(), engine.tasks.clone(), Some(engine.clone()));
+        Ok(Self { engine, kubelet: Arc::new(kubelet), runtime })
+    }
+
+    /// Runs the Pods of a cluster that are bound to this node, from now on: as a kubelet does. To be called once.
+    ///
+    /// # Errors
+    /// When the network of the pods cannot be made.
+    pub async fn run_pods(&self, options: PodOptions) -> Result<(), Error> {
+        let (clock, tasks) = (self.engine.clock.clone(), self.engine.tasks.clone());
+        let dir = self.engine.directory().to_owned();
+        self.kubelet.serve(pod::Here::start(self.runtime.clone(), dir, options, clock, tasks).await?);
+        Ok(())
     }
 
     /// A connection to this node's protocol within this process: one HTTP/1.1 connection, served until it is dropped. Below

@@ -121,7 +121,7 @@ async fn answer(node: &Node, request: Request<Incoming>) -> Response<Body> {
     let (body, rest) = Sent::new(body);
     let response = if parts.uri.path().starts_with(kubelet::PREFIX) {
         drop(body);
-        kubelet::answer(&node.engine, Request::from_parts(parts, ())).await
+        node.kubelet.answer(Request::from_parts(parts, ())).await
     } else {
         let answered = route(node, Request::from_parts(parts, body)).await;
         let mut response = answered.unwrap_or_else(|error| problem(&error));

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::fs::OpenOptionsExt;
@@ -78,6 +78,14 @@ pub(crate) fn boot() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
+/// Replaces what is noted in a directory, whole.
+pub(crate) fn replace(dir: &Path, text: &[u8]) -> io::Result<()> {
+    let (new, now) = (dir.join("state.new"), dir.join("state.json"));
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(text)?;
+    fs::rename(new, now)
+}
+
 /// The directory of one sandbox.
 #[derive(Clone, Debug)]
 pub(crate) struct Dir(PathBuf);
@@ -92,10 +100,7 @@ impl Dir {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        let (new, now) = (self.0.join("state.new"), self.0.join("state.json"));
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        serde_json::to_writer(&mut file, state)?;
-        fs::rename(new, now)
+        replace(&self.0, &serde_json::to_vec(state)?)
     }
 
     /// What was written last; `None` when nothing readable was.

@@ -44,11 +44,21 @@ pub(crate) fn fork() -> io::Result<Fork> {
 /// Forks into new namespaces and, if given, into a control group of version 2; the child is a sibling of the caller (its
 /// parent is the caller's parent).
 pub(crate) fn clone_into(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
+    clone(namespaces | libc::CLONE_PARENT as u64, 0, cgroup)
+}
+
+/// The same, as a child of the caller.
+pub(crate) fn clone_child(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
+    clone(namespaces, libc::SIGCHLD as u64, cgroup)
+}
+
+fn clone(flags: u64, exit_signal: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
     let mut pidfd: RawFd = -1;
     let into = if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 };
     let args = CloneArgs {
-        flags: namespaces | into | libc::CLONE_PARENT as u64 | libc::CLONE_PIDFD as u64,
+        flags: flags | into | libc::CLONE_PIDFD as u64,
+        exit_signal,
         cgroup: cgroup.map_or(0, |it| it.as_raw_fd() as u64),
         pidfd: &raw mut pidfd as u64,
         ..CloneArgs::default()
@@ -160,6 +170,44 @@ pub(crate) fn exec(program: BorrowedFd<'_>, args: &[&CStr], env: &[&CStr]) -> io
     io::Error::last_os_error()
 }
 
+/// Replaces this process by the program at a path, which may be a script. Returns only on failure.
+pub(crate) fn exec_path(program: &CStr, args: &[&CStr], env: &[&CStr]) -> io::Error {
+    let pointers = |list: &[&CStr]| -> Vec<*const libc::c_char> {
+        list.iter().map(|it| it.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (args, env) = (pointers(args), pointers(env));
+    // SAFETY: both arrays are NULL-terminated and, like the strings they point to, outlive the call.
+    unsafe { libc::execve(program.as_ptr(), args.as_ptr(), env.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Sends a signal by its number, real-time ones too.
+pub(crate) fn signal(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: no siginfo is given, so no memory is read.
+    let done = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Closes every descriptor but these, and points 0, 1 and 2 at nothing that anybody else has.
+pub(crate) fn close_all_but(kept: &[&OwnedFd]) -> io::Result<()> {
+    let mut kept: Vec<RawFd> = kept.iter().map(|it| it.as_raw_fd()).collect();
+    kept.sort_unstable();
+    let mut from = 0;
+    for number in kept.into_iter().chain([RawFd::MAX]) {
+        if number > from {
+            // SAFETY: called in a process that was just forked and that uses no other descriptor any more.
+            let done = unsafe { libc::syscall(libc::SYS_close_range, from, number - 1, 0) };
+            if done != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        from = number.saturating_add(1);
+    }
+    Ok(())
+}
+
 /// Ends this process at once, running nothing of the parent's exit handlers.
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: `_exit` is always sound; a forked child must not run the handlers of the process it was copied from.
@@ -182,6 +230,16 @@ pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: SIOCSIFFLAGS reads one ifreq, which outlives the call.
     let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The network namespace that a socket is in.
+pub(crate) fn network_of(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const SIOCGSKNS: u64 = 0x894c;
+    // SAFETY: takes no argument, and returns a fresh descriptor that nobody else owns.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS as _) } {
+        -1 => Err(io::Error::last_os_error()),
+        fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+    }
 }
 
 /// Lets the runtime wait for a descriptor.

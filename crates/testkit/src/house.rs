@@ -299,7 +299,14 @@ impl House {
 /// The embedded API server with our kinds, in memory.
 pub async fn api_server(clock: &Clock, tasks: &Tasks) -> Client {
     let data = apiserver::Data::Memory;
-    let options = apiserver::Options { data, clock: clock.clone(), tasks: tasks.clone(), kubelets: None, audit: None };
+    let options = apiserver::Options {
+        data,
+        clock: clock.clone(),
+        tasks: tasks.clone(),
+        kubelets: None,
+        audit: None,
+        volumes: None,
+    };
     let server = apiserver::ApiServer::open(options).await.expect("an API server");
     server.install(api::crds()).await.expect("our kinds");
     server.client()

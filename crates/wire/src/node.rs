@@ -13,10 +13,12 @@
 //! | `ANY /v1/sandboxes/{id}/execd/{path}` | the sandbox's execd at `/{path}`, streamed both ways, upgrades too; the node adds the token |
 //! | `GET /v1/watch` | → lines of JSON, each an [`Event`]: first all that is there, then every change |
 //! | `GET /kubelet/containerLogs/{namespace}/{pod}/{container}` | as the kubelet of Kubernetes 1.34 serves it, errors too |
-//! | `GET`, `POST /kubelet/exec/{namespace}/{pod}/{container}` | the same, over WebSocket or SPDY (`v5.channel.k8s.io`, `v4.channel.k8s.io`) |
+//! | `GET`, `POST /kubelet/exec/{namespace}/{pod}/{container}`, `…/attach/…` | the same, over WebSocket or SPDY (`v5.channel.k8s.io`, `v4.channel.k8s.io`) |
+//! | `GET`, `POST /kubelet/portForward/{namespace}/{pod}` | the same, over SPDY (`portforward.k8s.io`), in the messages of a WebSocket or not |
+//! | `GET /kubelet/pods`, `…/stats/summary`, `…/metrics/resource`, `…/healthz` | the same |
 //!
-//! Below `/kubelet` a Pod is the bound sandbox with the labels `insula.dev/namespace` and `insula.dev/pod`; its one
-//! container is called `sandbox`.
+//! Below `/kubelet` a bound sandbox with the labels `insula.dev/namespace` and `insula.dev/pod` is a Pod too; its one
+//! container is called `sandbox`, and takes neither `attach` nor `portForward`.
 //!
 //! Every request may carry [`GENERATION_HEADER`]; a node refuses a generation that it does not know (400, `Generation`).
 //! Every answer but the kubelet's carries the node's, and errors are [`Problem`].

@@ -78,6 +78,9 @@ pub(crate) async fn validate(
     options: &WriteOptions,
 ) -> Result<(), Problem> {
     limits::check(call, object, old)?;
+    if let Some(old) = old {
+        strategy::admit_update(call, object, old)?;
+    }
     let held = call.core.admission.now(&call.core.store);
     if held.judges_nothing() || is_unasked(call) {
         return Ok(());

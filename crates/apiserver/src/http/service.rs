@@ -225,6 +225,10 @@ where
         let asked = kubelets::Asked { part, namespace, pod: name, query, method, headers, upgrade };
         return Box::pin(kubelets::answer(core, asked)).await.map(Answer::Passed);
     }
+    if let Some(of) = kubelets::usage::Of::asked(core, &target) {
+        seen.route = Route::of_path(&parts.method, path);
+        return Box::pin(of.answer(core, &target, query)).await.map(Answer::Reply);
+    }
     let body = read(body).await?;
     let asked = Asked { target, query, headers: &parts.headers, body, user };
     resource::answer(core, asked, seen).await.map(Answer::Reply)

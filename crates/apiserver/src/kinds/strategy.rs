@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::{certificates, defaults, ephemeral, service_account, validate};
+use super::{certificates, defaults, ephemeral, runtime_class, service_account, validate};
 use crate::local::protection;
 use crate::object::FieldError;
 use crate::object::meta::NameRule;
+use crate::object::quantity::Quantity;
 use crate::object::status::Problem;
 use crate::registry::{Model, Resource, custom};
 use crate::store::Entry;
@@ -209,7 +210,8 @@ pub(crate) fn admit_create(call: &Call, object: &mut Value) -> Result<(), Proble
             let spec = meta::map(spec);
             service_account::admit(call, &name, spec)?;
             service_account::tolerate(spec);
-            priority(call, &name, spec)
+            priority(call, &name, spec)?;
+            runtime_class::admit(call, &name, spec)
         }
         ("", "persistentvolumeclaims" | "persistentvolumes") => {
             if call.resource.plural == "persistentvolumeclaims" {
@@ -228,6 +230,48 @@ pub(crate) fn admit_create(call: &Call, object: &mut Value) -> Result<(), Proble
     }
 }
 
+/// Rules on an update that look at more than the object.
+pub(crate) fn admit_update(call: &Call, object: &Value, old: &Value) -> Result<(), Problem> {
+    if of(&call.resource) != ("", "persistentvolumeclaims") || !call.subresource.is_empty() {
+        return Ok(());
+    }
+    let size = |object: &Value| {
+        let text = object.pointer("/spec/resources/requests/storage").and_then(Value::as_str);
+        text.and_then(|it| Quantity::parse(it).ok())
+    };
+    if size(object) <= size(old) {
+        return Ok(());
+    }
+    let refused = |why| Err(Problem::forbidden(call.resource.what(), meta::name(object), why));
+    if old.pointer("/status/phase").is_none_or(|it| it != "Bound") {
+        return refused("Only bound persistent volume claims can be expanded");
+    }
+    let old_name = meta::keyed(object, "annotations", "volume.beta.kubernetes.io/storage-class");
+    let name = old_name.or_else(|| object.pointer("/spec/storageClassName").and_then(Value::as_str));
+    let key = crate::store::Key::new("storage.k8s.io", "storageclasses", "", name.unwrap_or_default());
+    let class = call.core.store.get(&key).map(|it| it.value());
+    if class.is_some_and(|it| it.get("allowVolumeExpansion") == Some(&json!(true))) {
+        return Ok(());
+    }
+    refused(
+        "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize",
+    )
+}
+
+/// The classes that are always there: name, value, and what they say of themselves.
+pub(crate) const SYSTEM_CLASSES: [(&str, i64, &str); 2] = [
+    (
+        "system-node-critical",
+        2_000_001_000,
+        "Used for system critical pods that must not be moved from their current node.",
+    ),
+    (
+        "system-cluster-critical",
+        2_000_000_000,
+        "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+    ),
+];
+
 /// A pod's priority is that of its class.
 fn priority(call: &Call, pod: &str, spec: &mut Map<String, Value>) -> Result<(), Problem> {
     let name = spec.get("priorityClassName").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -235,10 +279,9 @@ fn priority(call: &Call, pod: &str, spec: &mut Map<String, Value>) -> Result<(),
     let class = match name.as_str() {
         "" => {
             let all = store.list("scheduling.k8s.io", "priorityclasses", None, None, None).entries;
-            all.iter().map(|it| it.value()).find(|it| it.get("globalDefault") == Some(&json!(true)))
+            let defaults = all.iter().map(|it| it.value()).filter(|it| it.get("globalDefault") == Some(&json!(true)));
+            defaults.min_by_key(|it| it.get("value").and_then(Value::as_i64))
         }
-        "system-node-critical" => Some(json!({"metadata": {"name": name}, "value": 2_000_001_000})),
-        "system-cluster-critical" => Some(json!({"metadata": {"name": name}, "value": 2_000_000_000})),
         name => {
             let key = crate::store::Key::new("scheduling.k8s.io", "priorityclasses", "", name);
             let Some(found) = store.get(&key) else {
@@ -252,9 +295,23 @@ fn priority(call: &Call, pod: &str, spec: &mut Map<String, Value>) -> Result<(),
     if let Some(name) = class.pointer("/metadata/name") {
         spec.insert("priorityClassName".into(), name.clone());
     }
-    spec.insert("priority".into(), class.get("value").cloned().unwrap_or_else(|| json!(0)));
-    let policy = class.get("preemptionPolicy").cloned().unwrap_or_else(|| json!("PreemptLowerPriority"));
-    spec.entry("preemptionPolicy").or_insert(policy);
+    let of_class = "priority admission controller computed";
+    let value = class.get("value").cloned().unwrap_or_else(|| json!(0));
+    if let Some(given) = spec.get("priority").filter(|it| !it.is_null() && **it != value) {
+        let why = format!(
+            "the integer value of priority ({given}) must not be provided in pod spec; {of_class} {value} from the given PriorityClass name"
+        );
+        return Err(Problem::forbidden(call.resource.what(), pod, &why));
+    }
+    spec.insert("priority".into(), value);
+    let policy = class.get("preemptionPolicy").and_then(Value::as_str).unwrap_or("PreemptLowerPriority").to_owned();
+    if let Some(given) = spec.get("preemptionPolicy").and_then(Value::as_str).filter(|it| *it != policy) {
+        let why = format!(
+            "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; {of_class} {policy} from the given PriorityClass name"
+        );
+        return Err(Problem::forbidden(call.resource.what(), pod, &why));
+    }
+    spec.insert("preemptionPolicy".into(), json!(policy));
     Ok(())
 }
 
@@ -450,6 +507,15 @@ pub(crate) fn prepare_update(call: &Call, object: &mut Value, old: &Value) -> Re
     let resource = &call.resource;
     match of(resource) {
         ("", "services") if call.subresource.is_empty() => allocate(call, object, Some(old))?,
+        ("", "persistentvolumes") => {
+            let phase = |object: &Value| object.pointer("/status/phase").cloned();
+            let now = json!(call.core.now());
+            if phase(object) != phase(old)
+                && let Some(status) = object.get_mut("status")
+            {
+                meta::map(status).insert("lastPhaseTransitionTime".into(), now);
+            }
+        }
         ("certificates.k8s.io", _) => certificates::date(object, old, &call.core.now()),
         ("apps", "daemonsets") if object.pointer("/spec/template") != old.pointer("/spec/template") => {
             let key = defaults::TEMPLATE_GENERATION;
@@ -527,6 +593,10 @@ pub(crate) fn admit_delete(call: &Call, object: &Value, _options: &DeleteOptions
     let name = meta::name(object);
     if of(&call.resource) == ("", "namespaces") && matches!(name, "default" | "kube-system" | "kube-public") {
         return Err(Problem::forbidden(call.resource.what(), name, "this namespace may not be deleted"));
+    }
+    if of(&call.resource) == ("scheduling.k8s.io", "priorityclasses") && SYSTEM_CLASSES.iter().any(|it| it.0 == name) {
+        let why = "this is a system priority class and cannot be deleted";
+        return Err(Problem::forbidden(call.resource.what(), name, why));
     }
     Ok(())
 }

@@ -3,13 +3,14 @@
 
 use serde_json::{Value, json};
 
+use super::eviction;
 use crate::access::token_request;
 use crate::http::json::put;
 use crate::http::reply::Reply;
 use crate::http::resource::{Asked, encoded, written_reply};
 use crate::http::{Accept, media};
 use crate::object::status::Problem;
-use crate::verbs::{Call, DeleteOptions, WriteOptions, admit, delete, meta, update};
+use crate::verbs::{Call, WriteOptions, admit, meta, update};
 
 pub(crate) async fn answer(call: &mut Call, asked: &Asked<'_>, accept: &Accept) -> Result<Reply, Problem> {
     let plural = call.resource.plural.clone();
@@ -21,14 +22,7 @@ pub(crate) async fn answer(call: &mut Call, asked: &Asked<'_>, accept: &Accept) 
             written_reply(call, asked, accept, &written)
         }
         ("", "pods", "eviction", "create") => {
-            let body = body(asked, "Eviction")?;
-            let options = body.get("deleteOptions").cloned().unwrap_or_else(|| json!({}));
-            let mut options = DeleteOptions::of(asked.query, Some(&options))?;
-            options.dry_run |= asked.query.has("dryRun");
-            if !options.dry_run {
-                tell_evicted(call, asked).await?;
-            }
-            delete::delete(call, &options).await?;
+            Box::pin(eviction::evict(call, asked)).await?;
             encoded(
                 accept,
                 201,
@@ -77,7 +71,7 @@ async fn bound(call: &mut Call, asked: &Asked<'_>, accept: &Accept, body: &Value
     )
 }
 
-fn body(asked: &Asked<'_>, kind: &str) -> Result<Value, Problem> {
+pub(super) fn body(asked: &Asked<'_>, kind: &str) -> Result<Value, Problem> {
     match media::decode(&asked.body, asked.media_type()) {
         Ok(decoded) if decoded.value.is_object() => Ok(decoded.value),
         Ok(_) => Err(Problem::bad_request(format!("the object provided is unrecognized (must be of type {kind})"))),
@@ -88,35 +82,23 @@ fn body(asked: &Asked<'_>, kind: &str) -> Result<Value, Problem> {
     }
 }
 
-fn set_condition(pod: &mut Value, mut condition: Value, now: &str) {
-    put(&mut condition, "lastProbeTime", Value::Null);
-    put(&mut condition, "lastTransitionTime", json!(now));
+/// Adds a condition, or brings it up to date.
+pub(super) fn set_condition(pod: &mut Value, mut condition: Value, now: &str) {
     let status = meta::map(pod).entry("status").or_insert_with(|| json!({}));
     let conditions = meta::map(status).entry("conditions").or_insert_with(|| json!([]));
-    if let Some(conditions) = conditions.as_array_mut() {
-        conditions.retain(|it| it.get("type") != condition.get("type"));
-        conditions.push(condition);
+    let Some(conditions) = conditions.as_array_mut() else { return };
+    let before = conditions.iter_mut().find(|it| it.get("type") == condition.get("type"));
+    let same = before.as_ref().filter(|it| it.get("status") == condition.get("status"));
+    let since = same.and_then(|it| it.get("lastTransitionTime")).cloned().unwrap_or_else(|| json!(now));
+    put(&mut condition, "lastProbeTime", Value::Null);
+    put(&mut condition, "lastTransitionTime", since);
+    match before {
+        Some(before) => *before = condition,
+        None => conditions.push(condition),
     }
 }
 
-/// A pod that is evicted says so while it goes.
-async fn tell_evicted(call: &mut Call, asked: &Asked<'_>) -> Result<(), Problem> {
-    let options = WriteOptions::of(asked.query, asked.user_agent(), "CreateOptions", false)?;
-    let now = call.core.now();
-    update::guaranteed(call, &options, false, |call, current| {
-        let mut pod = current.cloned().ok_or_else(|| call.not_found(&call.name))?;
-        let over = pod.pointer("/status/phase").is_some_and(|it| it == "Succeeded" || it == "Failed");
-        if !over && !meta::is_being_deleted(&pod) {
-            let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
-                "message": "Eviction API: evicting"});
-            set_condition(&mut pod, condition, &now);
-        }
-        Ok(pod)
-    })
-    .await?;
-    Ok(())
-}
-
+/// Gives a pod its node, once.
 async fn bind(call: &mut Call, asked: &Asked<'_>, binding: &Value) -> Result<(), Problem> {
     let node = binding.pointer("/target/name").and_then(Value::as_str).unwrap_or_default().to_owned();
     if node.is_empty() {

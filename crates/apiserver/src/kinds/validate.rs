@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{addresses, difference, hooks, limits, policies, roles, schedule};
 use crate::object::field::quote;
 use crate::object::meta::{dns1123_label, validate_kube_finalizers};
+use crate::object::quantity::Quantity;
 use crate::object::{Errors, FieldError};
 use crate::registry::{Resource, custom};
 use crate::verbs::meta;
@@ -40,7 +41,9 @@ pub(super) fn create(resource: &Resource, object: &Value) -> Errors {
     match (resource.stored_group.as_str(), resource.plural.as_str()) {
         ("", "configmaps") => config_map(object, &mut errors),
         ("", "secrets") => secret(object, &mut errors),
-        ("", "pods") => pod_spec(object.pointer("/spec").unwrap_or(&Value::Null), "spec", &mut errors),
+        ("", "pods") => {
+            pod_spec(object.pointer("/spec").unwrap_or(&Value::Null), HashSet::new(), "spec", &mut errors);
+        }
         ("", "services") => service(object, &mut errors),
         ("", "persistentvolumeclaims") => claim(object, &mut errors),
         ("", "replicationcontrollers") => {
@@ -198,20 +201,7 @@ pub(super) fn update(resource: &Resource, new: &Value, old: &Value) -> Errors {
                 }
             }
         }
-        ("", "persistentvolumeclaims") if !is_blank(old, "/spec/volumeName") => {
-            let frozen = |object: &Value| {
-                let mut spec = object.get("spec").cloned().unwrap_or_default();
-                let spec = meta::map(&mut spec);
-                for field in ["resources", "volumeAttributesClassName"] {
-                    spec.shift_remove(field);
-                }
-                spec.clone()
-            };
-            if frozen(new) != frozen(old) {
-                let why = "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
-                errors.push(FieldError::forbidden("spec", why));
-            }
-        }
+        ("", "persistentvolumeclaims") => claim_update(new, old, &mut errors),
         ("storage.k8s.io", "storageclasses") => {
             for field in ["parameters", "provisioner", "reclaimPolicy"] {
                 if new.get(field) != old.get(field) {
@@ -374,6 +364,40 @@ fn claim(object: &Value, errors: &mut Errors) {
     }
 }
 
+/// Nothing of a claim changes, but that it gets a volume or a class that it had none of, and what it asks for when it is bound.
+fn claim_update(new: &Value, old: &Value, errors: &mut Errors) {
+    let bound = text(new, "/status/phase") == "Bound";
+    let had = |field: &str| old.get("spec").is_some_and(|it| it.get(field).is_some());
+    let frozen = |object: &Value| {
+        let mut spec = object.get("spec").cloned().unwrap_or_default();
+        if is_blank(old, "/spec/volumeName") {
+            meta::map(&mut spec).shift_remove("volumeName");
+        }
+        if !had("storageClassName") {
+            meta::map(&mut spec).shift_remove("storageClassName");
+        }
+        if bound {
+            meta::map(&mut spec).shift_remove("volumeAttributesClassName");
+            if let Some(requests) = spec.pointer_mut("/resources/requests") {
+                meta::map(requests).shift_remove("storage");
+            }
+        }
+        spec
+    };
+    if frozen(new) != frozen(old) {
+        let why =
+            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
+        errors.push(FieldError::forbidden("spec", why));
+    }
+    let size = |object: &Value, path: &str| Quantity::parse(text(object, path)).ok();
+    let asked = |object: &Value| size(object, "/spec/resources/requests/storage");
+    let has = size(old, "/status/capacity/storage").unwrap_or_else(|| Quantity::whole(0));
+    if asked(new) < asked(old) && asked(new).is_some_and(|it| it <= has) {
+        let path = "spec.resources.requests.storage";
+        errors.push(FieldError::forbidden(path, "field can not be less than status.capacity"));
+    }
+}
+
 fn selector(object: &Value, errors: &mut Errors) {
     let given = object.pointer("/spec/selector");
     let labels = object.pointer("/spec/template/metadata/labels").cloned().unwrap_or_default();
@@ -419,7 +443,9 @@ fn pod_template(object: &Value, path: &str, policies: &[&str], errors: &mut Erro
         return;
     };
     let spec = template.get("spec").unwrap_or(&Value::Null);
-    pod_spec(spec, &format!("{path}.spec"), errors);
+    // A StatefulSet's claims are volumes of its pods, whatever the template has under their names.
+    let claims = list(object, "/spec/volumeClaimTemplates").iter().map(|it| text(it, "/metadata/name"));
+    pod_spec(spec, claims.collect(), &format!("{path}.spec"), errors);
     let at = format!("{path}.spec.restartPolicy");
     match spec.get("restartPolicy") {
         Some(policy) if policies.iter().any(|it| policy == it) => {}
@@ -433,7 +459,8 @@ fn pod_template(object: &Value, path: &str, policies: &[&str], errors: &mut Erro
     }
 }
 
-fn pod_spec(spec: &Value, path: &str, errors: &mut Errors) {
+/// `claims`: volumes that its pods have besides those that it names.
+fn pod_spec<'a>(spec: &'a Value, claims: HashSet<&'a str>, path: &str, errors: &mut Errors) {
     let mut volumes = HashSet::new();
     for (at, volume) in list(spec, "/volumes").iter().enumerate() {
         let name = text(volume, "/name");
@@ -466,7 +493,7 @@ fn pod_spec(spec: &Value, path: &str, errors: &mut Errors) {
                 let name = text(mount, "/name");
                 if name.is_empty() {
                     errors.push(FieldError::required(format!("{place}.name"), ""));
-                } else if !volumes.contains(&name) {
+                } else if !volumes.contains(&name) && !claims.contains(name) {
                     errors.push(FieldError::not_found(format!("{place}.name"), &json!(name)));
                 }
                 if text(mount, "/mountPath").is_empty() {

@@ -2,6 +2,7 @@
 
 mod pods;
 mod tunnel;
+pub(crate) mod usage;
 
 use std::future::Future;
 use std::io;
@@ -36,7 +37,8 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// `sinceTime`, `tailLines` and `limitBytes`; `GET` or `POST {prefix}/exec/{namespace}/{pod}/{container}` with `command`,
 /// `input`, `output`, `error` and `tty`; `{prefix}/attach/...`; `{prefix}/portForward/{namespace}/{pod}` with `port`. The
 /// latter three are upgrades: with the client's own `Upgrade` and `Sec-WebSocket-*` headers, answered by the kubelet, and
-/// from its 101 on bytes go both ways unread. What is asked of `nodes/proxy` is asked as it is, at `{prefix}{path}`.
+/// from its 101 on bytes go both ways unread. What is asked of `nodes/proxy` is asked as it is, at `{prefix}{path}`; for
+/// `metrics.k8s.io`, `GET {prefix}/stats/summary`.
 ///
 /// A kubelet has 10 s to be there and 30 s to send the head of its answer, also where there is nothing to log yet. Whoever
 /// is asked whether they may has been authenticated and authorized before.

@@ -136,7 +136,7 @@ fn nothing() -> Response<Body> {
 }
 
 /// The kubelet is asked for what the node is called; a name that no header can hold is asked for as nobody.
-fn host(node: &str) -> HeaderValue {
+pub(super) fn host(node: &str) -> HeaderValue {
     HeaderValue::from_str(node).unwrap_or(HeaderValue::from_static("kubelet"))
 }
 

@@ -5,8 +5,11 @@
 
 mod agenda;
 mod aggregation;
+pub(crate) mod budgets;
+mod classes;
 mod defaults;
 mod drive;
+mod endpoints;
 mod events;
 mod expiry;
 mod garbage;
@@ -18,16 +21,20 @@ mod quotas;
 mod reader;
 mod scheduler;
 mod unattended;
+mod volumes;
 mod workload;
+mod write;
 
 #[cfg(test)]
 mod tests;
 
 use std::convert::Infallible;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 pub(crate) use aggregation::AGGREGATOR;
 use bytes::Bytes;
+pub(crate) use classes::make as make_classes;
 use k8s_openapi::api::core::v1::Pod;
 use serde::Deserialize;
 use serde_json::Value;
@@ -52,8 +59,9 @@ struct World {
     events: Events,
 }
 
-/// Starts the loops. `authority` is the certificate (PEM) that each namespace publishes.
-pub(crate) fn start(core: &Arc<Core>, authority: &str) {
+/// Starts the loops. `authority` is the certificate (PEM) that each namespace publishes, `volumes` where the directories of
+/// claims are made.
+pub(crate) fn start(core: &Arc<Core>, authority: &str, volumes: Option<PathBuf>) {
     keep(core, "garbage collection", garbage::follow);
     keep(core, "namespaces", namespaces::follow);
     let authority: Arc<str> = authority.into();
@@ -85,6 +93,14 @@ pub(crate) fn start(core: &Arc<Core>, authority: &str) {
     keep(core, "stateful sets", move |_| workload::statefulsets::follow(shared.clone()));
     let shared = of();
     keep(core, "daemon sets", move |_| workload::daemonsets::follow(shared.clone()));
+    let shared = of();
+    keep(core, "binding of volumes", move |_| volumes::follow(shared.clone(), volumes.clone()));
+    let shared = of();
+    keep(core, "claims of ephemeral volumes", move |_| volumes::ephemeral::follow(shared.clone()));
+    let shared = of();
+    keep(core, "disruption budgets", move |_| budgets::follow(shared.clone()));
+    let shared = of();
+    keep(core, "endpoints of services", move |_| endpoints::follow(shared.clone()));
     keep(core, "kinds that nobody acts on", unattended::follow);
 }
 

@@ -1,6 +1,7 @@
 //! Through the server's door, with a clock that is given.
 
 use std::fmt::Debug;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -29,13 +30,14 @@ pub(super) struct House {
 }
 
 pub(super) async fn house() -> House {
+    house_with(None).await
+}
+
+pub(super) async fn house_with(volumes: Option<PathBuf>) -> House {
     let clock = Clock::starting_at("2026-01-01T00:00:00Z".parse().unwrap());
     let tasks = Tasks::new(Shutdown::new());
-    let server =
-        ApiServer::open(Options { data: Data::Memory, clock: clock.clone(), tasks, kubelets: None, audit: None })
-            .await
-            .unwrap();
-    House { server, clock }
+    let options = Options { data: Data::Memory, clock: clock.clone(), tasks, kubelets: None, audit: None, volumes };
+    House { server: ApiServer::open(options).await.unwrap(), clock }
 }
 
 impl House {
@@ -53,6 +55,25 @@ impl House {
 
     pub(super) fn namespaces(&self) -> Api<Namespace> {
         Api::all(self.server.client())
+    }
+}
+
+impl House {
+    pub(super) fn all<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = k8s_openapi::ClusterResourceScope>,
+        K::DynamicType: Default,
+    {
+        Api::all(self.server.client())
+    }
+
+    /// Waits until this was said of an object in a namespace.
+    pub(super) async fn said(&self, namespace: &str, name: &str, reason: &str, message: &str) {
+        let is = |it: &Event| {
+            let about = it.involved_object.name.as_deref() == Some(name);
+            about && it.reason.as_deref() == Some(reason) && it.message.as_deref() == Some(message)
+        };
+        all(&self.of::<Event>(namespace), |all| all.iter().any(is)).await;
     }
 }
 
@@ -389,8 +410,10 @@ async fn a_claim_in_use_and_a_bound_volume_outlive_their_deletion() {
     let (claims, pods) = (house.of::<PersistentVolumeClaim>("default"), house.of::<Pod>("default"));
     let volumes: Api<PersistentVolume> = Api::all(house.server.client());
     let storage = json!({"storage": "1Gi"});
-    let claim = |name: &str| json!({"metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": storage}}});
-    let made = create(&claims, claim("used")).await;
+    let claim = |name: &str| json!({"metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "", "resources": {"requests": storage}}});
+    let mut used = claim("used");
+    used["spec"]["volumeName"] = "v".into();
+    let made = create(&claims, used).await;
     assert_eq!(made.finalizers(), ["kubernetes.io/pvc-protection"]);
     let pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}],
         "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "used"}}]}});
@@ -398,9 +421,8 @@ async fn a_claim_in_use_and_a_bound_volume_outlive_their_deletion() {
     create(&claims, claim("free")).await;
     let spec = json!({"capacity": storage, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/x"}});
     create(&volumes, json!({"metadata": {"name": "v"}, "spec": spec})).await;
-    let bound = json!({"status": {"phase": "Bound"}});
-    volumes.patch_status("v", &PatchParams::default(), &Patch::Merge(bound)).await.unwrap();
-
+    let phase = |it: Option<&PersistentVolumeClaim>| it.and_then(|it| it.status.as_ref()?.phase.clone());
+    until(&claims, "used", |it| phase(it).as_deref() == Some("Bound")).await;
     volumes.delete("v", &DeleteParams::default()).await.unwrap();
     claims.delete("used", &DeleteParams::default()).await.unwrap();
     claims.delete("free", &DeleteParams::default()).await.unwrap();
@@ -410,8 +432,7 @@ async fn a_claim_in_use_and_a_bound_volume_outlive_their_deletion() {
     assert_eq!(volumes.get("v").await.unwrap().finalizers(), ["kubernetes.io/pv-protection"]);
     pods.delete("p", &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await.unwrap();
     gone(&claims, "used").await;
-    let released = json!({"status": {"phase": "Released"}});
-    volumes.patch_status("v", &PatchParams::default(), &Patch::Merge(released)).await.unwrap();
+    // With its claim it is released.
     gone(&volumes, "v").await;
     // And what loses its protection before its time has it again.
     create(&claims, claim("bare")).await;

@@ -12,11 +12,10 @@ use crate::verbs::create;
 const COMPONENT: &str = "apiserver";
 
 /// Group, resource, and what does not happen.
-const KINDS: [(&str, &str, &str); 8] = [
+const KINDS: [(&str, &str, &str); 7] = [
     ("autoscaling", "horizontalpodautoscalers", "nothing is scaled"),
     ("networking.k8s.io", "ingresses", "nothing is routed"),
     ("networking.k8s.io", "networkpolicies", "no traffic is refused"),
-    ("policy", "poddisruptionbudgets", "evictions do not ask it"),
     ("certificates.k8s.io", "certificatesigningrequests", "nothing is signed"),
     ("flowcontrol.apiserver.k8s.io", "flowschemas", "no request waits for another"),
     ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations", "no request waits for another"),

@@ -23,7 +23,7 @@ const SECRETS: &str = "/api/v1/namespaces/default/secrets";
 fn options(path: &Path, tasks: &Tasks) -> Options {
     let audit = AuditLog { path: path.to_owned(), max_bytes: 1 << 30, max_backups: 1 };
     let (clock, tasks) = (Clock::system(), tasks.clone());
-    Options { data: Data::Memory, clock, tasks, kubelets: None, audit: Some(audit) }
+    Options { data: Data::Memory, clock, tasks, kubelets: None, audit: Some(audit), volumes: None }
 }
 
 async fn open(path: &Path) -> House {

@@ -11,6 +11,7 @@
 mod access;
 mod appliers;
 mod audit;
+mod classes;
 mod custom;
 mod documents;
 mod echo;
@@ -28,6 +29,7 @@ mod roles;
 mod rubbish;
 mod serving;
 mod tokens;
+mod usage;
 mod watches;
 mod webhooks;
 
@@ -91,7 +93,8 @@ impl House {
             let (tasks, kubelets) = (Tasks::new(Shutdown::new()), kubelets.clone());
             // The machine's may be set back meanwhile; what is deleted once more is then due at another time.
             let clock = Clock::starting_at(Clock::system().now());
-            let options = Options { data: data.clone(), clock, tasks: tasks.clone(), kubelets, audit: None };
+            let options =
+                Options { data: data.clone(), clock, tasks: tasks.clone(), kubelets, audit: None, volumes: None };
             match ApiServer::open(options).await {
                 Ok(server) => return Self { client: server.client(), server, tasks },
                 // The clients of the house before are on their way out.

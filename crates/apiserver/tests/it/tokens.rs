@@ -220,7 +220,8 @@ async fn a_token_is_bound_to_what_it_names() {
 #[tokio::test(start_paused = true)]
 async fn a_token_ends_when_it_says() {
     let (clock, tasks) = (Clock::starting_at("2026-01-01T00:00:00Z".parse().unwrap()), Tasks::new(Shutdown::new()));
-    let options = Options { data: Data::Memory, clock, tasks: tasks.clone(), kubelets: None, audit: None };
+    let options =
+        Options { data: Data::Memory, clock, tasks: tasks.clone(), kubelets: None, audit: None, volumes: None };
     let server = ApiServer::open(options).await.unwrap();
     let house = House { client: server.client(), server, tasks };
     account(&house, "bot").await;

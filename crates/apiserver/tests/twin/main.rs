@@ -68,8 +68,14 @@ async fn compare(kubeconfig: &str) -> ExitCode {
     config.default_retry = false;
     let theirs = kube::Client::try_from(config).unwrap();
     let tasks = Tasks::new(Shutdown::new());
-    let options =
-        Options { data: Data::Memory, clock: Clock::system(), tasks: tasks.clone(), kubelets: None, audit: None };
+    let options = Options {
+        data: Data::Memory,
+        clock: Clock::system(),
+        tasks: tasks.clone(),
+        kubelets: None,
+        audit: None,
+        volumes: None,
+    };
     let ours = ApiServer::open(options).await.unwrap().client();
     // Both ask the same one.
     let hook = Hook::serve(&tasks).await;

@@ -76,6 +76,7 @@ async fn all_that_a_directory_has_is_there_again_but_what_no_archive_can_hold() 
         tasks: tasks.clone(),
         kubelets: None,
         audit: None,
+        volumes: None,
     };
     let _server = apiserver::ApiServer::open(options).await.unwrap();
     let _ledger = Ledger::open(Location::File(dir.join("ledger.db")), Clock::system()).unwrap();

@@ -80,6 +80,13 @@ impl Up {
         self.process.id().context("it has ended")
     }
 
+    /// SIGKILL.
+    pub(crate) async fn kill(mut self) -> Result<()> {
+        self.process.kill().await?;
+        let _ = std::fs::remove_file(&self.ready_file);
+        Ok(())
+    }
+
     /// SIGTERM, and how long it took to end.
     pub(crate) async fn stop(mut self) -> Result<Duration> {
         let asked = Instant::now();

@@ -5,6 +5,7 @@ mod boot;
 mod child;
 mod model;
 mod node;
+mod pods;
 mod run_overhead;
 mod sandbox_start;
 mod soak;
@@ -20,6 +21,7 @@ use clap::Subcommand;
 pub(crate) enum Bench {
     Api(api::ApiBench),
     Boot(boot::Boot),
+    Pods(pods::Pods),
     RunOverhead(run_overhead::RunOverhead),
     SandboxStart(sandbox_start::SandboxStart),
     Soak(soak::Soak),
@@ -31,6 +33,7 @@ impl Bench {
         match self {
             Self::Api(it) => it.run().await,
             Self::Boot(it) => it.run().await,
+            Self::Pods(it) => it.run().await,
             Self::RunOverhead(it) => it.run().await,
             Self::SandboxStart(it) => it.run().await,
             Self::Soak(it) => it.run().await,

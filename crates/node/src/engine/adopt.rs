@@ -7,7 +7,7 @@ use std::time::Duration;
 use wire::node::Phase;
 
 use super::sandbox::Sandbox;
-use super::{Engine, blocking};
+use super::{Engine, blocking, pods};
 use crate::state::{Dir, State, Step};
 use crate::{Error, proxy, sys};
 
@@ -20,7 +20,7 @@ impl Engine {
         let ids = Dir::all(&self.sandboxes).map_err(Error::disk(format!("read {}", self.sandboxes.display())))?;
         let found = futures::future::join_all(ids.iter().map(|id| self.adopt_or_end(id))).await;
         found.into_iter().collect::<Result<Vec<()>, _>>()?;
-        for id in self.cgroups.present() {
+        for id in self.cgroups.present().into_iter().filter(|it| !it.starts_with(pods::GROUP)) {
             if self.find(&id).is_err() {
                 self.cgroups.kill(&id);
                 self.cgroups.remove(&id).await.map_err(Error::disk("remove a control group of an earlier node"))?;

@@ -46,6 +46,23 @@ impl Ids {
         }
     }
 
+    /// The host's number of an id inside. None where it is the same, or where only the launcher knows.
+    pub(crate) fn outside(&self, slot: Option<u32>, id: u32) -> Option<u32> {
+        match self {
+            Self::Slots | Self::OneSlot if id < SLOT => Some(BASE + slot.unwrap_or(0) * SLOT + id),
+            _ => None,
+        }
+    }
+
+    /// The number that a file has on the disk whose owner is this id inside. None where it cannot be had.
+    pub(crate) fn on_disk(&self, id: u32) -> Option<u32> {
+        match self {
+            Self::Slots => Some(id),
+            Self::OneSlot => self.outside(None, id),
+            Self::Own { .. } => None,
+        }
+    }
+
     pub(super) fn needs_slot(&self) -> bool {
         *self == Self::Slots
     }
@@ -55,7 +72,7 @@ impl Ids {
     }
 
     /// Makes a directory of ours the sandbox's root's, where it would not seem so by itself.
-    pub(super) fn own(&self, dir: &Path) -> io::Result<()> {
+    pub(crate) fn own(&self, dir: &Path) -> io::Result<()> {
         match self {
             Self::OneSlot if fs::metadata(dir)?.uid() == 0 => std::os::unix::fs::chown(dir, Some(BASE), Some(BASE)),
             _ => Ok(()),

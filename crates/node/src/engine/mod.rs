@@ -3,6 +3,7 @@
 mod adopt;
 mod freeze;
 mod ids;
+pub(crate) mod pods;
 mod sandbox;
 mod start;
 mod stats;
@@ -24,8 +25,11 @@ use wire::node::{Limits, Phase, Workspace};
 pub(crate) use ids::{Ids, is_root, open_launcher};
 pub(crate) use sandbox::Sandbox;
 
+use pods::Seat;
+
 use crate::cgroup::Cgroups;
 use crate::doctor::{self, Finding};
+use crate::image::{ImageMap, Images};
 use crate::launcher::{self, Handle};
 use crate::quota::Formatter;
 use crate::state::Dir;
@@ -59,6 +63,8 @@ pub struct Options {
     /// Most sandboxes at once.
     pub most: usize,
     pub guards: Guards,
+    /// What names of images mean here.
+    pub image_map: ImageMap,
 }
 
 impl Options {
@@ -73,6 +79,7 @@ impl Options {
             limits: Limits { memory: Some(2 << 30), cpu: None, pids: Some(1024), disk: Some(1 << 30) },
             most: 4096,
             guards: Guards::all(),
+            image_map: ImageMap::default(),
         }
     }
 }
@@ -83,19 +90,22 @@ pub(crate) struct Engine {
     pub tasks: Tasks,
     defaults: Limits,
     /// Descriptors that a process of a sandbox may have.
-    files: u64,
+    pub files: u64,
     most: usize,
     sandboxes: PathBuf,
-    boot: String,
+    pub boot: String,
     program: PathBuf,
     setup: launcher::Setup,
-    ids: Ids,
+    pub ids: Ids,
     launcher: tokio::sync::Mutex<Option<Arc<Handle>>>,
     pub cgroups: Cgroups,
     map: Mutex<BTreeMap<String, Arc<Sandbox>>>,
+    /// What the pods have of what sandboxes have too.
+    seats: Mutex<BTreeMap<String, Seat>>,
     pub changes: broadcast::Sender<wire::node::Sandbox>,
     ending: AtomicBool,
     formatter: Option<Formatter>,
+    pub images: Images,
     found: tokio::sync::OnceCell<Vec<Finding>>,
     /// Held for as long as this node lives; the kernel lets go of it with the process.
     _lock: fs::File,
@@ -104,7 +114,7 @@ pub(crate) struct Engine {
 impl Engine {
     /// Takes the directory, starts the launcher, and adopts or ends what an earlier node left.
     pub(crate) async fn open(options: Options) -> Result<Arc<Self>, Error> {
-        let Options { data, execd, launcher: program, clock, tasks, limits, most, guards } = options;
+        let Options { data, execd, launcher: program, clock, tasks, limits, most, guards, image_map } = options;
         let files = FILES.min(raise_files() / 2);
         let (stage, sandboxes) = (data.join("stage"), data.join("sandboxes"));
         for dir in [&data, &stage, &sandboxes] {
@@ -119,6 +129,10 @@ impl Engine {
         let execd = execd.canonicalize().map_err(Error::disk(format!("find {}", execd.display())))?;
 
         let (ids, handle, listen, setup) = ids::open_launcher(&program, &data, Some(&execd), guards).await?;
+        let images = data.join("images");
+        let opened =
+            Images::open(images.clone(), image_map, Default::default(), clock.clone(), tasks.shutdown().clone());
+        let images = opened.map_err(Error::disk(format!("open the images in {}", images.display())))?;
         let engine = Arc::new(Self {
             clock,
             defaults: limits,
@@ -132,9 +146,11 @@ impl Engine {
             launcher: tokio::sync::Mutex::new(Some(Arc::new(handle))),
             cgroups: Cgroups::find(&format!("insula-{}", name_of(&data))),
             map: Mutex::default(),
+            seats: Mutex::default(),
             changes: broadcast::channel(CHANGES).0,
             ending: AtomicBool::new(false),
             formatter: Formatter::find(data.join("templates")),
+            images,
             found: tokio::sync::OnceCell::new(),
             _lock: lock,
             tasks: tasks.clone(),
@@ -185,6 +201,11 @@ impl Engine {
         all.iter().map(|it| it.view()).collect()
     }
 
+    /// Where everything of the node is kept.
+    pub(crate) fn directory(&self) -> &Path {
+        self.sandboxes.parent().unwrap_or(&self.sandboxes)
+    }
+
     fn dir(&self, id: &str) -> Dir {
         Dir::of(&self.sandboxes, id)
     }
@@ -206,7 +227,7 @@ impl Engine {
     }
 
     /// The launcher; started again when it is gone, and then told about every sandbox that lives.
-    async fn launcher(self: &Arc<Self>) -> Result<Arc<Handle>, Error> {
+    pub(crate) async fn launcher(self: &Arc<Self>) -> Result<Arc<Handle>, Error> {
         let mut slot = self.launcher.lock().await;
         if let Some(handle) = slot.as_ref().filter(|it| it.lives()) {
             return Ok(handle.clone());
@@ -218,6 +239,10 @@ impl Engine {
         let (handle, listen) = ids::reopen_launcher(&self.program, &self.setup).await?;
         self.keep_launcher(listen);
         let handle = Arc::new(handle);
+        for (pidfd, dirs) in self.living_pods() {
+            let adopted = handle.adopt(pidfd.as_fd(), dirs).await;
+            adopted.map_err(Error::machine("hand a pod to the new launcher"))?;
+        }
         let living: Vec<_> = self.map().values().cloned().collect();
         for it in living {
             if let Some(pidfd) = it.pidfd() {
@@ -361,6 +386,6 @@ fn name_of(data: &Path) -> String {
 }
 
 /// Work that waits for the disk, off the threads that serve others.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await.map_err(Error::machine("finish work on the disk"))
 }

@@ -92,7 +92,10 @@ impl Engine {
         if let Some(there) = map.get(&state.id) {
             return Ok((there.clone(), false));
         }
-        let slot = self.ids.slot(&map.values().filter_map(|it| it.slot()).collect());
+        let seats = self.seats();
+        let slot = self
+            .ids
+            .slot(&map.values().filter_map(|it| it.slot()).chain(seats.values().filter_map(|it| it.slot)).collect());
         if map.len() >= self.most || (slot.is_none() && self.ids.needs_slot()) {
             return Err(Error::Full(map.len()));
         }
@@ -153,6 +156,7 @@ impl Engine {
             env: ENVIRONMENT.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             inherits: vec![wire::node::init::LISTEN_FD],
             probe: None,
+            pod: None,
         };
         let fds = [listener.as_fd()];
         let mut launcher = self.launcher().await?;

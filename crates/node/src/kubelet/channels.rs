@@ -1,4 +1,4 @@
-//! Between a client of Kubernetes, over WebSocket or SPDY, and execd's WebSocket of a terminal.
+//! Between a client of Kubernetes, over WebSocket or SPDY, and a process.
 //!
 //! Kubernetes' channels are 0 stdin, 1 stdout, 2 stderr, 3 the outcome (a `metav1.Status`) and 4 the terminal's size.
 
@@ -11,12 +11,13 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use wire::execd::{FromTerminal, ToTerminal, channel};
-use wire::websocket::{Broken, Message, Opcode, Side, close, frame};
+use wire::execd::channel;
+use wire::websocket::{Broken, Opcode, Side, close, frame};
 
 use super::exec::Asked;
+use super::process::{End, Process, Says, Tell};
 use super::spdy::{self, Streams};
-use super::websocket::{self, Messages};
+use super::websocket;
 
 pub(super) const ERROR: u8 = 3;
 pub(super) const RESIZE: u8 = 4;
@@ -25,8 +26,6 @@ pub(super) const RESIZE: u8 = 4;
 const WAITING: usize = 16;
 /// How often a client is written to when nothing else is: when it has gone unseen, that fails.
 const PING: Duration = Duration::from_secs(30);
-/// execd asks twice as often whether we are there.
-const SILENCE: Duration = Duration::from_secs(75);
 /// How long a client may take to take one frame.
 const SLOWEST: Duration = Duration::from_secs(60);
 /// How long a client may take to close its side when all was said.
@@ -130,11 +129,8 @@ impl Way {
 }
 
 /// How it ended.
-enum End {
-    /// The command, with this code.
-    Exit(i32),
-    /// There is no exit code, for this reason.
-    Failed(String),
+enum Over {
+    Process(End),
     /// The client has gone.
     Left,
     /// The client closed, or broke a rule: it is told this code.
@@ -142,9 +138,9 @@ enum End {
 }
 
 /// A frame to be written; after the last one there is none.
-struct Out {
-    frame: Vec<u8>,
-    last: bool,
+pub(super) struct Out {
+    pub(super) frame: Vec<u8>,
+    pub(super) last: bool,
 }
 
 impl From<Vec<u8>> for Out {
@@ -153,15 +149,14 @@ impl From<Vec<u8>> for Out {
     }
 }
 
-/// Carries everything both ways until the command ends or the client goes. Dropping the connection to execd ends the
-/// command.
-pub(super) async fn carry<C, E>(client: C, execd: E, asked: &Asked, carrier: Carrier, protocol: Protocol)
+/// Carries everything both ways until the process ends or the client goes.
+pub(super) async fn carry<C>(client: C, process: Process, asked: &Asked, carrier: Carrier, protocol: Protocol)
 where
     C: AsyncRead + AsyncWrite + Send,
-    E: AsyncRead + AsyncWrite + Send,
 {
-    let ((from_client, client), (from_execd, execd)) = (tokio::io::split(client), tokio::io::split(execd));
-    let ((to_client, frames), (to_execd, input)) = (mpsc::channel(WAITING), mpsc::channel(WAITING));
+    let Process { tell, mut says, drive } = process;
+    let (from_client, client) = tokio::io::split(client);
+    let (to_client, frames) = mpsc::channel(WAITING);
     let (mut from_client, ping) = match carrier {
         Carrier::WebSocket => {
             let client = websocket::Client::new(from_client, protocol == Protocol::V5);
@@ -170,33 +165,37 @@ where
         Carrier::Spdy => (Client::Spdy(spdy::Client::new(from_client)), spdy::ping()),
     };
     if !asked.stdin && !asked.tty {
-        let _ = to_execd.try_send(text(&ToTerminal::Eof));
+        let _ = tell.try_send(Tell::InputEnds);
     }
 
-    let mut out = pin!(write(client, frames, ping));
-    let mut into = pin!(async {
-        // What the process does not take any more is not missed; how it ended is still to be read.
-        let _ = hand_on(execd, input).await;
+    let mut out = pin!(write(client, frames, ping, SLOWEST));
+    let mut drive = pin!(async {
+        drive.await;
+        // What it said last is still to be read.
         std::future::pending::<()>().await;
     });
     let way = tokio::select! {
         way = from_client.open(asked, &to_client) => way,
         _ = &mut out => None,
+        () = &mut drive => None,
     };
     let Some(way) = way else { return };
-    let mut up = pin!(up(from_client, asked, &to_execd, &to_client));
-    let mut down = pin!(down(Messages::new(from_execd, Side::Server), asked, way, &to_execd, &to_client));
-    let end = tokio::select! {
-        end = &mut up => end,
-        end = &mut down => end,
-        _ = &mut out => End::Left,
-        () = &mut into => End::Left,
+    let mut up = pin!(up(from_client, asked, &tell, &to_client));
+    let over = {
+        let mut down = pin!(down(&mut says, asked, way, &to_client));
+        tokio::select! {
+            over = &mut up => over,
+            over = &mut down => over,
+            _ = &mut out => Over::Left,
+            () = &mut drive => Over::Left,
+        }
     };
-    let (outcome, broken) = match end {
-        End::Left => return,
-        End::Closed(broken) => (None, Some(broken)),
-        End::Exit(code) => (Some(exited(&asked.command, code)), None),
-        End::Failed(why) => (Some(failed(&why)), None),
+    let (outcome, broken) = match over {
+        Over::Left => return,
+        Over::Closed(broken) => (None, Some(broken)),
+        Over::Process(End::Exit(code)) => (Some(exited(&asked.command, code)), None),
+        Over::Process(End::Done) => (Some(exited(&[], 0)), None),
+        Over::Process(End::Failed(why)) => (Some(failed(&why)), None),
     };
     let last = Out { frame: way.end(outcome.as_ref(), broken), last: true };
     // Each frame has its own deadline.
@@ -211,23 +210,21 @@ where
 async fn up<R: AsyncRead + Unpin>(
     mut client: Client<R>,
     asked: &Asked,
-    to_execd: &mpsc::Sender<Out>,
+    tell: &mpsc::Sender<Tell>,
     to_client: &mpsc::Sender<Out>,
-) -> End {
+) -> Over {
     let mut open = asked.stdin;
     loop {
-        let tell = match client.next().await {
-            Ok(None) => return End::Left,
-            Err(broken) => return End::Closed(broken),
-            Ok(Some(Said::Input(input))) if open && !input.is_empty() => {
-                frame(Side::Client, Opcode::Binary, &[&[channel::STDIN], &input]).into()
-            }
+        let told = match client.next().await {
+            Ok(None) => return Over::Left,
+            Err(broken) => return Over::Closed(broken),
+            Ok(Some(Said::Input(input))) if open && !input.is_empty() => Tell::Input(input),
             Ok(Some(Said::InputEnds)) if open => {
                 open = false;
-                text(&ToTerminal::Eof)
+                Tell::InputEnds
             }
             Ok(Some(Said::Size(size))) if asked.tty => match serde_json::from_slice(&size) {
-                Ok(Size { width: cols, height: rows }) => text(&ToTerminal::Resize { cols, rows }),
+                Ok(Size { width: columns, height: rows }) => Tell::Size { rows, columns },
                 Err(_) => continue,
             },
             Ok(Some(Said::Echo(frame))) => {
@@ -237,73 +234,47 @@ async fn up<R: AsyncRead + Unpin>(
             }
             Ok(Some(_)) => continue,
         };
-        // When execd takes no more, how the command ended is on its way.
-        let _ = to_execd.send(tell).await;
+        // When the process takes no more, how it ended is on its way.
+        let _ = tell.send(told).await;
     }
 }
 
-/// Takes what execd says, until it says how the command ended.
-async fn down<R: AsyncRead + Unpin>(
-    mut messages: Messages<R>,
-    asked: &Asked,
-    way: Way,
-    to_execd: &mpsc::Sender<Out>,
-    to_client: &mpsc::Sender<Out>,
-) -> End {
-    loop {
-        let message = match timeout(SILENCE, messages.next()).await {
-            Ok(Ok(Some(message))) => message,
-            Ok(Ok(None) | Err(_)) => return End::Failed("the sandbox has ended".to_owned()),
-            Err(_) => return End::Failed("the sandbox does not answer".to_owned()),
-        };
-        match message {
-            Message::Close => return End::Failed("the sandbox has broken off".to_owned()),
-            Message::Ping(data) => drop(to_execd.try_send(frame(Side::Client, Opcode::Pong, &[&data]).into())),
-            Message::Pong => {}
-            Message::Binary(data) => {
-                let (channel, data) = match data.split_first() {
-                    Some((&channel::STDOUT, data)) if asked.stdout => (channel::STDOUT, data),
-                    Some((&channel::STDERR, data)) if asked.stderr => (channel::STDERR, data),
-                    _ => continue,
-                };
-                // A client that has gone shows elsewhere.
-                let _ = to_client.send(way.output(channel, data).into()).await;
-            }
-            Message::Text(said) => match serde_json::from_slice(&said) {
-                Ok(FromTerminal::Exit { exit_code }) => return End::Exit(exit_code),
-                Ok(FromTerminal::Error { code, error }) if code == wire::execd::code::START_FAILED => {
-                    return End::Failed(error);
+/// Takes what the process says, until it says how it ended.
+async fn down(says: &mut mpsc::Receiver<Says>, asked: &Asked, way: Way, to_client: &mpsc::Sender<Out>) -> Over {
+    while let Some(said) = says.recv().await {
+        match said {
+            Says::Output(channel, data) => {
+                let wanted = if channel == channel::STDOUT { asked.stdout } else { asked.stderr };
+                if wanted {
+                    // A client that has gone shows elsewhere.
+                    let _ = to_client.send(way.output(channel, &data).into()).await;
                 }
-                // Input that the command does not take is not the end of it.
-                _ => {}
-            },
+            }
+            Says::End(end) => return Over::Process(end),
         }
     }
+    Over::Left
 }
 
 /// Writes frames to the client as they come, and `ping` when none do for a while.
-async fn write<W: AsyncWrite + Unpin>(mut to: W, mut frames: mpsc::Receiver<Out>, ping: Vec<u8>) -> io::Result<()> {
+pub(super) async fn write<W: AsyncWrite + Unpin>(
+    mut to: W,
+    mut frames: mpsc::Receiver<Out>,
+    ping: Vec<u8>,
+    slowest: Duration,
+) -> io::Result<()> {
     loop {
         let next = match timeout(PING, frames.recv()).await {
             Ok(next) => next,
             Err(_) => Some(ping.clone().into()),
         };
         let Some(Out { frame, last }) = next else { return Ok(()) };
-        let written = timeout(SLOWEST, put(&mut to, &frame));
+        let written = timeout(slowest, put(&mut to, &frame));
         written.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         if last {
             return Ok(());
         }
     }
-}
-
-/// Writes frames to execd, which waits while the process reads nothing: it may do so for ever. That execd itself is stuck
-/// shows by its silence.
-async fn hand_on<W: AsyncWrite + Unpin>(mut to: W, mut frames: mpsc::Receiver<Out>) -> io::Result<()> {
-    while let Some(Out { frame, .. }) = frames.recv().await {
-        put(&mut to, &frame).await?;
-    }
-    Ok(())
 }
 
 async fn put<W: AsyncWrite + Unpin>(to: &mut W, frame: &[u8]) -> io::Result<()> {
@@ -317,10 +288,6 @@ async fn put<W: AsyncWrite + Unpin>(to: &mut W, frame: &[u8]) -> io::Result<()> 
 struct Size {
     width: u16,
     height: u16,
-}
-
-fn text(message: &ToTerminal) -> Out {
-    frame(Side::Client, Opcode::Text, &[&serde_json::to_vec(message).unwrap_or_default()]).into()
 }
 
 /// The outcome of a command that ended, as the kubelet over containerd words it.
@@ -340,7 +307,6 @@ fn exited(command: &[String], code: i32) -> Value {
 
 /// The outcome of one that did not start, or whose end nobody saw.
 fn failed(why: &str) -> Value {
-    let why = format!("error executing command in container: {why}");
     json!({
         "metadata": {},
         "status": "Failure",
@@ -355,7 +321,10 @@ fn failed(why: &str) -> Value {
 #[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 mod tests {
     use tokio::io::AsyncReadExt;
+    use wire::execd::FromTerminal;
+    use wire::websocket::Message;
 
+    use super::super::websocket::Messages;
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -363,7 +332,7 @@ mod tests {
         let (client, mut kubectl) = tokio::io::duplex(1 << 10);
         let (ours, execd) = tokio::io::duplex(1 << 10);
         let asked = Asked { command: vec!["late".into()], stdin: true, stdout: true, ..Asked::default() };
-        let carried = carry(client, ours, &asked, Carrier::WebSocket, Protocol::V5);
+        let carried = carry(client, Process::of_execd(ours), &asked, Carrier::WebSocket, Protocol::V5);
         let says = async {
             let block = [&[channel::STDIN], [b'x'; 1 << 10].as_slice()];
             for _ in 0..64 {

@@ -1,24 +1,24 @@
-//! `GET containerLogs`: what the commands of a sandbox printed.
+//! `GET containerLogs`: what a container printed, or the commands of a sandbox.
 //!
-//! execd keeps the lines, with time and stream ([`wire::execd::LOG`]); here they become what the kubelet makes of a
-//! container's log: the last `tailLines` lines, of those the ones since a time, each with its time before it if that is
-//! asked for, all cut at `limitBytes`.
-
-use std::sync::Arc;
+//! A container's log is read by [`crate::pod::Log`]. Of a sandbox, execd keeps the lines, with time and stream
+//! ([`wire::execd::LOG`]); here they become what the kubelet makes of a container's log: the last `tailLines` lines, of
+//! those the ones since a time, each with its time before it if that is asked for, all cut at `limitBytes`.
 
 use bytes::Bytes;
-use futures::stream;
+use futures::{StreamExt, TryStreamExt, stream};
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
 use kit::Shutdown;
 use wire::query;
 
-use crate::engine::Engine;
+use super::door::Pods;
+use super::{CONTAINER, Found, Kubelet, Refused, Target, ask, is_running, plain, spec};
+use crate::engine::{Engine, Sandbox};
+use crate::pod::{LogOptions, Stream};
 use crate::proxy::{Body, Fault};
-
-use super::{CONTAINER, Refused, ask, find, is_running};
 
 /// Longer than any line of execd's.
 const LONGEST: usize = 64 << 10;
@@ -32,42 +32,96 @@ struct Options {
     tail: Option<u64>,
     /// Bytes.
     limit: Option<u64>,
-    /// As times are written in a log: they are compared as text.
-    since: Option<String>,
+    since: Option<Timestamp>,
+    stream: Option<Stream>,
 }
 
 pub(super) async fn answer(
-    engine: &Arc<Engine>,
-    namespace: &str,
-    pod: &str,
+    kubelet: &Kubelet,
+    target: Target<'_>,
     container: &str,
     query: &str,
 ) -> Result<Response<Body>, Refused> {
-    let options = Options::parse(query, engine.clock.now())?;
+    let options = Options::parse(query, kubelet.clock.now())?;
+    let pod = target.name;
     let missing = |why| Refused(StatusCode::NOT_FOUND, why);
-    let sandbox = find(engine, namespace, pod).ok_or_else(|| missing(format!("pod {pod:?} does not exist")))?;
-    if container != CONTAINER {
-        return Err(missing(format!("container {container:?} not found in pod {pod:?}")));
+    let known = |known| match known {
+        true => Ok(()),
+        false => Err(missing(format!("container {container:?} not found in pod {pod:?}"))),
+    };
+    match kubelet.find(target).ok_or_else(|| missing(format!("pod {pod:?} does not exist")))? {
+        Found::Sandbox(engine, sandbox) => {
+            known(container == CONTAINER)?;
+            of_sandbox(kubelet, engine, &sandbox, pod, options).await
+        }
+        Found::Pod(pods, pod) => {
+            known(spec::has(&pod, container))?;
+            of_container(kubelet, pods.as_ref(), &pod, container, options)
+        }
     }
+}
+
+fn of_container(
+    kubelet: &Kubelet,
+    pods: &dyn Pods,
+    pod: &Pod,
+    container: &str,
+    options: Options,
+) -> Result<Response<Body>, Refused> {
+    let refused = |why| Refused(StatusCode::BAD_REQUEST, why);
+    let id = spec::logged(pod, container, options.previous).map_err(refused)?;
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    let state = pods.state(uid);
+    let bare = id.split_once("://").map_or(id.as_str(), |(_, bare)| bare);
+    let attempt = state.iter().flat_map(|it| &it.containers).find(|it| it.name == container && it.id == bare);
+    let log = match attempt.map(|it| pods.log(uid, container, it.attempt)) {
+        Some(Ok(log)) => log,
+        Some(Err(error)) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(refused(format!("failed to open the log of container {container:?}: {error}")));
+        }
+        _ => return Ok(plain(StatusCode::OK, format!("unable to retrieve container logs for {id}"))),
+    };
+    let pieces = log.read(LogOptions {
+        follow: options.follow,
+        timestamps: options.timestamps,
+        tail: options.tail,
+        limit: options.limit,
+        since: options.since,
+        stream: options.stream,
+    });
+    let pieces = pieces.take_until(kubelet.tasks.shutdown().begun());
+    Ok(logged(pieces.map(|piece| piece.map_err(Fault::from))))
+}
+
+async fn of_sandbox(
+    kubelet: &Kubelet,
+    engine: &Engine,
+    sandbox: &Sandbox,
+    pod: &str,
+    options: Options,
+) -> Result<Response<Body>, Refused> {
     if options.previous {
-        let why = format!("previous terminated container {container:?} in pod {pod:?} not found");
+        let why = format!("previous terminated container {CONTAINER:?} in pod {pod:?} not found");
         return Err(Refused(StatusCode::BAD_REQUEST, why));
     }
-    is_running(&sandbox)?;
+    is_running(sandbox)?;
     let mut path = format!("{}?follow={}", wire::execd::LOG, u8::from(options.follow));
     if let Some(lines) = options.tail {
         path.push_str(&format!("&tail={lines}"));
     }
-    let response = ask(engine, &sandbox, &path, &[]).await?;
-    let log = Log { from: response.into_body(), received: Vec::new(), options };
-    let shutdown = engine.tasks.shutdown().clone();
-    let pieces = stream::unfold((log, shutdown), |(mut log, shutdown)| async move {
+    let response = ask(engine, sandbox, &path, &[]).await?;
+    let log = Kept { from: response.into_body(), received: Vec::new(), since: options.since.map(written), options };
+    let shutdown = kubelet.tasks.shutdown().clone();
+    Ok(logged(stream::unfold((log, shutdown), |(mut log, shutdown)| async move {
         let piece = log.next(&shutdown).await?;
-        Some((Ok::<_, Fault>(Frame::data(piece)), (log, shutdown)))
-    });
-    let mut response = Response::new(StreamBody::new(pieces).boxed_unsync());
+        Some((Ok(piece), (log, shutdown)))
+    })))
+}
+
+fn logged(pieces: impl stream::Stream<Item = Result<Bytes, Fault>> + Send + 'static) -> Response<Body> {
+    let mut response = Response::new(StreamBody::new(pieces.map_ok(Frame::data)).boxed_unsync());
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    Ok(response)
+    response
 }
 
 impl Options {
@@ -93,7 +147,15 @@ impl Options {
                 b"limitBytes" => options.limit = Some(least(1)?),
                 b"sinceSeconds" => since_seconds = Some(least(1)?),
                 b"sinceTime" if !text.is_empty() => {
-                    options.since = Some(written(text.parse::<Timestamp>().map_err(|_| undecodable())?));
+                    options.since = Some(text.parse().map_err(|_| undecodable())?);
+                }
+                b"stream" => {
+                    options.stream = match text {
+                        "All" => None,
+                        "Stdout" => Some(Stream::Stdout),
+                        "Stderr" => Some(Stream::Stderr),
+                        _ => return Err(invalid()),
+                    }
                 }
                 _ => {}
             }
@@ -104,25 +166,30 @@ impl Options {
                 return Err(invalid());
             }
             let ago = SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
-            options.since = Some(written(now.checked_sub(ago).unwrap_or(Timestamp::MIN)));
+            options.since = Some(now.checked_sub(ago).unwrap_or(Timestamp::MIN));
+        }
+        // The last lines are looked for among all.
+        if options.stream.is_some() && options.tail.is_some() {
+            return Err(invalid());
         }
         Ok(options)
     }
 }
 
-/// As execd writes it. (Years before 0 begin with a minus, which is less than any digit.)
+/// As execd writes it: times are compared as text. (Years before 0 begin with a minus, which is less than any digit.)
 fn written(time: Timestamp) -> String {
     format!("{time:.9}")
 }
 
 /// A log on its way from execd.
-struct Log {
+struct Kept {
     from: Incoming,
     received: Vec<u8>,
     options: Options,
+    since: Option<String>,
 }
 
-impl Log {
+impl Kept {
     /// What there is next; `None` at the end, which is the sandbox's end for who follows.
     async fn next(&mut self, shutdown: &Shutdown) -> Option<Bytes> {
         loop {
@@ -150,7 +217,7 @@ impl Log {
         let lines = std::mem::replace(&mut self.received, rest);
         let mut out = Vec::new();
         for line in lines.split_inclusive(|byte| *byte == b'\n') {
-            self.options.write(line, &mut out);
+            self.options.write(line, self.since.as_deref(), &mut out);
         }
         out
     }
@@ -158,10 +225,11 @@ impl Log {
 
 impl Options {
     /// Writes one line of execd's as it was asked for.
-    fn write(&mut self, line: &[u8], out: &mut Vec<u8>) {
+    fn write(&mut self, line: &[u8], since: Option<&str>, out: &mut Vec<u8>) {
         let mut parts = line.splitn(3, |byte| *byte == b' ');
-        let (Some(time), Some(_stream), Some(text)) = (parts.next(), parts.next(), parts.next()) else { return };
-        if self.since.as_ref().is_some_and(|since| time < since.as_bytes()) {
+        let (Some(time), Some(stream), Some(text)) = (parts.next(), parts.next(), parts.next()) else { return };
+        let other = self.stream.is_some_and(|wanted| stream != wanted.name().as_bytes());
+        if other || since.is_some_and(|since| time < since.as_bytes()) {
             return;
         }
         let before = out.len();
@@ -200,16 +268,21 @@ mod tests {
             timestamps: true,
             tail: Some(0),
             limit: Some(1),
-            since: Some("2026-11-21T09:59:00.000000000Z".into()),
+            since: Some("2026-11-21T09:59:00Z".parse().unwrap()),
+            stream: None,
         };
         assert_eq!(all, Ok(want));
-        let since = |query| parse(query).unwrap().since.unwrap();
+        assert_eq!(parse("stream=Stderr").map(|it| it.stream), Ok(Some(Stream::Stderr)));
+        let since = |query| written(parse(query).unwrap().since.unwrap());
         assert_eq!(since("sinceTime=2026-11-21T11%3A00%3A00.5%2B01%3A00"), "2026-11-21T10:00:00.500000000Z");
         assert!(since("sinceSeconds=9223372036854775807").starts_with('-'));
         for undecodable in ["tailLines=x", "tailLines=", "limitBytes=1.5", "sinceTime=yesterday", "follow=%ff"] {
             assert_eq!(parse(undecodable), Err(400), "{undecodable}");
         }
-        for invalid in ["tailLines=-1", "limitBytes=0", "sinceSeconds=0", &format!("sinceSeconds=1&sinceTime={NOW}")] {
+        let both = format!("sinceSeconds=1&sinceTime={NOW}");
+        for invalid in
+            ["tailLines=-1", "limitBytes=0", "sinceSeconds=0", &both, "stream=x", "stream=Stdout&tailLines=1"]
+        {
             assert_eq!(parse(invalid), Err(422), "{invalid}");
         }
     }
@@ -220,12 +293,14 @@ mod tests {
                    2026-11-21T09:00:00.000000003Z stdout  three  \n";
         let shown = |query| {
             let (mut options, mut out) = (parse(query).unwrap(), Vec::new());
-            log.split_inclusive('\n').for_each(|line| options.write(line.as_bytes(), &mut out));
+            let since = options.since.map(written);
+            log.split_inclusive('\n').for_each(|line| options.write(line.as_bytes(), since.as_deref(), &mut out));
             (String::from_utf8(out).unwrap(), options.limit)
         };
         assert_eq!(shown(""), ("one\n\n three  \n".into(), None));
         assert_eq!(shown("sinceTime=2026-11-21T09:00:00.000000002Z"), ("\n three  \n".into(), None));
         assert_eq!(shown("timestamps=1").0.lines().next(), Some("2026-11-21T09:00:00.000000001Z one"));
+        assert_eq!(shown("stream=Stderr"), ("\n".into(), None));
         assert_eq!(shown("limitBytes=7"), ("one\n\n t".into(), Some(0)));
         assert_eq!(shown("limitBytes=12&timestamps=1").0, "2026-11-21T0");
         assert_eq!(shown("limitBytes=100"), ("one\n\n three  \n".into(), Some(86)));

@@ -1,27 +1,39 @@
-//! The kubelet's HTTP API, as far as `kubectl logs` and `kubectl exec` need it: every bound sandbox is a Pod with one
-//! container.
+//! The kubelet's HTTP API: logs, exec, attach, forwarded ports and usage of the pods of this machine. Every bound sandbox
+//! is a Pod too, with one container.
 //!
 //! Paths, parameters, statuses and words are those of the kubelet of Kubernetes 1.34 (pkg/kubelet/server,
 //! pkg/kubelet/kubelet_pods.go). Who may ask is settled before: whoever reaches a node may do everything.
 
 mod channels;
+mod door;
 mod exec;
+mod forward;
 mod logs;
+mod process;
+mod running;
 mod spdy;
+mod spec;
+mod stats;
+#[cfg(test)]
+mod tests;
 mod websocket;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use serde_json::json;
+use k8s_openapi::api::core::v1::Pod;
+use kit::{Clock, Tasks};
+use serde_json::{Value, json};
 use wire::node::Phase;
 
 use crate::Error;
 use crate::engine::{Engine, Sandbox};
 use crate::proxy::{self, Body, full};
+pub(crate) use {door::Pods, running::Running};
 
 /// What all paths of this API begin with.
 pub(crate) const PREFIX: &str = "/kubelet/";
@@ -42,12 +54,124 @@ impl From<Error> for Refused {
     }
 }
 
-pub(crate) async fn answer(engine: &Arc<Engine>, request: Request<()>) -> Response<Body> {
-    let path = request.uri().path().to_owned();
-    match route(engine, request).await {
-        Ok(response) => response,
-        Err(refused) => refused.answer(path.starts_with(LOGS)),
+/// What serves it.
+pub(crate) struct Kubelet {
+    clock: Clock,
+    tasks: Tasks,
+    /// The sandboxes of this machine, if it has some.
+    engine: Option<Arc<Engine>>,
+    pods: OnceLock<Arc<dyn Pods>>,
+    samples: stats::Samples,
+}
+
+/// A pod that somebody names.
+#[derive(Clone, Copy, Debug)]
+struct Target<'a> {
+    namespace: &'a str,
+    name: &'a str,
+    uid: Option<&'a str>,
+}
+
+/// What is seen as a Pod.
+enum Found<'a> {
+    Sandbox(&'a Arc<Engine>, Arc<Sandbox>),
+    Pod(&'a Arc<dyn Pods>, Arc<Pod>),
+}
+
+impl Kubelet {
+    pub(crate) fn new(clock: Clock, tasks: Tasks, engine: Option<Arc<Engine>>) -> Self {
+        Self { clock, tasks, engine, pods: OnceLock::new(), samples: stats::Samples::default() }
     }
+
+    /// From now on these are served. The first that are given stay.
+    pub(crate) fn serve(&self, pods: Arc<dyn Pods>) {
+        let _ = self.pods.set(pods);
+    }
+
+    pub(crate) async fn answer(&self, request: Request<()>) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        match self.route(request).await {
+            Ok(response) => response,
+            Err(refused) => refused.answer(path.starts_with(LOGS)),
+        }
+    }
+
+    async fn route(&self, request: Request<()>) -> Result<Response<Body>, Refused> {
+        let path = request.uri().path().to_owned();
+        let segments: Vec<&str> =
+            path.strip_prefix(PREFIX).unwrap_or_default().trim_end_matches('/').split('/').collect();
+        let reads = request.method() == Method::GET;
+        let upgrades = reads || request.method() == Method::POST;
+        let target = |namespace, name, uid| Target { namespace, name, uid };
+        match segments.as_slice() {
+            ["containerLogs", namespace, pod, container] if reads => {
+                let query = request.uri().query().unwrap_or_default();
+                logs::answer(self, target(namespace, pod, None), container, query).await
+            }
+            [part @ ("exec" | "attach"), namespace, pod, uid @ .., container] if upgrades && uid.len() < 2 => {
+                let to = if *part == "exec" { exec::To::Command } else { exec::To::Container };
+                exec::answer(self, target(namespace, pod, uid.first().copied()), container, to, request).await
+            }
+            ["portForward", namespace, pod, uid @ ..] if upgrades && uid.len() < 2 => {
+                forward::answer(self, target(namespace, pod, uid.first().copied()), request)
+            }
+            ["stats", "summary"] if upgrades => Ok(json(&self.summary())),
+            ["metrics", "resource"] if reads => Ok(text("text/plain; version=0.0.4; charset=utf-8", self.resources())),
+            ["pods"] if reads => Ok(json(&self.list())),
+            ["healthz"] | ["healthz", "ping" | "log" | "syncloop"] if reads => {
+                Ok(text("text/plain; charset=utf-8", "ok"))
+            }
+            _ => Err(Refused(StatusCode::NOT_FOUND, format!("there is no {path}"))),
+        }
+    }
+
+    fn find(&self, target: Target<'_>) -> Option<Found<'_>> {
+        let Target { namespace, name, uid } = target;
+        if let Some(engine) = &self.engine {
+            let labels = [(api::labels::POD_NAMESPACE, namespace), (api::labels::POD, name)];
+            if let Some(sandbox) = engine.bound_with(&labels) {
+                return Some(Found::Sandbox(engine, sandbox));
+            }
+        }
+        let pods = self.pods.get()?;
+        let pod = pods.find(namespace, name)?;
+        (uid.is_none() || pod.metadata.uid.as_deref() == uid).then_some(Found::Pod(pods, pod))
+    }
+
+    /// `PodList`, of those that this node runs.
+    fn list(&self) -> Value {
+        let all = self.pods.get().map(|it| it.list()).unwrap_or_default();
+        let items: Vec<&Pod> = all.iter().map(Arc::as_ref).collect();
+        json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items})
+    }
+
+    /// Talks to a client until one of both ends.
+    fn session(&self, name: &'static str, talk: impl Future<Output = ()> + Send + 'static) {
+        let shutdown = self.tasks.shutdown().clone();
+        self.tasks.tenant(name, async move {
+            tokio::select! {
+                () = talk => {}
+                () = shutdown.begun() => {}
+            }
+        });
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> Response<Body> {
+    text("application/json", serde_json::to_vec(value).unwrap_or_default())
+}
+
+fn text(kind: &'static str, said: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(full(said));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+/// As what streams to containers is refused.
+fn plain(code: StatusCode, why: String) -> Response<Body> {
+    let mut response = text("text/plain; charset=utf-8", why);
+    *response.status_mut() = code;
+    response
 }
 
 impl Refused {
@@ -70,37 +194,14 @@ impl Refused {
             true => ("text/plain; charset=utf-8", why),
             false => ("application/json", status.to_string()),
         };
-        let mut response = Response::new(full(said));
+        let mut response = text(kind, said);
         *response.status_mut() = code;
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         response
-    }
-}
-
-async fn route(engine: &Arc<Engine>, request: Request<()>) -> Result<Response<Body>, Refused> {
-    let path = request.uri().path().to_owned();
-    let segments: Vec<&str> = path.strip_prefix(PREFIX).unwrap_or_default().split('/').collect();
-    let reads = request.method() == Method::GET;
-    match segments.as_slice() {
-        ["containerLogs", namespace, pod, container] if reads => {
-            logs::answer(engine, namespace, pod, container, request.uri().query().unwrap_or_default()).await
-        }
-        ["exec", namespace, pod, container] if reads || request.method() == Method::POST => {
-            exec::answer(engine, namespace, pod, container, request).await
-        }
-        ["attach", ..] => Err(without("attach: its first process takes no input; exec starts one that does")),
-        ["portForward", ..] => Err(without("port-forward")),
-        _ => Err(Refused(StatusCode::NOT_FOUND, format!("there is no {path}"))),
     }
 }
 
 fn without(what: &str) -> Refused {
     Refused(StatusCode::NOT_IMPLEMENTED, format!("a sandbox cannot {what}"))
-}
-
-/// The sandbox that is seen as this Pod.
-fn find(engine: &Engine, namespace: &str, pod: &str) -> Option<Arc<Sandbox>> {
-    engine.bound_with(&[(api::labels::POD_NAMESPACE, namespace), (api::labels::POD, pod)])
 }
 
 fn is_running(sandbox: &Sandbox) -> Result<(), Refused> {

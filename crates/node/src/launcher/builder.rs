@@ -10,7 +10,7 @@ use rustix::process::Pid;
 use rustix::thread::ThreadNameSpaceType;
 
 use super::stage::{Stage, shifted};
-use super::{Answer, Attach, Cgroup, Failure, Join, Start, Step, Workspace, disk, inside, message};
+use super::{Answer, Attach, Cgroup, Failure, Join, Start, Step, Trees, Workspace, disk, inside, message};
 use crate::guard::Guards;
 use crate::sys::{self, Fork};
 
@@ -143,4 +143,27 @@ pub(super) fn attach(stage: &Stage, attach: &Attach, answer: &OwnedFd, pidfd: Op
         let _ = fs::write("/etc/hosts", inside::hosts(name));
     }
     message::send(answer.as_fd(), &Answer::Done, &[]).step(|| "answer the node".into())
+}
+
+/// Copies of mounts for the pod whose first process this is, with its ids.
+pub(super) fn trees(stage: &Stage, asked: &Trees, answer: &OwnedFd) -> Result<(), Failure> {
+    let pid = Pid::from_raw(asked.pid).ok_or_else(|| Failure { step: "find the pod".into(), errno: libc::ESRCH })?;
+    let ids = if asked.shift { Some(user_namespace(pid)?) } else { None };
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    let mut set = 0;
+    if stage.guards.has(Guards::MOUNT_FLAGS) {
+        set |= sys::ATTR_NOSUID | sys::ATTR_NODEV;
+    }
+    if asked.read_only {
+        set |= sys::ATTR_RDONLY;
+    }
+    let mut trees = Vec::new();
+    for path in &asked.paths {
+        let tree = rustix::mount::open_tree(CWD, path, flags).step(|| format!("open {}", path.display()))?;
+        sys::mount_setattr(tree.as_fd(), set, ids.as_ref().map(AsFd::as_fd), false)
+            .step(|| format!("prepare the mount of {}", path.display()))?;
+        trees.push(tree);
+    }
+    let trees: Vec<_> = trees.iter().map(AsFd::as_fd).collect();
+    message::send(answer.as_fd(), &Answer::Done, &trees).step(|| "answer the node".into())
 }

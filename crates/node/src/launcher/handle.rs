@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::sys;
 
-use super::{Answer, Ask, Attach, Failure, Found, Setup, Start, Status, Tell, message};
+use super::{Answer, Ask, Attach, Failure, Found, Setup, Start, Status, Tell, Trees, message};
 
 /// Longer than any start, however busy the machine.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -139,6 +139,16 @@ impl Handle {
         }
     }
 
+    /// Mounts for a pod, in the order of the paths.
+    pub(crate) async fn trees(&self, trees: Trees) -> Result<Vec<OwnedFd>, Error> {
+        let answer = self.ask(&Ask::Trees(trees), &[]).await?;
+        match deadline(receive::<Answer>(&answer)).await? {
+            Some((Answer::Done, fds)) => Ok(fds),
+            Some((Answer::Failed(failure), _)) => Err(Error::Failed(failure)),
+            Some((Answer::Made { .. }, _)) | None => Err(self.gone()),
+        }
+    }
+
     /// Makes the launcher answer for a sandbox's end should this node die.
     pub(crate) async fn adopt(&self, pidfd: BorrowedFd<'_>, cgroups: Vec<std::path::PathBuf>) -> Result<(), Error> {
         self.ask(&Ask::Adopt { cgroups }, &[pidfd]).await.map(drop)
@@ -224,7 +234,7 @@ fn talk(error: io::Error) -> Error {
     if error.raw_os_error().is_some() { Error::Talk(error) } else { Error::Answer(error) }
 }
 
-async fn deadline<T>(doing: impl Future<Output = io::Result<T>>) -> Result<T, Error> {
+pub(crate) async fn deadline<T>(doing: impl Future<Output = io::Result<T>>) -> Result<T, Error> {
     match tokio::time::timeout(DEADLINE, doing).await {
         Err(_) => Err(Error::Slow),
         Ok(Ok(done)) => Ok(done),
@@ -235,7 +245,7 @@ async fn deadline<T>(doing: impl Future<Output = io::Result<T>>) -> Result<T, Er
     }
 }
 
-async fn receive<T: DeserializeOwned>(socket: &AsyncFd<OwnedFd>) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+pub(crate) async fn receive<T: DeserializeOwned>(socket: &AsyncFd<OwnedFd>) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     loop {
         let mut ready = socket.readable().await?;
         match ready.try_io(|it| message::receive(it.as_fd())) {
@@ -247,7 +257,11 @@ async fn receive<T: DeserializeOwned>(socket: &AsyncFd<OwnedFd>) -> io::Result<O
     }
 }
 
-async fn send(socket: &AsyncFd<OwnedFd>, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub(crate) async fn send(
+    socket: &AsyncFd<OwnedFd>,
+    message: &impl Serialize,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
     loop {
         let mut ready = socket.writable().await?;
         match ready.try_io(|it| message::send(it.as_fd(), message, fds)) {

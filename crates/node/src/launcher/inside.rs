@@ -4,15 +4,15 @@ use std::ffi::{CStr, CString};
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags};
 use rustix::process::{Resource, Rlimit as Limit};
 use rustix::thread::{Gid, Uid};
 
-use super::stage::{Stage, overlay, tmpfs};
-use super::{Answer, Failure, Rlimit, Start, Step, message};
+use super::stage::{Lower, Stage, overlay, tmpfs};
+use super::{Answer, Failure, IdMap, Rlimit, Start, Step, message, shim};
 use crate::guard::{self, Guards};
 use crate::sys;
 
@@ -80,17 +80,31 @@ fn become_program(
     answer: &OwnedFd,
     inherits: Vec<OwnedFd>,
 ) -> Result<(), Failure> {
-    become_root(start)?;
+    become_root(&start.ids)?;
+    if let Some(pod) = &start.pod {
+        return shim::run(stage, start, pod, trees, answer, inherits);
+    }
     // Its root is the group that we were born in, which it was not yet while we were being made.
     sys::unshare(rustix::thread::UnshareFlags::NEWCGROUP).step(|| "see only our own control groups".into())?;
     // Before anything else in here asks for memory: when the machine runs out, sandboxes go first.
     let _ = fs::write("/proc/self/oom_score_adj", "500");
-    mount_all(stage, start, trees)?;
+    rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
+        .step(|| "keep mounts to ourselves".into())?;
+    let sources = place(stage, trees)?;
+    let view = View {
+        layer: start.layer,
+        tmp: Some(start.tmp),
+        shm: Shm::Own(start.tmp),
+        hostname: &start.hostname,
+        hosts: &hosts(&start.hostname),
+        resolv: None,
+        ids: &start.ids,
+    };
+    let root = mount_all(stage, &view, &Base::Host(&sources))?;
+    enter(stage.guards, &root)?;
     rustix::system::sethostname(start.hostname.as_bytes()).step(|| "set the host name".into())?;
     if stage.guards.has(Guards::NETWORK) {
-        let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
-            .step(|| "open a socket".into())?;
-        sys::loopback_up(socket.as_fd()).step(|| "bring loopback up".into())?;
+        loopback()?;
     }
     rustix::process::setsid().step(|| "start a session".into())?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
@@ -140,9 +154,15 @@ fn become_program(
     sys::exit_now(127)
 }
 
+pub(super) fn loopback() -> Result<(), Failure> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
+        .step(|| "open a socket".into())?;
+    sys::loopback_up(socket.as_fd()).step(|| "bring loopback up".into())
+}
+
 /// Root of the own user namespace, in nobody else's groups as far as that can be.
-fn become_root(start: &Start) -> Result<(), Failure> {
-    let many = start.ids.iter().any(|it| it.count > 1);
+fn become_root(ids: &[IdMap]) -> Result<(), Failure> {
+    let many = ids.iter().any(|it| it.count > 1);
     if many {
         rustix::thread::set_thread_groups(&[]).step(|| "leave the launcher's groups".into())?;
     }
@@ -153,47 +173,92 @@ fn become_root(start: &Start) -> Result<(), Failure> {
         .step(|| "own /proc/self again".into())
 }
 
-fn mount_all(stage: &Stage, start: &Start, trees: Vec<OwnedFd>) -> Result<(), Failure> {
-    rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
-        .step(|| "keep mounts to ourselves".into())?;
-    let mut trees = trees.into_iter();
+/// What a root is made of besides what it is based on.
+pub(super) struct View<'a> {
+    /// Bytes of memory for what is written to it.
+    pub layer: u64,
+    /// Bytes of a /tmp of its own.
+    pub tmp: Option<u64>,
+    pub shm: Shm<'a>,
+    pub hostname: &'a str,
+    pub hosts: &'a str,
+    pub resolv: Option<&'a str>,
+    pub ids: &'a [IdMap],
+}
+
+/// Where /dev/shm comes from.
+pub(super) enum Shm<'a> {
+    /// Its own, of so many bytes.
+    Own(u64),
+    /// A directory that others see too.
+    Shared(&'a Path),
+}
+
+/// What a root is based on.
+pub(super) enum Base<'a> {
+    /// The host's directories, each where [`place`] put it.
+    Host(&'a [PathBuf]),
+    /// An unpacked image.
+    Image(&'a Path),
+}
+
+/// Puts the host's directories with shifted ids where they can be mounted from; where ids are not shifted, they are
+/// already.
+pub(super) fn place(stage: &Stage, trees: Vec<OwnedFd>) -> Result<Vec<PathBuf>, Failure> {
+    if trees.is_empty() {
+        return Ok(stage.lowers.iter().map(|it| it.source.clone()).collect());
+    }
+    let mut places = Vec::new();
+    for (lower, tree) in stage.lowers.iter().zip(trees) {
+        let at = Path::new("low").join(&lower.name);
+        rustix::mount::move_mount(tree.as_fd(), "", CWD, &at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .step(|| format!("place the layer /{}", lower.name))?;
+        places.push(at);
+    }
+    Ok(places)
+}
+
+/// Builds a root and returns where it is.
+pub(super) fn mount_all(stage: &Stage, view: &View<'_>, base: &Base<'_>) -> Result<PathBuf, Failure> {
     let flags = if stage.guards.has(Guards::MOUNT_FLAGS) {
         MountFlags::NOSUID | MountFlags::NODEV
     } else {
         MountFlags::empty()
     };
     let layer = Path::new("new");
-    tmpfs(layer, start.layer, "0755", flags)?;
+    tmpfs(layer, view.layer, "0755", flags)?;
     let root = layer.join("root");
     for dir in [&root, &layer.join("upper"), &layer.join("work")] {
         fs::create_dir(dir).step(|| format!("make {}", dir.display()))?;
     }
-    // A root must be a mount; what is mounted below comes on top of it.
-    rustix::mount::mount_bind(&root, &root).step(|| "bind the new root".into())?;
-    for &(name, mode) in DIRECTORIES {
-        let path = root.join(name);
-        rustix::fs::mkdir(&path, rustix::fs::Mode::from_raw_mode(mode)).step(|| format!("make /{name}"))?;
-        if mode & 0o1000 != 0 {
-            rustix::fs::chmod(&path, rustix::fs::Mode::from_raw_mode(mode)).step(|| format!("open /{name}"))?;
+    match base {
+        Base::Host(sources) => {
+            // A root must be a mount; what is mounted below comes on top of it.
+            rustix::mount::mount_bind(&root, &root).step(|| "bind the new root".into())?;
+            host(stage, view, layer, sources)?;
+        }
+        Base::Image(source) => {
+            if !stage.found.overlay {
+                return Err(Failure { step: "mount an image without overlays".into(), errno: libc::ENOTSUP });
+            }
+            overlay(source, &layer.join("upper"), &layer.join("work"), &root).step(|| "mount the image".into())?;
+            image(view, &root)?;
         }
     }
-    for (name, target) in &stage.links {
-        symlink(target, root.join(name)).step(|| format!("link /{name}"))?;
+    if let Some(tmp) = view.tmp {
+        tmpfs(&root.join("tmp"), tmp, "1777", flags)?;
     }
-    symlink("../run", root.join("var/run")).step(|| "link /var/run".into())?;
-    for lower in &stage.lowers {
-        let tree = if start.shift { trees.next() } else { None };
-        mount_lower(stage, start, layer, lower, tree)?;
-    }
-    tmpfs(&root.join("tmp"), start.tmp, "1777", flags)?;
     rustix::mount::mount_bind_recursive("dev", root.join("dev")).step(|| "mount /dev".into())?;
-    let gid =
-        if start.ids.iter().any(|it| it.inside <= 5 && 5 - it.inside < it.count) { ",gid=5,mode=620" } else { "" };
+    let gid = if view.ids.iter().any(|it| it.inside <= 5 && 5 - it.inside < it.count) { ",gid=5,mode=620" } else { "" };
     let options = CString::new(format!("newinstance,ptmxmode=0666{gid}")).step(|| "name options".into())?;
     let no = MountFlags::NOSUID | MountFlags::NOEXEC;
     rustix::mount::mount("devpts", root.join("dev/pts"), "devpts", no, Some(options.as_c_str()))
         .step(|| "mount /dev/pts".into())?;
-    tmpfs(&root.join("dev/shm"), start.tmp, "1777", flags | MountFlags::NOEXEC)?;
+    let shm = root.join("dev/shm");
+    match view.shm {
+        Shm::Own(bytes) => tmpfs(&shm, bytes, "1777", flags | MountFlags::NOEXEC)?,
+        Shm::Shared(from) => rustix::mount::mount_bind(from, &shm).step(|| "share /dev/shm".into())?,
+    }
     let proc = root.join("proc");
     if stage.guards.has(Guards::PROCESSES) {
         rustix::mount::mount("proc", &proc, "proc", no | MountFlags::NODEV, None::<&CStr>)
@@ -205,27 +270,32 @@ fn mount_all(stage: &Stage, start: &Start, trees: Vec<OwnedFd>) -> Result<(), Fa
     if stage.guards.has(Guards::PROC) {
         mask(&proc)?;
     }
-    enter(stage.guards, &root)
+    Ok(root)
+}
+
+/// The host's directories, and those that come from nowhere.
+fn host(stage: &Stage, view: &View<'_>, layer: &Path, sources: &[PathBuf]) -> Result<(), Failure> {
+    let root = layer.join("root");
+    for &(name, mode) in DIRECTORIES {
+        let path = root.join(name);
+        rustix::fs::mkdir(&path, rustix::fs::Mode::from_raw_mode(mode)).step(|| format!("make /{name}"))?;
+        if mode & 0o1000 != 0 {
+            rustix::fs::chmod(&path, rustix::fs::Mode::from_raw_mode(mode)).step(|| format!("open /{name}"))?;
+        }
+    }
+    for (name, target) in &stage.links {
+        symlink(target, root.join(name)).step(|| format!("link /{name}"))?;
+    }
+    symlink("../run", root.join("var/run")).step(|| "link /var/run".into())?;
+    for (lower, source) in stage.lowers.iter().zip(sources) {
+        mount_lower(stage, view, layer, lower, source)?;
+    }
+    Ok(())
 }
 
 /// One directory of the host: read-only below, what the sandbox writes above.
-fn mount_lower(
-    stage: &Stage,
-    start: &Start,
-    layer: &Path,
-    lower: &super::stage::Lower,
-    tree: Option<OwnedFd>,
-) -> Result<(), Failure> {
+fn mount_lower(stage: &Stage, view: &View<'_>, layer: &Path, lower: &Lower, source: &Path) -> Result<(), Failure> {
     let name = &lower.name;
-    let source = match tree {
-        None => lower.source.clone(),
-        Some(tree) => {
-            let at = Path::new("low").join(name);
-            rustix::mount::move_mount(tree.as_fd(), "", CWD, &at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-                .step(|| format!("place the layer /{name}"))?;
-            at
-        }
-    };
     let to = layer.join("root").join(name);
     let [upper, work] = ["upper", "work"].map(|it| layer.join(it).join(name));
     for dir in [&to, &upper, &work] {
@@ -234,15 +304,49 @@ fn mount_lower(
     if name == "etc" {
         let into = if stage.found.overlay { &upper } else { &to };
         if !stage.found.overlay {
-            copy_tree(&source, into).step(|| "copy /etc".into())?;
+            copy_tree(source, into).step(|| "copy /etc".into())?;
         }
-        fs::write(into.join("hostname"), format!("{}\n", start.hostname)).step(|| "write /etc/hostname".into())?;
-        fs::write(into.join("hosts"), hosts(&start.hostname)).step(|| "write /etc/hosts".into())?;
+        for (file, text) in names(view) {
+            fs::write(into.join(file), text).step(|| format!("write /etc/{file}"))?;
+        }
     }
     if stage.found.overlay {
-        return overlay(&source, &upper, &work, &to).step(|| format!("mount the overlay of /{name}"));
+        return overlay(source, &upper, &work, &to).step(|| format!("mount the overlay of /{name}"));
     }
-    if name == "etc" { Ok(()) } else { read_only(&source, &to, true) }
+    if name == "etc" { Ok(()) } else { read_only(source, &to, true) }
+}
+
+/// The files of /etc that tell names, and what is in them.
+fn names<'a>(view: &'a View<'_>) -> impl Iterator<Item = (&'static str, String)> + use<'a> {
+    [("hostname", Some(format!("{}\n", view.hostname))), ("hosts", Some(view.hosts.to_owned()))]
+        .into_iter()
+        .chain([("resolv.conf", view.resolv.map(str::to_owned))])
+        .filter_map(|(file, text)| Some((file, text?)))
+}
+
+/// What every root must have, where an image lacks it. Nothing of an image is followed: a directory that is a link there
+/// is replaced.
+fn image(view: &View<'_>, root: &Path) -> Result<(), Failure> {
+    for (name, mode) in [("dev", 0o755), ("proc", 0o555), ("sys", 0o555), ("etc", 0o755), ("tmp", 0o1777)] {
+        let path = root.join(name);
+        match path.symlink_metadata() {
+            Ok(found) if found.is_dir() => continue,
+            Ok(_) => fs::remove_file(&path).step(|| format!("replace /{name}"))?,
+            Err(_) => {}
+        }
+        rustix::fs::mkdir(&path, rustix::fs::Mode::from_raw_mode(mode)).step(|| format!("make /{name}"))?;
+        rustix::fs::chmod(&path, rustix::fs::Mode::from_raw_mode(mode)).step(|| format!("open /{name}"))?;
+    }
+    for (file, text) in names(view) {
+        let path = root.join("etc").join(file);
+        match path.symlink_metadata() {
+            Ok(found) if found.is_dir() => continue,
+            Ok(_) => fs::remove_file(&path).step(|| format!("replace /etc/{file}"))?,
+            Err(_) => {}
+        }
+        fs::write(&path, text).step(|| format!("write /etc/{file}"))?;
+    }
+    Ok(())
 }
 
 /// The place of an overlay over /etc, where there is none.
@@ -262,7 +366,7 @@ fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-fn read_only(source: &Path, to: &Path, recursive: bool) -> Result<(), Failure> {
+pub(super) fn read_only(source: &Path, to: &Path, recursive: bool) -> Result<(), Failure> {
     let what = || format!("show {} read-only", to.display());
     use rustix::mount::OpenTreeFlags as Flags;
     let mut flags = Flags::OPEN_TREE_CLONE | Flags::OPEN_TREE_CLOEXEC;
@@ -291,7 +395,7 @@ fn mask(proc: &Path) -> Result<(), Failure> {
 }
 
 /// Makes `root` the root and lets go of everything else.
-fn enter(guards: Guards, root: &Path) -> Result<(), Failure> {
+pub(super) fn enter(guards: Guards, root: &Path) -> Result<(), Failure> {
     rustix::process::chdir(root).step(|| "enter the new root".into())?;
     if guards.has(Guards::ROOT) {
         rustix::process::pivot_root(".", ".").step(|| "change the root".into())?;
@@ -303,7 +407,7 @@ fn enter(guards: Guards, root: &Path) -> Result<(), Failure> {
 }
 
 /// Lowers a limit; one that is lower already stays.
-fn limit(which: Rlimit, value: u64) -> Result<(), Failure> {
+pub(super) fn limit(which: Rlimit, value: u64) -> Result<(), Failure> {
     let resource = match which {
         Rlimit::Processes => Resource::Nproc,
         Rlimit::Data => Resource::Data,

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 /// More never goes through: paths, limits and a few words.
 const LIMIT: usize = 64 * 1024;
 /// Most descriptors in one message.
-const DESCRIPTORS: usize = 16;
+pub(crate) const DESCRIPTORS: usize = 64;
 
 /// A pair of connected sockets, closed by exec.
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {

@@ -11,11 +11,13 @@
 //! that died in between never says it, the socket closes, and the process ends.
 
 mod builder;
+mod container;
 mod disk;
 mod handle;
 mod inside;
-mod message;
+pub(crate) mod message;
 mod probe;
+pub(crate) mod shim;
 mod stage;
 mod zygote;
 
@@ -25,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use disk::{FILES, image, is_marked, mark};
 pub use disk::{IMAGE, MARK};
-pub(crate) use handle::{Error, Handle, Made, Ranges};
+pub(crate) use handle::{Error, Handle, Made, Ranges, deadline, receive, send};
 pub(crate) use probe::{Probe, Works};
 pub(crate) use zygote::main;
 
@@ -72,6 +74,8 @@ pub(crate) enum Ask {
     Start(Box<Start>),
     /// Descriptors: answer, the sandbox's pidfd.
     Attach(Attach),
+    /// Descriptors: answer. They come back in the order of the paths.
+    Trees(Trees),
     /// Descriptors: answer (unused), the pidfd of a sandbox that an earlier launcher started. It is ended with ours when
     /// no node comes back.
     Adopt { cgroups: Vec<PathBuf> },
@@ -98,6 +102,20 @@ pub(crate) struct Start {
     pub inherits: Vec<i32>,
     /// Instead of a program, try what works in there.
     pub probe: Option<Probe>,
+    /// Instead of a program, be the shim of this pod.
+    pub pod: Option<shim::Pod>,
+}
+
+/// Directories or files of the host that a pod is to see.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Trees {
+    /// The pod's first process.
+    pub pid: i32,
+    /// At most [`message::DESCRIPTORS`].
+    pub paths: Vec<PathBuf>,
+    pub read_only: bool,
+    /// Show their owners as the same ids inside.
+    pub shift: bool,
 }
 
 /// A control group to make, to write into and to start the sandbox in.

@@ -124,7 +124,11 @@ impl Stage {
         let etc = PathBuf::from("etc");
         build_etc(&etc).step(|| "gather /etc".into())?;
         lowers.push(Lower { name: "etc".into(), source: etc });
-        for it in lowers.iter().map(|it| format!("low/{}", it.name)).chain(["new".into(), "empty".into()]) {
+        for it in lowers
+            .iter()
+            .map(|it| format!("low/{}", it.name))
+            .chain(["new", "empty", "proc", "pod", "image"].map(Into::into))
+        {
             fs::create_dir_all(&it).step(|| format!("make {it}"))?;
         }
         build_dev(Path::new("dev"))?;
@@ -308,6 +312,8 @@ fn build_dev(at: &Path) -> Result<(), Failure> {
     ] {
         symlink(target, at.join(name)).step(|| format!("link /dev/{name}"))?;
     }
+    // Where the last words of a pod's container are mounted.
+    fs::write(at.join("termination-log"), "").step(|| "make /dev/termination-log".into())?;
     for name in DEVICES {
         let (from, to) = (Path::new("/dev").join(name), at.join(name));
         rustix::fs::open(&to, rustix::fs::OFlags::CREATE | rustix::fs::OFlags::CLOEXEC, Mode::from_raw_mode(0o666))

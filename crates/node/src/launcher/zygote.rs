@@ -145,6 +145,7 @@ impl Family {
                 let done = match ask {
                     Ask::Start(start) => builder::start(stage, &start, &answer, &self.newborn, fds.collect()),
                     Ask::Attach(attach) => builder::attach(stage, &attach, &answer, fds.next()),
+                    Ask::Trees(asked) => builder::trees(stage, &asked, &answer),
                     Ask::Release { id } => {
                         disk::release(&id);
                         Ok(())
@@ -217,6 +218,10 @@ impl Family {
         for base in &self.bases {
             // Those too whose sandboxes had ended before.
             for group in fs::read_dir(base).into_iter().flatten().flatten() {
+                // Those of pods have some below them.
+                for below in fs::read_dir(group.path()).into_iter().flatten().flatten() {
+                    let _ = fs::remove_dir(below.path());
+                }
                 let _ = fs::remove_dir(group.path());
             }
             let _ = fs::remove_dir(base);

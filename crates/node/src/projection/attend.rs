@@ -8,6 +8,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use kit::Backoff;
 use kube::api::{Patch, PatchParams, PostParams};
+use kube::core::DynamicObject;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -24,7 +25,7 @@ const TELL: Duration = Duration::from_secs(300);
 /// The longest that one round may take.
 const ROUND: Duration = Duration::from_secs(60);
 const LEASES: &str = "kube-node-lease";
-/// Keeps away who is no sandbox: nothing here runs other Pods.
+/// Keeps away who is no sandbox, where nothing runs other Pods.
 const TAINT: &str = "insula.dev/sandboxes";
 
 pub(super) struct Attend<'a> {
@@ -110,15 +111,14 @@ impl<'a> Attend<'a> {
         const DOING: &str = "write the Node";
         let name = &self.options.name;
         let nodes = objects::<Node>(&self.options.client, None);
-        let (os, arch) = ("linux", self.machine.arch);
-        let metadata = json!({"name": name, "labels": {
-            "kubernetes.io/hostname": name, "kubernetes.io/os": os, "kubernetes.io/arch": arch,
-            labels::PROJECTED: "true",
-        }});
+        let mut labels = self.machine.labels(name);
+        labels.insert(labels::PROJECTED.to_owned(), "true".to_owned());
+        let metadata = json!({"name": name, "labels": labels});
         let found = match nodes.get_opt(name).await.map_err(Error::api(DOING))? {
             None => {
                 // Of a Node that is there already, others may have changed them.
-                let taints = json!([{"key": TAINT, "value": "only", "effect": "NoSchedule"}]);
+                let taint = json!({"key": TAINT, "value": "only", "effect": "NoSchedule"});
+                let taints = if self.options.runs_pods { json!([]) } else { json!([taint]) };
                 let it = json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"taints": taints}});
                 let it = serde_json::from_value(it).map_err(Error::unreachable(DOING))?;
                 let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
@@ -131,11 +131,29 @@ impl<'a> Attend<'a> {
             Some(_) => {
                 let it = json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata});
                 let params = PatchParams::apply(MANAGER).force();
-                nodes.patch(name, &params, &Patch::Apply(&it)).await.map_err(Error::api(DOING))?
+                let found = nodes.patch(name, &params, &Patch::Apply(&it)).await.map_err(Error::api(DOING))?;
+                self.admit(&found).await?;
+                found
             }
         };
         self.labelled = true;
         Ok(found.metadata.uid.unwrap_or_default())
+    }
+
+    /// Takes our taint off a Node that was made when nothing ran Pods here.
+    async fn admit(&self, there: &DynamicObject) -> Result<(), Error> {
+        const DOING: &str = "let Pods onto the Node";
+        let taints = there.data.pointer("/spec/taints").and_then(Value::as_array).cloned().unwrap_or_default();
+        let kept: Vec<_> = taints.iter().filter(|it| it.get("key").is_none_or(|key| key != TAINT)).cloned().collect();
+        if !self.options.runs_pods || kept.len() == taints.len() {
+            return Ok(());
+        }
+        // Only as long as nobody else has changed it.
+        let version = there.metadata.resource_version.clone();
+        let change = json!({"spec": {"taints": kept}, "metadata": {"resourceVersion": version}});
+        let nodes = objects::<Node>(&self.options.client, None);
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        nodes.patch(&self.options.name, &params, &Patch::Merge(&change)).await.map(drop).map_err(Error::api(DOING))
     }
 
     async fn tell(&self, said: &[(bool, Timestamp); 4], ready: bool, now: Timestamp) -> Result<(), Error> {

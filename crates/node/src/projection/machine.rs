@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 /// What does not change about it.
-pub(super) struct Machine {
+pub(crate) struct Machine {
     pub cpus: usize,
     /// Bytes.
     pub memory: u64,
@@ -16,9 +16,12 @@ pub(super) struct Machine {
     pub boot: String,
 }
 
+/// Bytes of which less is little, if it is less than a tenth too.
+const ROOM: u64 = 4 << 30;
+
 impl Machine {
     /// What cannot be read is empty.
-    pub(super) fn read() -> Self {
+    pub(crate) fn read() -> Self {
         let line = |path| file(path).trim().to_owned();
         Self {
             cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
@@ -36,16 +39,33 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// The labels of its Node, which everybody selects nodes by.
+    pub(crate) fn labels(&self, name: &str) -> std::collections::BTreeMap<String, String> {
+        [("kubernetes.io/hostname", name), ("kubernetes.io/os", "linux"), ("kubernetes.io/arch", self.arch)]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into()
+    }
+}
+
 /// Whether the machine is short of memory, of room on the file system of `disk`, of process ids: by the thresholds that
-/// kubelets have. What cannot be read is not short.
+/// kubelets have, save that much room is never too little. What cannot be read is not short.
 pub(super) fn pressure(disk: &Path) -> [bool; 3] {
-    let memory = memory(&file("/proc/meminfo"), "MemAvailable:").is_some_and(|free| free < 100 << 20);
-    let disk = rustix::fs::statvfs(disk)
-        .is_ok_and(|it| it.f_bavail.saturating_mul(10) < it.f_blocks || it.f_favail.saturating_mul(20) < it.f_files);
+    let memory = available_memory().is_some_and(|free| free < 100 << 20);
+    let disk = rustix::fs::statvfs(disk).is_ok_and(|it| {
+        let free = it.f_bavail.saturating_mul(it.f_frsize);
+        // A tenth of a large disk is much: a kubelet's machine has nothing else to do, a laptop has.
+        free < ROOM && it.f_bavail.saturating_mul(10) < it.f_blocks || it.f_favail.saturating_mul(20) < it.f_files
+    });
     let pids = pids(&file("/proc/loadavg"));
     let most = file("/proc/sys/kernel/pid_max").trim().parse::<u64>().ok();
     let pids = pids.zip(most).is_some_and(|(pids, most)| pids.saturating_mul(10) > most.saturating_mul(9));
     [memory, disk, pids]
+}
+
+/// Bytes of memory that programs could still have.
+pub(crate) fn available_memory() -> Option<u64> {
+    memory(&file("/proc/meminfo"), "MemAvailable:")
 }
 
 fn file(path: &str) -> String {

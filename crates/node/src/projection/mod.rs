@@ -22,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
 
 use link::Link;
+pub(crate) use machine::{Machine, available_memory};
 
 /// The field manager of all that is written here.
 const MANAGER: &str = "insula-node";
@@ -39,12 +40,14 @@ pub struct Options {
     pub tasks: Tasks,
     /// How many sandboxes there may be at once: the Node's capacity of Pods.
     pub most: usize,
+    /// Whether the node runs Pods that are bound to it. Where it does not, the Node has a taint that keeps them away.
+    pub runs_pods: bool,
 }
 
 impl Options {
     /// With the capacity of a node of [`crate::Options::new`].
     pub fn new(client: Client, name: impl Into<String>, disk: impl Into<PathBuf>, clock: Clock, tasks: Tasks) -> Self {
-        Self { client, name: name.into(), disk: disk.into(), clock, tasks, most: 4096 }
+        Self { client, name: name.into(), disk: disk.into(), clock, tasks, most: 4096, runs_pods: false }
     }
 }
 
@@ -103,7 +106,7 @@ fn valid_name(host: &str) -> String {
 }
 
 /// The objects of a kind. Untyped: little of each is read and written here, and the code of the whole types is megabytes.
-fn objects<K: Resource<DynamicType = ()>>(client: &Client, namespace: Option<&str>) -> Api<DynamicObject> {
+pub(crate) fn objects<K: Resource<DynamicType = ()>>(client: &Client, namespace: Option<&str>) -> Api<DynamicObject> {
     let kind = ApiResource::erase::<K>(&());
     match namespace {
         Some(namespace) => Api::namespaced_with(client.clone(), namespace, &kind),

@@ -477,7 +477,8 @@ async fn the_node_is_ready_while_it_answers() {
     house.node.go_away(true);
     let lost = until(&nodes, NODE, |it| it.is_some_and(|it| !is_ready(it))).await;
     assert_eq!(condition(&lost, "Ready")["reason"], "KubeletNotReady");
-    house.pod("me-a", is_ready).await;
+    // Whoever looks after nodes says so of their Pods.
+    house.pod("me-a", |it| !is_ready(it)).await;
     house.node.set("a", Phase::Ended);
     house.node.go_away(false);
     house.no_pod("me-a").await;

@@ -1,17 +1,7 @@
-//! A client that speaks SPDY/3.1, as kubectl before 1.31 does, and after it when a proxy lets no WebSocket through.
-//!
-//! The client makes a stream for each channel, which says in its headers which one it is. We make none. There is no flow
-//! control: neither kubectl nor the kubelet has one.
+//! SPDY/3.1 as bytes: frames, and the headers of streams. No I/O.
 
 use flate2::{Decompress, FlushDecompress};
-use tokio::io::{AsyncRead, AsyncReadExt};
-use wire::execd::channel;
 use wire::websocket::Broken;
-
-use super::channels::{ERROR, Said};
-use super::exec::Asked;
-
-pub(super) const NAME: &str = "SPDY/3.1";
 
 /// What both sides of SPDY/3 know of headers (its specification, 2.6.10.1): older than any header, so to speak.
 const DICTIONARY: &[u8] = include_bytes!("spdy.dictionary");
@@ -20,82 +10,19 @@ const LONGEST: usize = 1 << 20;
 const LONGEST_CONTROL: usize = 16 << 10;
 /// Headers of one stream, unpacked.
 const LONGEST_HEADERS: usize = 16 << 10;
-/// The size of a terminal, as JSON.
-const LONGEST_SIZE: usize = 4 << 10;
-/// Streams that a client may make; it needs five.
-const STREAMS: usize = 16;
-/// Read at once.
-const ROOM: usize = 16 << 10;
 
 const SYN_STREAM: u16 = 1;
 const SYN_REPLY: u8 = 2;
+const RST_STREAM: u16 = 3;
 const PING: u16 = 6;
 const FIN: u8 = 1;
 
-/// Which stream is which channel. A stream's number is never 0.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Streams {
-    stdin: u32,
-    stdout: u32,
-    stderr: u32,
-    error: u32,
-    resize: u32,
-}
-
-impl Streams {
-    /// Takes the next one. Whether all are there that were asked for.
-    fn take(&mut self, kind: &[u8], id: u32, asked: &Asked) -> bool {
-        match kind {
-            b"stdin" => self.stdin = id,
-            b"stdout" => self.stdout = id,
-            b"stderr" => self.stderr = id,
-            b"error" => self.error = id,
-            b"resize" => self.resize = id,
-            _ => {}
-        }
-        let wanted = [
-            (true, self.error),
-            (asked.stdin, self.stdin),
-            (asked.stdout, self.stdout),
-            (asked.stderr, self.stderr),
-            (asked.tty, self.resize),
-        ];
-        wanted.into_iter().all(|(wanted, id)| !wanted || id != 0)
-    }
-
-    /// A piece of output; on a stream that there is not, nothing.
-    pub(super) fn output(&self, channel: u8, data: &[u8]) -> Vec<u8> {
-        self.data(channel, 0, data)
-    }
-
-    /// The outcome, and the end of all that we write.
-    pub(super) fn end(&self, outcome: &[u8]) -> Vec<u8> {
-        let ends = [(ERROR, outcome), (channel::STDOUT, b"".as_slice()), (channel::STDERR, b"")];
-        ends.map(|(channel, data)| self.data(channel, FIN, data)).concat()
-    }
-
-    fn data(&self, channel: u8, flags: u8, data: &[u8]) -> Vec<u8> {
-        let id = match channel {
-            channel::STDOUT => self.stdout,
-            channel::STDERR => self.stderr,
-            _ => self.error,
-        };
-        if id == 0 {
-            return Vec::new();
-        }
-        let mut frame = id.to_be_bytes().to_vec();
-        frame.extend(flags_and_length(flags, data.len()));
-        frame.extend_from_slice(data);
-        frame
-    }
-}
-
 /// Asks the client whether it is there. Our numbers are even, theirs are odd.
-pub(super) fn ping() -> Vec<u8> {
+pub(in super::super) fn ping() -> Vec<u8> {
     control(PING.to_be_bytes(), &2_u32.to_be_bytes())
 }
 
-fn control([high, low]: [u8; 2], payload: &[u8]) -> Vec<u8> {
+pub(super) fn control([high, low]: [u8; 2], payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x80, 3, high, low];
     frame.extend(flags_and_length(0, payload.len()));
     frame.extend_from_slice(payload);
@@ -107,131 +34,64 @@ fn flags_and_length(flags: u8, length: usize) -> [u8; 4] {
     [flags, a, b, c]
 }
 
-pub(super) struct Client<R> {
-    from: R,
-    decoder: Decoder,
-    streams: Streams,
-    replied: usize,
-    /// The frame that carried the last input was the last one.
-    input_ends: bool,
-    /// Of the terminal's size what has come so far.
-    size: Vec<u8>,
+/// The answer to a ping of the client's.
+pub(in super::super) fn pong(id: u32) -> Vec<u8> {
+    control(PING.to_be_bytes(), &id.to_be_bytes())
 }
 
-impl<R: AsyncRead + Unpin> Client<R> {
-    pub(super) fn new(from: R) -> Self {
-        Self {
-            from,
-            decoder: Decoder::new(),
-            streams: Streams::default(),
-            replied: 0,
-            input_ends: false,
-            size: Vec::new(),
-        }
-    }
+/// That a stream is there, with no headers: a block of four bytes and an empty one, neither packed, and before them zlib's
+/// own head the first time.
+pub(in super::super) fn reply(id: u32, first: bool) -> Vec<u8> {
+    let head: &[u8] = if first { &[0x78, 0x01] } else { &[] };
+    let stored = [0, 4, 0, !4, !0, 0, 0, 0, 0, 0, 0, 0, !0, !0];
+    control([0, SYN_REPLY], &[&id.to_be_bytes(), head, &stored].concat())
+}
 
-    /// Takes the streams that were asked for; `reply` sends what the client waits for. `None` when it has gone.
-    pub(super) async fn open<F>(
-        &mut self,
-        asked: &Asked,
-        reply: impl Fn(Vec<u8>) -> F,
-    ) -> Result<Option<Streams>, Broken>
-    where
-        F: Future<Output = ()>,
-    {
-        loop {
-            match self.frame().await? {
-                None => return Ok(None),
-                Some(Frame::Stream { id, kind }) => {
-                    let all = self.streams.take(&kind, id, asked);
-                    reply(self.reply(id)?).await;
-                    if all {
-                        return Ok(Some(self.streams));
-                    }
-                }
-                Some(Frame::Ping(id)) if id % 2 == 1 => reply(control(PING.to_be_bytes(), &id.to_be_bytes())).await,
-                Some(Frame::Ping(_) | Frame::Other) => {}
-                Some(Frame::Data { .. }) => return Err(broken("there is data before all streams are")),
-            }
-        }
-    }
+/// That a stream is refused, or given up.
+pub(in super::super) fn reset(id: u32) -> Vec<u8> {
+    const CANCEL: u32 = 5;
+    control(RST_STREAM.to_be_bytes(), &[id.to_be_bytes(), CANCEL.to_be_bytes()].concat())
+}
 
-    /// That a stream is there, with no headers: a block of four bytes and an empty one, neither packed, and before them
-    /// zlib's own head the first time.
-    fn reply(&mut self, id: u32) -> Result<Vec<u8>, Broken> {
-        self.replied += 1;
-        if self.replied > STREAMS {
-            return Err(broken("there are too many streams"));
-        }
-        let head: &[u8] = if self.replied == 1 { &[0x78, 0x01] } else { &[] };
-        let stored = [0, 4, 0, !4, !0, 0, 0, 0, 0, 0, 0, 0, !0, !0];
-        Ok(control([0, SYN_REPLY], &[&id.to_be_bytes(), head, &stored].concat()))
-    }
-
-    /// What it says next; `None` when it has gone.
-    pub(super) async fn next(&mut self) -> Result<Option<Said>, Broken> {
-        if std::mem::take(&mut self.input_ends) {
-            return Ok(Some(Said::InputEnds));
-        }
-        let Some(frame) = self.frame().await? else { return Ok(None) };
-        Ok(Some(match frame {
-            Frame::Data { id, fin, data } if id == self.streams.stdin => {
-                self.input_ends = fin;
-                Said::Input(data)
-            }
-            Frame::Data { id, data, .. } if id == self.streams.resize => self.sized(&data)?,
-            Frame::Ping(id) if id % 2 == 1 => Said::Echo(control(PING.to_be_bytes(), &id.to_be_bytes())),
-            Frame::Stream { .. } => return Err(broken("there are more streams than were asked for")),
-            Frame::Data { .. } | Frame::Ping(_) | Frame::Other => Said::Nothing,
-        }))
-    }
-
-    /// Sizes come as lines, in whatever pieces; the last one counts.
-    fn sized(&mut self, data: &[u8]) -> Result<Said, Broken> {
-        self.size.extend_from_slice(data);
-        if self.size.len() > LONGEST_SIZE {
-            return Err(broken("a size is too long"));
-        }
-        let Some(end) = self.size.iter().rposition(|byte| *byte == b'\n') else { return Ok(Said::Nothing) };
-        let rest = self.size.split_off(end + 1);
-        let lines = std::mem::replace(&mut self.size, rest);
-        let last = lines.split(|byte| *byte == b'\n').rfind(|line| !line.is_empty());
-        Ok(last.map_or(Said::Nothing, |line| Said::Size(line.to_vec())))
-    }
-
-    async fn frame(&mut self) -> Result<Option<Frame>, Broken> {
-        loop {
-            if let Some(frame) = self.decoder.frame()? {
-                return Ok(Some(frame));
-            }
-            let received = self.decoder.received();
-            received.reserve(ROOM);
-            if !self.from.read_buf(received).await.is_ok_and(|length| length > 0) {
-                return Ok(None);
-            }
-        }
-    }
+/// A piece of a stream, the last one or not.
+pub(in super::super) fn data(id: u32, last: bool, data: &[u8]) -> Vec<u8> {
+    let mut frame = id.to_be_bytes().to_vec();
+    frame.extend(flags_and_length(u8::from(last) * FIN, data.len()));
+    frame.extend_from_slice(data);
+    frame
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Frame {
-    /// A new stream, and its header `streamtype`.
+pub(in super::super) enum Frame {
+    /// A new stream.
     Stream {
         id: u32,
-        kind: Vec<u8>,
+        headers: Headers,
     },
     Data {
         id: u32,
         fin: bool,
         data: Vec<u8>,
     },
+    /// This stream is over, whatever was still to come.
+    Reset(u32),
     Ping(u32),
     /// What says nothing to us: settings, windows, farewells.
     Other,
 }
 
+/// Headers of a stream, unpacked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in super::super) struct Headers(pub(super) Vec<u8>);
+
+impl Headers {
+    pub(in super::super) fn get(&self, name: &str) -> Option<&[u8]> {
+        value(&self.0, name.as_bytes())
+    }
+}
+
 /// Turns bytes into frames.
-struct Decoder {
+pub(in super::super) struct Decoder {
     received: Vec<u8>,
     used: usize,
     /// Unpacks headers: one state for all of a connection's. `None` before the first.
@@ -239,18 +99,18 @@ struct Decoder {
 }
 
 impl Decoder {
-    fn new() -> Self {
+    pub(in super::super) fn new() -> Self {
         Self { received: Vec::new(), used: 0, inflate: None }
     }
 
     /// Where what is read is to be appended.
-    fn received(&mut self) -> &mut Vec<u8> {
+    pub(in super::super) fn received(&mut self) -> &mut Vec<u8> {
         self.received.drain(..self.used);
         self.used = 0;
         &mut self.received
     }
 
-    fn frame(&mut self) -> Result<Option<Frame>, Broken> {
+    pub(in super::super) fn frame(&mut self) -> Result<Option<Frame>, Broken> {
         let received = self.received.get(self.used..).unwrap_or_default();
         let Some(([a, b, c, d, flags, x, y, z], rest)) = received.split_first_chunk::<8>() else { return Ok(None) };
         let length = u32::from_be_bytes([0, *x, *y, *z]) as usize;
@@ -270,11 +130,11 @@ impl Decoder {
         Ok(Some(match (u16::from_be_bytes([*c, *d]), payload.as_slice()) {
             (SYN_STREAM, [a, b, c, d, _, _, _, _, _, _, headers @ ..]) => {
                 let id = u32::from_be_bytes([a & 0x7f, *b, *c, *d]);
-                let headers = self.headers(headers)?;
-                Frame::Stream { id, kind: value(&headers, b"streamtype").unwrap_or_default().to_vec() }
+                Frame::Stream { id, headers: Headers(self.headers(headers)?) }
             }
+            (RST_STREAM, [a, b, c, d, _, _, _, _]) => Frame::Reset(u32::from_be_bytes([*a, *b, *c, *d])),
             (PING, [a, b, c, d]) => Frame::Ping(u32::from_be_bytes([*a, *b, *c, *d])),
-            (SYN_STREAM | PING, _) => return Err(broken("a frame is too short")),
+            (SYN_STREAM | RST_STREAM | PING, _) => return Err(broken("a frame is too short")),
             _ => Frame::Other,
         }))
     }
@@ -327,7 +187,7 @@ fn value<'a>(headers: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
     None
 }
 
-fn broken(why: &'static str) -> Broken {
+pub(super) fn broken(why: &'static str) -> Broken {
     Broken { close: 1002, why }
 }
 
@@ -367,8 +227,13 @@ mod tests {
     #[test]
     fn frames_are_read_as_kubectl_writes_them() {
         let settings = control([0, 4], &[0; 4]);
-        let bytes = [&streams()[..], &settings, &ping(), &[0, 0, 0, 3, 1, 0, 0, 2, b'h', b'i']].concat();
-        let stream = |id, kind: &[u8]| Frame::Stream { id, kind: kind.to_vec() };
+        let bytes = [&streams()[..], &settings, &ping(), &[0, 0, 0, 3, 1, 0, 0, 2, b'h', b'i'], &reset(3)].concat();
+        let stream = |id, kind: &[u8]| {
+            let length = |text: &[u8]| (text.len() as u32).to_be_bytes();
+            let headers = [&[0, 0, 0, 1][..], &length(b"streamtype"), b"streamtype", &length(kind), kind].concat();
+            assert_eq!(Headers(headers.clone()).get("streamtype"), Some(kind));
+            Frame::Stream { id, headers: Headers(headers) }
+        };
         let want = vec![
             stream(1, b"error"),
             stream(3, b"stdin"),
@@ -376,6 +241,7 @@ mod tests {
             Frame::Other,
             Frame::Ping(2),
             Frame::Data { id: 3, fin: true, data: b"hi".to_vec() },
+            Frame::Reset(3),
         ];
         for piece in [1, 7, bytes.len()] {
             assert_eq!(all(&bytes, piece), (want.clone(), None));

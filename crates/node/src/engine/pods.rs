@@ -1,0 +1,67 @@
+//! What pods share with sandboxes: ids of the host, control groups, and a launcher that ends them when no node is left.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use super::Engine;
+use crate::Error;
+
+/// What the names of pods' control groups begin with, and no id of a sandbox has in it.
+pub(crate) const GROUP: &str = "pod_";
+
+/// A pod's place on this machine.
+#[derive(Clone, Default)]
+pub(crate) struct Seat {
+    /// Its range of ids.
+    pub slot: Option<u32>,
+    /// Its first process, once there is one.
+    pub pidfd: Option<Arc<OwnedFd>>,
+}
+
+/// The name of a pod's control groups.
+pub(crate) fn group(uid: &str) -> String {
+    format!("{GROUP}{uid}")
+}
+
+impl Engine {
+    pub(super) fn seats(&self) -> MutexGuard<'_, std::collections::BTreeMap<String, Seat>> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for a pod, with ids that nobody else has; the one that it has already.
+    pub(crate) fn seat(&self, uid: &str) -> Result<Seat, Error> {
+        let map = self.map();
+        let mut seats = self.seats();
+        if let Some(seat) = seats.get(uid) {
+            return Ok(seat.clone());
+        }
+        let used = map.values().filter_map(|it| it.slot()).chain(seats.values().filter_map(|it| it.slot)).collect();
+        let slot = self.ids.slot(&used);
+        if map.len() + seats.len() >= self.most || (slot.is_none() && self.ids.needs_slot()) {
+            return Err(Error::Full(map.len() + seats.len()));
+        }
+        let seat = Seat { slot, pidfd: None };
+        seats.insert(uid.to_owned(), seat.clone());
+        Ok(seat)
+    }
+
+    /// A pod that an earlier node has left keeps what it has.
+    pub(crate) fn keep_seat(&self, uid: &str, seat: Seat) {
+        self.seats().insert(uid.to_owned(), seat);
+    }
+
+    pub(crate) fn leave_seat(&self, uid: &str) {
+        self.seats().remove(uid);
+    }
+
+    pub(super) fn living_pods(&self) -> Vec<(Arc<OwnedFd>, Vec<PathBuf>)> {
+        let seats = self.seats();
+        let living = seats.iter().filter_map(|(uid, it)| Some((it.pidfd.clone()?, self.cgroups.dirs(&group(uid)))));
+        living.collect()
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(std::sync::atomic::Ordering::Acquire)
+    }
+}

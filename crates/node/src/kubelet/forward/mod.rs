@@ -1,0 +1,46 @@
+//! `portForward`: connections to a pod's ports, many at once over one connection, as streams of SPDY. kubectl puts that
+//! into the messages of a WebSocket since 1.31.
+
+mod session;
+
+use std::sync::Arc;
+
+use http::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+
+use super::channels::Carrier;
+use super::exec::{UPGRADE, switch, upgrade};
+use super::{Found, Kubelet, Refused, Target, plain, without};
+use crate::proxy::Body;
+
+/// What is spoken over SPDY.
+const PROTOCOL: &str = "portforward.k8s.io";
+/// A WebSocket whose messages are SPDY.
+const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+
+pub(super) fn answer(
+    kubelet: &Kubelet,
+    target: Target<'_>,
+    mut request: Request<()>,
+) -> Result<Response<Body>, Refused> {
+    let (pods, pod) = match kubelet.find(target) {
+        Some(Found::Pod(pods, pod)) => (Arc::clone(pods), pod),
+        Some(Found::Sandbox(..)) => return Err(without("port-forward")),
+        None => return Err(Refused(StatusCode::NOT_FOUND, "pod does not exist".to_owned())),
+    };
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    if !pods.state(&uid).is_some_and(|it| it.alive) {
+        let full_name = format!("{}_{}", target.name, target.namespace);
+        return Ok(plain(StatusCode::INTERNAL_SERVER_ERROR, format!("pod not found ({full_name:?})")));
+    }
+    let (carrier, _, switched) = upgrade(request.headers(), &[PROTOCOL], &[TUNNEL])?;
+    let theirs = hyper::upgrade::on(&mut request);
+    let name = target.name.to_owned();
+    kubelet.session("port-forward", async move {
+        if let Ok(Ok(theirs)) = tokio::time::timeout(UPGRADE, theirs).await {
+            let to = session::To { pods, name, uid };
+            Box::pin(session::serve(TokioIo::new(theirs), carrier == Carrier::WebSocket, to)).await;
+        }
+    });
+    Ok(switch(switched))
+}

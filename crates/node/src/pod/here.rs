@@ -1,0 +1,348 @@
+//! The pods of this machine, all parts tied together: what the kubelet acts through, and what its HTTP API asks.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kit::{Clock, Tasks};
+use kube::Api;
+use tokio::io::AsyncReadExt;
+use tokio::sync::watch;
+
+use super::given::{Allowed, Dns, Given, NodeFacts, PodFacts, VolumeError, host_name, hosts, resolv};
+use super::kubelet::{self, Download, Found, Ran, Refused, Used, Wire, World};
+use super::upkeep;
+use super::{
+    ContainerConfig, ContainerState, ExecConfig, ImageFacts, Network, NetworkOptions, PodConfig, PodState, Runtime,
+    StartError,
+};
+use crate::Error;
+use crate::image::{Credential, Image, Images, Listed, PullPolicy};
+use crate::kubelet::{Pods, Running};
+use crate::projection::Machine;
+
+/// Pull secrets of one pod that are looked at.
+const SECRETS: usize = 32;
+
+/// What pods are run with on this machine.
+pub struct PodOptions {
+    /// Of the cluster whose pods they are.
+    pub client: kube::Client,
+    /// What the node is called there.
+    pub name: String,
+    /// Below it are the directories of the PersistentVolumes that were made for this node.
+    pub claims: PathBuf,
+    /// hostPath volumes may be these directories, or below one of them; others are refused.
+    pub host_paths: Vec<PathBuf>,
+    /// Most pods at once.
+    pub most: usize,
+}
+
+/// Everything that a pod of this machine is made of.
+pub(crate) struct Here {
+    runtime: Runtime,
+    images: Images,
+    given: Given,
+    network: Network,
+    client: kube::Client,
+    node: kubelet::Node,
+    dns: Dns,
+}
+
+impl Here {
+    /// Runs the pods that are bound to this node, from now on.
+    pub(crate) async fn start(
+        runtime: Runtime,
+        dir: PathBuf,
+        options: PodOptions,
+        clock: Clock,
+        tasks: Tasks,
+    ) -> Result<Arc<dyn Pods>, Error> {
+        let PodOptions { client, name, claims, host_paths, most } = options;
+        let allowed = Allowed { host_paths };
+        let machine = Machine::read();
+        let address = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let network = Network::open(NetworkOptions {
+            dir,
+            client: client.clone(),
+            clock: clock.clone(),
+            tasks: tasks.clone(),
+            runtime: runtime.clone(),
+            api: None,
+        });
+        let network = network.await?;
+        for state in runtime.list().into_iter().filter(|it| it.alive) {
+            // They had it from an earlier node.
+            let address = network.join(&state.config.uid, &state.config.ports).await?;
+            runtime.set_address(&state.config.uid, address)?;
+        }
+        let servers = network.dns().into_iter().collect();
+        let dns = Dns { domain: "cluster.local".into(), servers, host: String::new() };
+        let quantity = |it: String| Quantity(it);
+        let allocatable = BTreeMap::from([
+            ("cpu".to_owned(), quantity(machine.cpus.to_string())),
+            ("memory".to_owned(), quantity(machine.memory.to_string())),
+        ]);
+        let facts = NodeFacts {
+            addresses: vec![address],
+            allocatable,
+            memory: machine.memory,
+            claims,
+            dns: dns.clone(),
+            ids: runtime.ids(),
+        };
+        let labels = machine.labels(&name);
+        let node = kubelet::Node {
+            name,
+            addresses: vec![address],
+            labels,
+            cpu: machine.cpus as u64 * 1000,
+            memory: machine.memory,
+            pods: most,
+        };
+        let given = Given::new(client.clone(), facts, allowed, clock.clone(), tasks.clone());
+        let here =
+            Arc::new(Self { images: runtime.images(), runtime, given, network, client: client.clone(), node, dns });
+        let (name, runtime) = (here.node.name.clone(), here.runtime.clone());
+        let options = kubelet::Options { client, world: here.clone(), clock: clock.clone(), tasks: tasks.clone() };
+        let kubelet = kubelet::start(options);
+        let (kept, shutdown) = (kubelet.clone(), tasks.shutdown().clone());
+        tasks.platform("upkeep of pods", async move {
+            tokio::select! {
+                () = shutdown.begun() => {}
+                () = upkeep::keep(here, kept, clock) => {}
+            }
+            Ok::<_, Infallible>(())
+        });
+        Ok(Arc::new(Running::new(name, runtime, move || kubelet.known())))
+    }
+
+    /// What the containers of a pod use of the machine's memory, in bytes.
+    pub(super) fn memory(&self, pod: &Pod) -> Used {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        upkeep::used(pod, |container| self.runtime.usage(uid, Some(container))?.memory)
+    }
+
+    pub(super) async fn overfull(&self, pod: &Pod) -> Option<String> {
+        self.given.overfull(pod, &self.runtime.dir(pod.metadata.uid.as_deref().unwrap_or_default())).await
+    }
+
+    pub(super) async fn collect_images(&self, pods: &[Arc<Pod>]) -> io::Result<()> {
+        let named = upkeep::used_images(pods);
+        let used =
+            |it: &Listed| it.digests.iter().any(|it| named.contains(it.as_str())) || named.contains(it.id.as_str());
+        let in_use = self.images.list()?.into_iter().filter(used).map(|it| it.id).collect();
+        let removed = self.images.collect(&in_use).await?;
+        if removed > 0 {
+            tracing::info!(removed, "removed images that nobody uses");
+        }
+        Ok(())
+    }
+
+    async fn credentials(&self, pod: &Pod) -> Vec<Credential> {
+        let named = pod.spec.as_ref().and_then(|it| it.image_pull_secrets.as_deref()).unwrap_or_default();
+        let secrets =
+            Api::<Secret>::namespaced(self.client.clone(), pod.metadata.namespace.as_deref().unwrap_or_default());
+        let mut all = Vec::new();
+        for name in named.iter().take(SECRETS) {
+            // A kubelet tries without those that are not there, and the registry says what it thinks of that.
+            let Ok(Some(secret)) = secrets.get_opt(&name.name).await else { continue };
+            let data = secret.data.unwrap_or_default();
+            let found = match (data.get(".dockerconfigjson"), data.get(".dockercfg")) {
+                (Some(config), _) => Credential::parse_config(&config.0),
+                (None, Some(config)) => Credential::parse_legacy(&config.0),
+                (None, None) => continue,
+            };
+            match found {
+                Ok(found) => all.extend(found),
+                Err(why) => tracing::info!(secret = name.name, why, "a pull secret is not readable"),
+            }
+        }
+        all
+    }
+}
+
+impl World for Here {
+    type Image = ImageFacts;
+
+    fn node(&self) -> kubelet::Node {
+        self.node.clone()
+    }
+
+    fn admit(&self, pod: &Pod) -> Result<(), Refused> {
+        match self.given.refuses(pod) {
+            None => Ok(()),
+            Some(it) => Err(Refused { reason: it.reason.into(), message: it.message }),
+        }
+    }
+
+    async fn volumes(&self, pod: &Pod) -> Result<PodConfig, Refused> {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let refused = |message| Refused { reason: VolumeError::REASON.into(), message };
+        let volumes = self.given.volumes(pod, &self.runtime.dir(&uid)).await;
+        let volumes = volumes.map_err(|error| refused(error.to_string()))?;
+        let unable = |message| Refused { reason: "FailedCreatePodSandBox".into(), message };
+        let class = pod.spec.as_ref().and_then(|it| it.runtime_class_name.as_deref()).unwrap_or_default();
+        if !class.is_empty() {
+            return Err(unable(format!("Failed to create pod sandbox: no runtime for {class:?} is configured")));
+        }
+        let name = host_name(pod, &self.dns).map_err(unable)?;
+        Ok(PodConfig {
+            uid,
+            namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+            name: pod.metadata.name.clone().unwrap_or_default(),
+            share_processes: pod.spec.as_ref().and_then(|it| it.share_process_namespace) == Some(true),
+            hosts: hosts(pod, &name, &[]),
+            names: match name.domain.as_str() {
+                "" => name.host.clone(),
+                domain => format!("{0}.{domain}\t{0}", name.host),
+            },
+            ports: ports(pod),
+            resolv: resolv(pod, &self.dns),
+            hostname: name.kernel,
+            volumes,
+            sysctls: sysctls(pod),
+        })
+    }
+
+    async fn changed(&self, pod: &Pod) {
+        self.given.changed(pod).await;
+    }
+
+    async fn image(
+        &self,
+        pod: &Pod,
+        container: &Container,
+        pulling: impl Fn() + Send + Sync,
+    ) -> Result<Found<ImageFacts>, Refused> {
+        let name = container.image.as_deref().unwrap_or_default();
+        let policy = match container.image_pull_policy.as_deref() {
+            Some("Always") => PullPolicy::Always,
+            Some("Never") => PullPolicy::Never,
+            _ => PullPolicy::IfNotPresent,
+        };
+        let credentials = if self.images.would_pull(name, policy) {
+            pulling();
+            self.credentials(pod).await
+        } else {
+            Vec::new()
+        };
+        let began = std::time::Instant::now();
+        let found = self.images.ensure(name, policy, &credentials).await;
+        let image = found.map_err(|error| Refused { reason: error.reason.into(), message: error.message })?;
+        tracing::debug!(asked = name, image = image.id, "an image for a container");
+        let all = image.remark().into_iter().chain(self.given.remark(pod, container).map(str::to_owned));
+        let remark = Some(all.collect::<Vec<_>>().join("; ")).filter(|it| !it.is_empty());
+        let pulled = image.pulled.as_ref().and_then(|it| it.now);
+        let pulled = pulled.map(|(bytes, took)| Download { took, waited: began.elapsed(), bytes });
+        Ok(Found { name: image.name.clone(), id: image.reference.clone(), pulled, remark, image: facts(image) })
+    }
+
+    async fn container(
+        &self,
+        pod: &Pod,
+        container: &Container,
+        target: Option<&str>,
+        image: &ImageFacts,
+        attempt: u32,
+        address: Option<IpAddr>,
+    ) -> Result<ContainerConfig, Refused> {
+        let facts = PodFacts { addresses: address.into_iter().collect(), target: target.map(str::to_owned) };
+        let config = self.given.container(pod, container, image, attempt, &facts).await;
+        config.map_err(|error| Refused { reason: error.reason.into(), message: error.message })
+    }
+
+    async fn create(&self, config: PodConfig) -> Result<PodState, Error> {
+        let (uid, ports) = (config.uid.clone(), config.ports.clone());
+        self.runtime.create(config).await?;
+        let address = self.network.join(&uid, &ports).await?;
+        self.runtime.set_address(&uid, address)
+    }
+
+    async fn start(&self, uid: &str, config: ContainerConfig) -> Result<ContainerState, StartError> {
+        self.runtime.start(uid, config).await
+    }
+
+    async fn signal(&self, uid: &str, container: &str, signal: i32) -> Result<(), Error> {
+        self.runtime.signal(uid, container, signal).await
+    }
+
+    async fn kill(&self, uid: &str, container: &str) -> Result<(), Error> {
+        self.runtime.kill(uid, container).await
+    }
+
+    async fn exec(&self, uid: &str, container: &str, command: Vec<String>, most: usize) -> Result<Ran, StartError> {
+        let config =
+            ExecConfig { args: command, env: Vec::new(), stdin: false, stdout: true, stderr: true, tty: false };
+        let mut exec = self.runtime.exec(uid, container, config).await?;
+        let outputs = [exec.stdout.take(), exec.stderr.take()].into_iter().flatten().map(|mut it| async move {
+            let mut kept = Vec::new();
+            let mut buffer = vec![0; 8 << 10];
+            // What nobody wants is read all the same, or it would wait for a reader.
+            while let Ok(count @ 1..) = it.read(&mut buffer).await {
+                let wanted = most.saturating_sub(kept.len()).min(count);
+                kept.extend_from_slice(buffer.get(..wanted).unwrap_or_default());
+            }
+            kept
+        });
+        let output = futures::future::join_all(outputs).await.concat();
+        let code = (&mut exec.exit).await.map_err(|_| Error::Gone(uid.to_owned()))?;
+        let mut output = Bytes::from(output);
+        output.truncate(most);
+        Ok(Ran { code, output })
+    }
+
+    async fn dial(&self, uid: &str, port: u16) -> io::Result<Box<dyn Wire>> {
+        Ok(Box::new(self.runtime.dial(uid, port).await?))
+    }
+
+    fn state(&self, uid: &str) -> Option<PodState> {
+        self.runtime.state(uid)
+    }
+
+    fn list(&self) -> Vec<PodState> {
+        self.runtime.list()
+    }
+
+    fn watch(&self, uid: &str) -> Option<watch::Receiver<u64>> {
+        self.runtime.watch(uid)
+    }
+
+    async fn stop(&self, uid: &str) -> Result<(), Error> {
+        self.runtime.end(uid).await
+    }
+
+    async fn remove(&self, uid: &str) -> Result<(), Error> {
+        self.given.forget(uid);
+        self.network.leave(uid).await;
+        self.runtime.remove(uid).await
+    }
+
+    fn tail(&self, uid: &str, container: &str, attempt: u32, bytes: usize, lines: usize) -> String {
+        self.runtime.log(uid, container, attempt).and_then(|it| it.tail(bytes, lines)).unwrap_or_default()
+    }
+}
+
+fn facts(image: Image) -> ImageFacts {
+    let Image { entrypoint, cmd, env, cwd, user, group, groups, user_name, root, .. } = image;
+    ImageFacts { root, entrypoint, cmd, env, cwd, user, group, groups, user_name }
+}
+
+fn ports(pod: &Pod) -> Vec<u16> {
+    let containers = pod.spec.iter().flat_map(|it| it.containers.iter().chain(it.init_containers.iter().flatten()));
+    let ports = containers.flat_map(|it| it.ports.iter().flatten());
+    let tcp = ports.filter(|it| it.protocol.as_deref().is_none_or(|it| it == "TCP"));
+    tcp.filter_map(|it| u16::try_from(it.container_port).ok()).collect()
+}
+
+fn sysctls(pod: &Pod) -> Vec<(String, String)> {
+    let context = pod.spec.as_ref().and_then(|it| it.security_context.as_ref());
+    let asked = context.and_then(|it| it.sysctls.as_deref()).unwrap_or_default();
+    asked.iter().map(|it| (it.name.clone(), it.value.clone())).collect()
+}

@@ -1,0 +1,215 @@
+//! Whether this node takes a pod that was bound to it: a kubelet's own look, after the scheduler's.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Container, NodeSelectorRequirement, NodeSelectorTerm, Pod};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use super::spec::{self, Kind};
+use super::world::{Node, Refused};
+
+/// Thousandths of a processor, bytes, pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Promised {
+    pub cpu: u64,
+    pub memory: u64,
+    pub pods: usize,
+}
+
+/// What a pod requests: of its init containers the largest, of all others the sum.
+pub(crate) fn requests(pod: &Pod) -> Promised {
+    let of = |it: &Container, name: &str, unit: u128| {
+        let requests = it.resources.as_ref().and_then(|it| it.requests.as_ref());
+        let milli = requests.and_then(|it| it.get(name)).and_then(milli).unwrap_or(0);
+        u64::try_from(milli.div_ceil(unit)).unwrap_or(u64::MAX)
+    };
+    let units = spec::units(pod);
+    let total = |name: &str, unit: u128| {
+        let (mut beside, mut most) = (0u64, 0u64);
+        for it in &units {
+            let wants = of(&it.spec, name, unit);
+            match it.kind {
+                Kind::Init => most = most.max(beside.saturating_add(wants)),
+                Kind::Sidecar | Kind::Regular => beside = beside.saturating_add(wants),
+                Kind::Ephemeral => {}
+            }
+        }
+        let overhead = pod.spec.as_ref().and_then(|it| it.overhead.as_ref()).and_then(|it| it.get(name));
+        let overhead = overhead.and_then(milli).map_or(0, |it| u64::try_from(it.div_ceil(unit)).unwrap_or(u64::MAX));
+        beside.max(most).saturating_add(overhead)
+    };
+    Promised { cpu: total("cpu", 1), memory: total("memory", 1000), pods: 1 }
+}
+
+/// A quantity in thousandths, rounded up.
+pub(crate) fn milli(it: &Quantity) -> Option<u128> {
+    let text = it.0.trim();
+    let end = text.find(|it: char| !(it.is_ascii_digit() || it == '.')).unwrap_or(text.len());
+    let (number, suffix) = text.split_at_checked(end)?;
+    let (whole, part) = number.split_once('.').unwrap_or((number, ""));
+    let whole: u128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+    // Nine digits after the point are all that Kubernetes keeps.
+    let part: u128 = format!("{part:0<9}").get(..9)?.parse().ok()?;
+    let nano = whole.checked_mul(1_000_000_000)?.checked_add(part)?;
+    let binary = |bits: u32| nano.checked_mul(1 << bits);
+    let decimal = |power: u32| nano.checked_mul(10u128.checked_pow(power)?);
+    let nano = match suffix {
+        "" => Some(nano),
+        "n" => Some(nano.div_ceil(1_000_000_000)),
+        "u" => Some(nano.div_ceil(1_000_000)),
+        "m" => Some(nano.div_ceil(1000)),
+        "k" => decimal(3),
+        "M" => decimal(6),
+        "G" => decimal(9),
+        "T" => decimal(12),
+        "P" => decimal(15),
+        "E" => decimal(18),
+        "Ki" => binary(10),
+        "Mi" => binary(20),
+        "Gi" => binary(30),
+        "Ti" => binary(40),
+        "Pi" => binary(50),
+        "Ei" => binary(60),
+        other => decimal(other.strip_prefix(['e', 'E'])?.trim_start_matches('+').parse().ok().filter(|it| *it <= 18)?),
+    };
+    nano.map(|it| it.div_ceil(1_000_000))
+}
+
+/// # Errors
+/// Reason and message as of a kubelet's `status`, without its "Pod was rejected: ".
+pub(super) fn admit(pod: &Pod, node: &Node, others: &Promised) -> Result<(), Refused> {
+    let Promised { cpu, memory, .. } = requests(pod);
+    let wants = [
+        ("pods", 1, others.pods as u64, node.pods as u64),
+        ("cpu", cpu, others.cpu, node.cpu),
+        ("memory", memory, others.memory, node.memory),
+    ];
+    for (what, wants, used, has) in wants {
+        if wants > 0 && used.saturating_add(wants) > has {
+            let message =
+                format!("Node didn't have enough resource: {what}, requested: {wants}, used: {used}, capacity: {has}");
+            return Err(Refused { reason: format!("OutOf{what}").into(), message });
+        }
+    }
+    if !selected(pod, node) {
+        let message = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
+        return Err(Refused { reason: "NodeAffinity".into(), message: message.to_owned() });
+    }
+    Ok(())
+}
+
+fn selected(pod: &Pod, node: &Node) -> bool {
+    let Some(spec) = &pod.spec else { return true };
+    if spec.node_selector.iter().flatten().any(|(name, value)| node.labels.get(name) != Some(value)) {
+        return false;
+    }
+    let affinity = spec.affinity.as_ref().and_then(|it| it.node_affinity.as_ref());
+    let required = affinity.and_then(|it| it.required_during_scheduling_ignored_during_execution.as_ref());
+    required.is_none_or(|it| it.node_selector_terms.iter().any(|term| fits(term, node)))
+}
+
+fn fits(term: &NodeSelectorTerm, node: &Node) -> bool {
+    let labels = term.match_expressions.as_deref().unwrap_or_default();
+    let fields = term.match_fields.as_deref().unwrap_or_default();
+    let named = BTreeMap::from([("metadata.name".to_owned(), node.name.clone())]);
+    // An empty term selects nothing.
+    !(labels.is_empty() && fields.is_empty())
+        && labels.iter().all(|it| holds(it, &node.labels))
+        && fields.iter().all(|it| holds(it, &named))
+}
+
+fn holds(it: &NodeSelectorRequirement, labels: &BTreeMap<String, String>) -> bool {
+    let value = labels.get(&it.key);
+    let values = it.values.as_deref().unwrap_or_default();
+    let among = value.is_some_and(|value| values.contains(value));
+    let numbers = || Some((value?.parse::<i64>().ok()?, values.first()?.parse::<i64>().ok()?));
+    match it.operator.as_str() {
+        "In" => among,
+        "NotIn" => !among,
+        "Exists" => value.is_some(),
+        "DoesNotExist" => value.is_none(),
+        "Gt" => numbers().is_some_and(|(has, than)| has > than),
+        "Lt" => numbers().is_some_and(|(has, than)| has < than),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(spec: serde_json::Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn quantities_are_read_as_kubernetes_writes_them() {
+        let table = [
+            ("1", 1000),
+            ("100m", 100),
+            ("0.5", 500),
+            ("1.5Gi", 1_610_612_736_000),
+            ("2k", 2_000_000),
+            ("1e3", 1_000_000),
+            ("1n", 1),
+            (".5", 500),
+        ];
+        for (text, value) in table {
+            assert_eq!(milli(&Quantity(text.to_owned())), Some(value), "{text}");
+        }
+        for text in ["1X", "-1", "x", "9999999999999999999999999999999999999999"] {
+            assert_eq!(milli(&Quantity(text.to_owned())), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_pod_is_refused_in_a_kubelets_words() {
+        let node = Node {
+            name: "here".into(),
+            labels: BTreeMap::from([("zone".into(), "a".into()), ("n".into(), "5".into())]),
+            cpu: 2000,
+            memory: 1 << 30,
+            pods: 2,
+            ..Node::default()
+        };
+        let plain = |resources| json!({"containers": [{"name": "c", "resources": {"requests": resources}}]});
+        let term = |it| {
+            let required = json!({"nodeSelectorTerms": [it]});
+            json!({"containers": [], "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}})
+        };
+        let expression = |operator: &str, value: &str| {
+            let key = if value.parse::<i64>().is_ok() { "n" } else { "zone" };
+            term(json!({"matchExpressions": [{"key": key, "operator": operator, "values": [value]}]}))
+        };
+        let affinity = Some("Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector");
+        let cpu = "Node didn't have enough resource: cpu, requested: 1000000, used: 100, capacity: 2000";
+        let memory = "Node didn't have enough resource: memory, requested: 2147483648, used: 0, capacity: 1073741824";
+        let init = json!({
+            "initContainers": [{"name": "i", "resources": {"requests": {"memory": "2Gi"}}}], "containers": [],
+        });
+        let table = [
+            (plain(json!({"cpu": "1900m"})), None),
+            (plain(json!({"cpu": "1000"})), Some(cpu)),
+            (init, Some(memory)),
+            (json!({"containers": [], "nodeSelector": {"zone": "a"}}), None),
+            (json!({"containers": [], "nodeSelector": {"zone": "b"}}), affinity),
+            (expression("In", "a"), None),
+            (expression("NotIn", "a"), affinity),
+            (expression("Gt", "4"), None),
+            (expression("Lt", "4"), affinity),
+            (term(json!({})), affinity),
+            (term(json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["here"]}]})), None),
+        ];
+        for (spec, says) in table {
+            let others = Promised { cpu: 100, memory: 0, pods: 1 };
+            let said = admit(&pod(spec.clone()), &node, &others).err().map(|it| it.message);
+            assert_eq!(said.as_deref(), says, "{spec}");
+        }
+        let full = Promised { pods: 2, ..Promised::default() };
+        let refused = admit(&pod(json!({"containers": []})), &node, &full).unwrap_err();
+        assert_eq!(refused.reason, "OutOfpods");
+        assert_eq!(refused.message, "Node didn't have enough resource: pods, requested: 1, used: 2, capacity: 2");
+    }
+}

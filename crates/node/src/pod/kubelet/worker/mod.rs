@@ -1,0 +1,276 @@
+//! Keeps one task for each pod of this node.
+
+mod act;
+mod pod;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use api::labels;
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use kit::{Clock, Tasks};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client};
+use tokio::sync::{Notify, Semaphore, watch};
+
+use super::admission::{Promised, requests};
+use super::events::{self, Recorder};
+use super::memory::Ending;
+use super::spec;
+use super::world::World;
+
+/// What is done at once, over all pods.
+const STARTS: usize = 32;
+const PROBES: usize = 64;
+const WRITES: usize = 16;
+/// The longest that the API server may take for a call.
+const CALL: Duration = Duration::from_secs(30);
+
+/// What a kubelet is made of.
+pub(crate) struct Options<W> {
+    pub client: Client,
+    pub world: Arc<W>,
+    pub clock: Clock,
+    pub tasks: Tasks,
+}
+
+/// Runs the pods that are bound to its node. Cheap to clone.
+pub(crate) struct Kubelet<W>(Arc<Inner<W>>);
+
+impl<W> Clone for Kubelet<W> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+struct Inner<W> {
+    client: Client,
+    world: Arc<W>,
+    clock: Clock,
+    tasks: Tasks,
+    recorder: Recorder,
+    pods: Mutex<BTreeMap<String, Entry>>,
+    /// A pod's task has ended.
+    left: Notify,
+    starts: Semaphore,
+    probes: Semaphore,
+    writes: Semaphore,
+}
+
+/// One pod, as its task is told of it.
+#[derive(Clone, Debug, Default)]
+struct Told {
+    /// `None`: the API server has none with this uid.
+    pod: Option<Arc<Pod>>,
+    order: Option<Ending>,
+}
+
+struct Entry {
+    told: watch::Sender<Told>,
+    promised: Promised,
+    works: bool,
+}
+
+/// Starts a kubelet, until the shutdown of its tasks: what runs then goes on without it.
+///
+/// - A pod that is bound to the node and does not show a sandbox (the label [`labels::PROJECTED`]) is run as its spec says.
+/// - What the API server shows of it is written by server-side apply on `status`; the object is removed when nothing of a
+///   deleted pod is left.
+/// - What the runtime has and the API server has not is ended, once the API server has named all pods.
+pub(crate) fn start<W: World>(options: Options<W>) -> Kubelet<W> {
+    let Options { client, world, clock, tasks } = options;
+    let node = world.node().name;
+    let (recorder, writer) = events::recorder(client.clone(), node.clone(), clock.clone());
+    let kubelet = Kubelet(Arc::new(Inner {
+        client,
+        world,
+        clock,
+        tasks: tasks.clone(),
+        recorder,
+        pods: Mutex::default(),
+        left: Notify::new(),
+        starts: Semaphore::new(STARTS),
+        probes: Semaphore::new(PROBES),
+        writes: Semaphore::new(WRITES),
+    }));
+    let shutdown = tasks.shutdown().clone();
+    tasks.platform("events of pods", async move {
+        tokio::select! {
+            () = shutdown.begun() => {}
+            () = writer.keep() => {}
+        }
+        Ok::<_, Infallible>(())
+    });
+    let (it, shutdown) = (kubelet.clone(), tasks.shutdown().clone());
+    tasks.platform("kubelet", async move {
+        tokio::select! {
+            () = shutdown.begun() => {}
+            () = it.keep(&node) => {}
+        }
+        Ok::<_, Infallible>(())
+    });
+    kubelet
+}
+
+impl<W: World> Kubelet<W> {
+    fn pods(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.0.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pods that are known, with what the API server says of them.
+    pub(crate) fn known(&self) -> Vec<Arc<Pod>> {
+        self.pods().values().filter_map(|it| it.told.borrow().pod.clone()).collect()
+    }
+
+    /// Ends a pod for the node's sake: its phase becomes Failed, reason `Evicted`.
+    pub(crate) fn evict(&self, uid: &str, message: String) {
+        let order = Ending::Failed { reason: "Evicted".to_owned(), message, grace: Some(1), disruption: true };
+        self.order(uid, order);
+    }
+
+    fn order(&self, uid: &str, order: Ending) {
+        if let Some(it) = self.pods().get(uid) {
+            it.told.send_modify(|told| {
+                told.order.get_or_insert(order);
+            });
+        }
+    }
+
+    /// For ever.
+    async fn keep(&self, node: &str) {
+        let api: Api<Pod> = Api::all(self.0.client.clone());
+        let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+        let mut seen = pin!(watcher(api, config).default_backoff());
+        let mut listing: Option<BTreeSet<String>> = None;
+        loop {
+            tokio::select! {
+                event = seen.next() => match event {
+                    Some(Ok(watcher::Event::Init)) => listing = Some(BTreeSet::new()),
+                    Some(Ok(watcher::Event::InitApply(pod))) => {
+                        if let Some(all) = &mut listing {
+                            all.insert(spec::uid(&pod).to_owned());
+                        }
+                        self.see(pod);
+                    }
+                    Some(Ok(watcher::Event::InitDone)) => self.all(&listing.take().unwrap_or_default()),
+                    Some(Ok(watcher::Event::Apply(pod))) => self.see(pod),
+                    Some(Ok(watcher::Event::Delete(pod))) => self.lost(spec::uid(&pod)),
+                    Some(Err(error)) => tracing::debug!(error = kit::chain(&error), "watching pods failed; trying again"),
+                    None => return,
+                },
+                () = self.0.left.notified() => self.again(),
+            }
+        }
+    }
+
+    fn see(&self, pod: Pod) {
+        let projected = pod.metadata.labels.as_ref().is_some_and(|all| all.contains_key(labels::PROJECTED));
+        let uid = spec::uid(&pod).to_owned();
+        if projected || uid.is_empty() {
+            return;
+        }
+        let promised = if spec::is_terminal(spec::phase(&pod)) { Promised::default() } else { requests(&pod) };
+        let pod = Arc::new(pod);
+        let mut pods = self.pods();
+        if let Some(it) = pods.get_mut(&uid) {
+            it.promised = promised;
+            it.told.send_modify(|told| told.pod = Some(pod));
+            return;
+        }
+        let told = watch::Sender::new(Told { pod: Some(pod), order: None });
+        pods.insert(uid.clone(), Entry { told, promised, works: true });
+        drop(pods);
+        self.work(uid);
+    }
+
+    fn lost(&self, uid: &str) {
+        if let Some(it) = self.pods().get(uid) {
+            it.told.send_modify(|told| told.pod = None);
+        }
+    }
+
+    /// The API server has named all: what else there is, is nobody's.
+    fn all(&self, named: &BTreeSet<String>) {
+        let gone: Vec<String> = self.pods().keys().filter(|uid| !named.contains(*uid)).cloned().collect();
+        gone.iter().for_each(|uid| self.lost(uid));
+        for state in self.0.world.list() {
+            let uid = state.config.uid;
+            if named.contains(&uid) || self.pods().contains_key(&uid) {
+                continue;
+            }
+            tracing::info!(
+                pod = state.config.name,
+                namespace = state.config.namespace,
+                "runs and is nobody's: ending it"
+            );
+            let told = watch::Sender::new(Told::default());
+            self.pods().insert(uid.clone(), Entry { told, promised: Promised::default(), works: true });
+            self.work(uid);
+        }
+    }
+
+    /// Tasks that have ended: with their pods, or too early.
+    fn again(&self) {
+        let mut early = Vec::new();
+        self.pods().retain(|uid, it| {
+            if it.works {
+                return true;
+            }
+            let stays = it.told.borrow().pod.is_some();
+            if stays {
+                it.works = true;
+                early.push(uid.clone());
+            }
+            stays
+        });
+        early.into_iter().for_each(|uid| self.work(uid));
+    }
+
+    fn work(&self, uid: String) {
+        let Some(told) = self.pods().get(&uid).map(|it| it.told.subscribe()) else { return };
+        let kubelet = self.clone();
+        let shutdown = self.0.tasks.shutdown().clone();
+        self.0.tasks.tenant("pod", async move {
+            let _leaves = Leaves { kubelet: &kubelet, uid: &uid };
+            let mut task = pod::Task::new(&kubelet.0, &uid, told);
+            tokio::select! {
+                () = shutdown.begun() => {}
+                () = task.run() => {}
+            }
+        });
+    }
+}
+
+/// Says that a pod's task has ended, however it did.
+struct Leaves<'a, W: World> {
+    kubelet: &'a Kubelet<W>,
+    uid: &'a str,
+}
+
+impl<W: World> Drop for Leaves<'_, W> {
+    fn drop(&mut self) {
+        if let Some(it) = self.kubelet.pods().get_mut(self.uid) {
+            it.works = false;
+        }
+        self.kubelet.0.left.notify_one();
+    }
+}
+
+impl<W: World> Inner<W> {
+    /// What all pods but this one have been promised.
+    fn promised(&self, but: &str) -> Promised {
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = pods.iter().filter(|(uid, _)| uid.as_str() != but).map(|(_, it)| it.promised);
+        others.fold(Promised::default(), |sum, it| Promised {
+            cpu: sum.cpu.saturating_add(it.cpu),
+            memory: sum.memory.saturating_add(it.memory),
+            pods: sum.pods.saturating_add(it.pods),
+        })
+    }
+}

@@ -1,0 +1,19 @@
+//! Pods of this machine: what a kubelet and its runtime are to a Kubernetes node.
+
+mod given;
+mod here;
+mod kubelet;
+mod log;
+mod network;
+mod runtime;
+mod types;
+mod upkeep;
+
+pub(crate) use here::Here;
+pub use here::PodOptions;
+#[cfg(test)]
+pub(crate) use log::Rotation;
+pub(crate) use log::{Log, LogOptions, Stream};
+pub(crate) use network::{Network, NetworkOptions};
+pub(crate) use runtime::{Attach, Resize, Runtime};
+pub(crate) use types::*;

@@ -1,0 +1,134 @@
+//! The name server of pods: services and their endpoints below `cluster.local`, and nothing else.
+
+mod message;
+#[cfg(test)]
+mod tests;
+mod zone;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use kit::{Backoff, Tasks};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+
+pub(super) use zone::Zone;
+
+pub(super) const PORT: u16 = 53;
+/// The longest question that is read: one has no need of more, whatever its options.
+const QUESTION: usize = 1232;
+/// Most connections at a time; most questions need none.
+const STREAMS: usize = 128;
+/// How long a connection may take to ask.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// What is known. Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct Names {
+    zone: Arc<RwLock<Arc<Zone>>>,
+}
+
+impl Names {
+    pub(super) fn set(&self, zone: Zone) {
+        *self.zone.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(zone);
+    }
+
+    /// None where nothing can be said, not even that.
+    fn answer(&self, question: &[u8], most: Option<usize>, turn: usize) -> Option<Vec<u8>> {
+        let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner).clone();
+        message::answer(&zone, question, most, turn)
+    }
+}
+
+/// Answers until the shutdown begins.
+pub(super) fn serve(names: &Names, datagrams: UdpSocket, streams: TcpListener, tasks: &Tasks) {
+    let (ends, by_datagram) = (tasks.shutdown().clone(), names.clone());
+    tasks.tenant("names of pods", async move {
+        tokio::select! {
+            () = ends.begun() => {}
+            () = answer_datagrams(by_datagram, datagrams) => {}
+        }
+    });
+    let (ends, names, own) = (tasks.shutdown().clone(), names.clone(), tasks.clone());
+    tasks.tenant("names of pods", async move {
+        tokio::select! {
+            () = ends.begun() => {}
+            () = answer_streams(names, streams, own) => {}
+        }
+    });
+}
+
+async fn answer_datagrams(names: Names, socket: UdpSocket) {
+    let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
+    let mut buffer = [0u8; QUESTION];
+    let mut turn = 0usize;
+    loop {
+        match socket.recv_from(&mut buffer).await {
+            Ok((got, from)) => {
+                backoff.reset();
+                turn = turn.wrapping_add(1);
+                let question = buffer.get(..got).unwrap_or_default();
+                if let Some(answer) = names.answer(question, Some(message::DATAGRAM), turn) {
+                    // Who is gone is gone; who does not take it asks again.
+                    let _ = socket.send_to(&answer, from).await;
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot read a question about a name; trying again");
+                tokio::time::sleep(backoff.pause()).await;
+            }
+        }
+    }
+}
+
+async fn answer_streams(names: Names, listener: TcpListener, tasks: Tasks) {
+    let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
+    let limit = Arc::new(Semaphore::new(STREAMS));
+    loop {
+        let Ok(permit) = limit.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                backoff.reset();
+                let (names, ends) = (names.clone(), tasks.shutdown().clone());
+                tasks.tenant("names of a pod", async move {
+                    let _permit = permit;
+                    tokio::select! {
+                        () = ends.begun() => {}
+                        _ = answer_stream(names, stream) => {}
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot accept a question about a name; trying again");
+                tokio::time::sleep(backoff.pause()).await;
+            }
+        }
+    }
+}
+
+async fn answer_stream(names: Names, mut stream: TcpStream) -> io::Result<()> {
+    let mut turn = stream.peer_addr().map_or(0, |it: SocketAddr| usize::from(it.port()));
+    loop {
+        let asked = tokio::time::timeout(IDLE, question(&mut stream)).await;
+        let question = asked.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        turn = turn.wrapping_add(1);
+        let Some(answer) = names.answer(&question, None, turn) else { return Ok(()) };
+        let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
+        let bytes = [&length.to_be_bytes(), answer.as_slice()].concat();
+        let told = stream.write_all(&bytes);
+        tokio::time::timeout(IDLE, told).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut)).flatten()?;
+    }
+}
+
+async fn question(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let length = usize::from(stream.read_u16().await?);
+    if length > QUESTION {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut bytes = vec![0; length];
+    stream.read_exact(&mut bytes).await?;
+    Ok(bytes)
+}

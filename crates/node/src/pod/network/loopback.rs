@@ -1,0 +1,134 @@
+//! Addresses of pods where this machine lets us make no network: the host's own, of its loopback network, at which the
+//! node listens for the ports that a pod declares. Who connects there is connected from within the pod.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kit::{Shutdown, Tasks};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use super::forward;
+use super::switch::hash;
+use crate::Error;
+use crate::pod::Runtime;
+
+/// Addresses that are tried for one pod before one is taken at which not all of its ports are free: somebody may listen
+/// at all of the host's addresses.
+const TRIES: usize = 8;
+
+pub(super) struct Loopback {
+    runtime: Runtime,
+    seed: String,
+    tasks: Tasks,
+    limit: Arc<Semaphore>,
+    pods: Mutex<BTreeMap<String, Joined>>,
+}
+
+struct Joined {
+    address: Ipv4Addr,
+    stop: Shutdown,
+}
+
+impl Loopback {
+    pub(super) fn new(runtime: Runtime, seed: String, tasks: Tasks, limit: Arc<Semaphore>) -> Self {
+        Self { runtime, seed, tasks, limit, pods: Mutex::default() }
+    }
+
+    fn pods(&self) -> MutexGuard<'_, BTreeMap<String, Joined>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) async fn join(&self, uid: &str, ports: &[u16]) -> Result<Ipv4Addr, Error> {
+        let all = || addresses(&self.seed, uid);
+        for (address, strict) in all().take(TRIES).map(|it| (it, true)).chain(all().map(|it| (it, false))) {
+            // Taken before anybody else looks.
+            let stop = {
+                let mut pods = self.pods();
+                if let Some(joined) = pods.get(uid) {
+                    return Ok(joined.address);
+                }
+                if pods.values().any(|it| it.address == address) {
+                    continue;
+                }
+                let stop = self.tasks.shutdown().child();
+                pods.insert(uid.to_owned(), Joined { address, stop: stop.clone() });
+                stop
+            };
+            let Some(listeners) = listen(address, ports, strict).await else {
+                self.pods().remove(uid);
+                continue;
+            };
+            for (port, listener) in listeners {
+                let (runtime, uid) = (self.runtime.clone(), uid.to_owned());
+                let connect = move |_| {
+                    let (runtime, uid) = (runtime.clone(), uid.clone());
+                    async move { runtime.dial(&uid, port).await }
+                };
+                let serve = forward::serve(listener, stop.clone(), self.tasks.clone(), self.limit.clone(), connect);
+                self.tasks.tenant("port of a pod", serve);
+            }
+            return Ok(address);
+        }
+        Err(Error::machine("find an address for a pod")(io::Error::from(io::ErrorKind::AddrInUse)))
+    }
+
+    pub(super) fn leave(&self, uid: &str) {
+        if let Some(joined) = self.pods().remove(uid) {
+            joined.stop.begin();
+        }
+    }
+
+    /// To any port of a pod, declared or not.
+    pub(super) async fn connect(&self, to: SocketAddrV4) -> io::Result<TcpStream> {
+        let uid = self.pods().iter().find(|(_, it)| it.address == *to.ip()).map(|(uid, _)| uid.clone());
+        let uid = uid.ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionRefused))?;
+        self.runtime.dial(&uid, to.port()).await
+    }
+}
+
+/// Listens for all that is declared; `None` when it is to be all and somebody else listens there.
+async fn listen(address: Ipv4Addr, ports: &[u16], strict: bool) -> Option<BTreeMap<u16, TcpListener>> {
+    let mut listeners = BTreeMap::new();
+    for &port in ports {
+        if listeners.contains_key(&port) {
+            continue;
+        }
+        match TcpListener::bind(SocketAddr::from((address, port))).await {
+            Ok(listener) => {
+                listeners.insert(port, listener);
+            }
+            Err(error) if strict && error.kind() == io::ErrorKind::AddrInUse => return None,
+            // The first 1024 are root's: probes and port-forward, which go into the pod, need none.
+            Err(error) => tracing::warn!(%address, port, %error, "the host does not reach a port of a pod"),
+        }
+    }
+    Some(listeners)
+}
+
+/// Where to look for an address, the same for the same pod of the same node. Never what is conventionally somebody's,
+/// such as 127.0.0.1 and 127.0.1.1.
+fn addresses(seed: &str, uid: &str) -> impl Iterator<Item = Ipv4Addr> {
+    let start = hash(&format!("{seed}\n{uid}"));
+    (0..1 << 16).map(move |it: u64| {
+        let low = start.wrapping_add(it.wrapping_mul(7919));
+        Ipv4Addr::from_bits(0x7f40_0000 | (low % (1 << 22)) as u32)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_pod_has_the_same_address() {
+        let of = |seed, uid| addresses(seed, uid).take(TRIES).collect::<Vec<_>>();
+        assert_eq!(of("a", "one"), of("a", "one"));
+        assert!(of("a", "one")[0] != of("a", "two")[0] && of("a", "one")[0] != of("b", "one")[0]);
+        let all = of("a", "one");
+        assert!(all.iter().all(|it| it.octets()[0] == 127 && (64..128).contains(&it.octets()[1])));
+        assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), all.len());
+    }
+}

@@ -1,0 +1,244 @@
+//! Real pods in a real network, where this machine lets us make one.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::netlink::Netlink;
+use super::services::Served;
+use std::net::Ipv4Addr;
+
+use super::*;
+use crate::pod::ContainerConfig;
+use crate::pod::runtime::tests::{Place, container};
+
+/// Says who has come and how much it was told, once it was told all.
+const SERVER: &str = "
+import socket
+s = socket.create_server(('0.0.0.0', 8080))
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+u.bind(('0.0.0.0', 8081))
+print('listens', flush=True)
+while True:
+    c, f = s.accept()
+    n = 0
+    while (d := c.recv(65536)):
+        n += len(d)
+    if n == 1:
+        f = u.recvfrom(100)[1]
+    c.sendall(f'{f[0]} {n}'.encode())
+    c.close()
+";
+
+/// What a place answers to so many bytes, or that it does not.
+const CLIENT: &str = "
+import socket, sys
+try:
+    c = socket.create_connection((sys.argv[1], int(sys.argv[2])), float(sys.argv[4]))
+    c.sendall(b'x' * int(sys.argv[3]))
+    c.shutdown(socket.SHUT_WR)
+    print(c.makefile().read(), end='')
+except OSError as e:
+    print(type(e).__name__, end='')
+";
+
+/// A datagram from somebody else, and one of its own.
+const SPOOFER: &str = "
+import socket, struct, sys, time
+to = sys.argv[1]
+r = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+udp = struct.pack('!HHHH', 9, 8081, 9, 0) + b'x'
+ip = struct.pack('!BBHHHBBH4s4s', 0x45, 0, 29, 1, 0, 64, 17, 0, socket.inet_aton(sys.argv[2]), socket.inet_aton(to))
+r.sendto(ip + udp, (to, 0))
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+u.sendto(b'x', (to, 8081))
+";
+
+fn python(script: &str) -> ContainerConfig {
+    let mut it = container("c", "");
+    it.args = ["python3", "-c", script].map(Into::into).to_vec();
+    it.capabilities.push("NET_RAW".into());
+    it
+}
+
+async fn serve(place: &Place, uid: &str) {
+    place.start(uid, python(SERVER)).await;
+    let mut output = place.runtime.attach(uid, "c", false).unwrap().output;
+    if place.printed(uid, "c", 0).await.is_empty() {
+        output.recv().await.unwrap();
+    }
+}
+
+async fn ask(place: &Place, uid: &str, host: impl std::fmt::Display, port: u16, bytes: usize) -> String {
+    let script = format!("exec python3 - {host} {port} {bytes} 2 <<'END'\n{CLIENT}\nEND");
+    place.exec(uid, "c", &script).await.1
+}
+
+fn service(name: &str, address: &str, port: u16) -> Service {
+    let metadata = json!({"name": name, "namespace": "default"});
+    let ports = json!([{"name": "http", "port": port, "targetPort": 8080}]);
+    serde_json::from_value(json!({"metadata": metadata, "spec": {"clusterIP": address, "ports": ports}})).unwrap()
+}
+
+fn slice(service: &str, address: Ipv4Addr) -> EndpointSlice {
+    serde_json::from_value(json!({
+        "metadata": {
+            "name": service, "namespace": "default", "labels": {"kubernetes.io/service-name": service},
+        },
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+        "endpoints": [{"addresses": [address.to_string()], "conditions": {"ready": true}, "hostname": "first"}],
+    }))
+    .unwrap()
+}
+
+async fn answer(mut stream: TcpStream, bytes: usize) -> String {
+    let mut said = String::new();
+    stream.write_all(&vec![b'x'; bytes]).await.unwrap();
+    stream.shutdown().await.unwrap();
+    stream.read_to_string(&mut said).await.unwrap();
+    said
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_reach_each_other_services_and_names_and_nothing_of_the_host() {
+    let place = Place::open().await;
+    let switch = match Switch::open(place.runtime.clone(), "a test").await {
+        Ok(switch) => switch,
+        Err(error) => {
+            eprintln!("skipped: this machine makes no networks for pods: {}", kit::chain(&error));
+            return place.close().await;
+        }
+    };
+    let network = Network { kind: Arc::new(Kind::Switch(switch.clone())) };
+    let gateway = switch.address();
+    let names = network.serve_names(&place.tasks).await.unwrap();
+    let resolv = format!("nameserver {gateway}\nsearch default.svc.cluster.local\noptions ndots:5 attempts:1\n");
+    let mut addresses = Vec::new();
+    for uid in ["a", "b"] {
+        place.pod(uid, |it| it.resolv.clone_from(&resolv)).await;
+        let IpAddr::V4(address) = network.join(uid, &[]).await.unwrap() else { panic!() };
+        assert_eq!(network.join(uid, &[]).await.unwrap(), IpAddr::V4(address));
+        serve(&place, uid).await;
+        addresses.push(address);
+    }
+    let (a, b) = (addresses[0], addresses[1]);
+    assert_ne!(a, b);
+    assert!(place.runtime.list().iter().all(|it| it.config.uid != SWITCH));
+
+    // The API server of this story is on the host's loopback.
+    let api = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let std::net::SocketAddr::V4(at) = api.local_addr().unwrap() else { panic!() };
+    place.tasks.tenant("api", async move {
+        let (mut stream, _) = api.accept().await.unwrap();
+        let _ = stream.write_all(b"api").await;
+        let _ = stream.shutdown().await;
+    });
+    let services = [
+        service("web", "10.96.7.7", 80),
+        service("kubernetes", "10.96.0.1", 443),
+        service("none", "10.96.7.8", 80),
+        // Not even a service may be at a pod's address.
+        service("thief", &b.to_string(), 8080),
+    ];
+    let mut bare = slice("bare", a);
+    bare.endpoints[0].hostname = Some("first".into());
+    let headless = service("bare", "None", 80);
+    let slices = [slice("web", a), slice("thief", a), bare];
+    let all: Vec<_> = services.iter().chain([&headless]).collect();
+    let mut served =
+        Served::new(network.clone(), kit::Clock::system(), place.tasks.clone(), Arc::new(Semaphore::new(100)), names);
+    served.apply(plan::plan(&all, &slices.iter().collect::<Vec<_>>(), Some(at))).await.unwrap();
+
+    for (host, port, bytes, said) in [
+        (a.to_string(), 8080, 300_000, format!("{b} 300000")),
+        ("10.96.7.7".into(), 80, 300_000, format!("{gateway} 300000")),
+        ("web".into(), 80, 2, format!("{gateway} 2")),
+        ("first.bare.default.svc.cluster.local".into(), 8080, 3, format!("{b} 3")),
+        ("kubernetes".into(), 443, 0, "api".into()),
+        (b.to_string(), 8080, 4, format!("{b} 4")),
+        // Nothing ready; no such port; no such name; no name of ours.
+        ("10.96.7.8".into(), 80, 0, "ConnectionRefusedError".into()),
+        ("10.96.7.7".into(), 81, 0, "ConnectionRefusedError".into()),
+        ("nobody".into(), 80, 0, "gaierror".into()),
+        ("example.org".into(), 80, 0, "gaierror".into()),
+    ] {
+        assert_eq!(ask(&place, "b", &host, port, bytes).await, said, "{host}:{port}");
+    }
+
+    // What listens at all addresses of the host, a pod reaches at none of them.
+    let open = TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let port = open.local_addr().unwrap().port();
+    let host = Netlink::open().unwrap();
+    let mut theirs: Vec<_> = host.addresses().unwrap().into_iter().map(|(_, it)| it.address).collect();
+    theirs.push(gateway);
+    // No service has it.
+    theirs.push("10.96.7.9".parse().unwrap());
+    for address in theirs {
+        let said = ask(&place, "b", address, port, 0).await;
+        assert!(["OSError", "TimeoutError", "ConnectionRefusedError"].contains(&said.as_str()), "{address}: {said}");
+    }
+    // The host reaches pods, and they answer.
+    let leg = switch.leg().to_owned();
+    if host.index(&leg).unwrap().is_some() {
+        let reached = tokio::time::timeout(Duration::from_secs(30), TcpStream::connect((a, 8080))).await.unwrap();
+        assert!(answer(reached.unwrap(), 100_000).await.ends_with(" 100000"));
+    }
+
+    // A datagram that pretends to be somebody else's does not arrive: the first that does is true.
+    let spoof = format!("exec python3 - {a} {gateway} <<'END'\n{SPOOFER}\nEND");
+    let (code, said) = place.exec("b", "c", &spoof).await;
+    assert_eq!((code, said.as_str()), (0, ""));
+    assert_eq!(ask(&place, "b", a, 8080, 1).await, format!("{b} 1"));
+
+    // Another node takes over what there is; who has left is not reached, and comes back to its address.
+    let next = Switch::open(place.runtime.clone(), "a test").await.unwrap();
+    assert_eq!((next.address(), next.join("a").await.unwrap()), (gateway, a));
+    assert_eq!(next.owned().await.unwrap().len(), 3);
+    next.leave("b").await;
+    assert_eq!(ask(&place, "b", a, 8080, 0).await, "OSError");
+    assert_eq!(next.join("b").await.unwrap(), b);
+    assert_eq!(ask(&place, "b", a, 8080, 2).await, format!("{b} 2"));
+    // A service that is gone is not served.
+    served.apply(plan::plan(&[], &[], None)).await.unwrap();
+    assert!(!ask(&place, "b", "10.96.7.7", 80, 0).await.starts_with(&gateway.to_string()));
+    assert_eq!(next.owned().await.unwrap(), Vec::<Ipv4Addr>::new());
+    next.close().await;
+    assert_eq!(host.index(&leg).unwrap(), None);
+    place.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_network_the_host_reaches_the_ports_that_a_pod_declares() {
+    let place = Place::open().await;
+    let limit = Arc::new(Semaphore::new(100));
+    let seed = place.runtime.dir("").to_string_lossy().into_owned();
+    let loopback = Loopback::new(place.runtime.clone(), seed, place.tasks.clone(), limit);
+    let network = Network { kind: Arc::new(Kind::Loopback(loopback)) };
+    let ports = [8080, 8080];
+    let mut addresses = Vec::new();
+    for uid in ["a", "b"] {
+        place.pod(uid, |_| {}).await;
+        let IpAddr::V4(address) = network.join(uid, &ports).await.unwrap() else { panic!() };
+        assert_eq!(network.join(uid, &ports).await.unwrap(), IpAddr::V4(address));
+        serve(&place, uid).await;
+        addresses.push(address);
+    }
+    assert_ne!(addresses[0], addresses[1]);
+    for address in &addresses {
+        let reached = TcpStream::connect((*address, 8080)).await.unwrap();
+        assert_eq!(answer(reached, 300_000).await, "127.0.0.1 300000");
+    }
+    let to = To::Pod(SocketAddrV4::new(addresses[0], 8080));
+    assert_eq!(answer(network.connect(to).await.unwrap(), 2).await, "127.0.0.1 2");
+    network.leave("a").await;
+    network.leave("a").await;
+    assert!(network.connect(to).await.is_err());
+    assert_eq!(network.dns(), None);
+    place.close().await;
+}

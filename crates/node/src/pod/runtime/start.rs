@@ -1,0 +1,442 @@
+//! How pods and containers come to be, and what is done when they end.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::cell::{Cell, Note, Running, read};
+use super::link::{self, Link};
+use super::{Runtime, socket};
+use crate::cgroup;
+use crate::engine::pods::Seat;
+use crate::engine::{Engine, blocking};
+use crate::launcher::message::DESCRIPTORS;
+use crate::launcher::shim::{Container, Ended, News, Order, Pod};
+use crate::launcher::{self, Rlimit, Start, Status, Trees};
+use crate::pod::log::{Log, Rotation, Stream};
+use crate::pod::{
+    ContainerConfig, ContainerState, Exit, PodConfig, PodState, Processes, Root, StartError, Volume, VolumeSource,
+};
+use crate::state::Process;
+use crate::{Error, sys};
+
+/// Bytes of the shared memory of a pod, as container runtimes have it.
+const SHM: u64 = 64 << 20;
+/// Bytes that a container may write outside its volumes when nothing is said.
+const LAYER: u64 = 1 << 30;
+/// Processes and threads of a container when nothing is said.
+const PIDS: u32 = 8192;
+/// How long what a container has written may take to be read once it has ended: somebody else may have its pipes.
+const DRAIN: Duration = Duration::from_secs(2);
+
+impl Runtime {
+    /// Makes a pod, without any container. One that is there already stays; one whose shim is gone gets another.
+    pub(crate) async fn create(&self, config: PodConfig) -> Result<PodState, Error> {
+        let uid = config.uid.clone();
+        if !is_uid(&uid) {
+            return Err(Error::Rejected(format!("{uid:?} is no uid of a pod")));
+        }
+        let engine = &self.shared.engine;
+        if engine.is_ending() {
+            return Err(Error::Ending);
+        }
+        let dir = self.dir(&uid);
+        let cell = {
+            let now = engine.clock.now();
+            let mut cells = self.cells();
+            let new = || {
+                let containers = Vec::new();
+                let state = PodState { config: config.clone(), alive: false, address: None, created: now, containers };
+                let note = Note { boot: engine.boot.clone(), slot: None, process: None, state };
+                Arc::new(Cell::new(&uid, dir.clone(), note))
+            };
+            cells.entry(uid.clone()).or_insert_with(new).clone()
+        };
+        let work = cell.work.lock().await;
+        if cell.live().state.alive {
+            return Ok(cell.live().state.clone());
+        }
+        let runtime = self.clone();
+        let (made, done) = tokio::sync::oneshot::channel();
+        drop(work);
+        // A caller who goes away in the middle changes nothing.
+        engine.tasks.tenant("pod", async move {
+            let _work = cell.work.lock().await;
+            if !cell.live().state.alive {
+                cell.live().state.config = config;
+                if let Err(error) = runtime.make(&cell).await {
+                    let _ = runtime.stop(&cell).await;
+                    let _ = made.send(Err(error));
+                    return;
+                }
+            }
+            let _ = made.send(Ok(cell.live().state.clone()));
+        });
+        done.await.map_err(Error::machine("make a pod"))?
+    }
+
+    async fn make(&self, cell: &Arc<Cell>) -> Result<(), Error> {
+        let engine = &self.shared.engine;
+        let config = cell.live().state.config.clone();
+        let seat = engine.seat(&cell.uid)?;
+        let dir = cell.dir.clone();
+        let listener = blocking(move || {
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+            let (at, _dir) = socket(&dir)?;
+            match std::fs::remove_file(dir.join("shim")) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            link::listen(&at)
+        });
+        let listener = listener.await?.map_err(Error::disk("make the directory of a pod"))?;
+        let owner = engine.ids.outside(seat.slot, 0);
+        let cgroups = engine.cgroups.pod(&cell.group(), owner).map_err(Error::disk("make control groups"))?;
+        let start = Start {
+            hostname: config.hostname.clone(),
+            ids: engine.ids.map(seat.slot),
+            shift: engine.ids.shift(),
+            cgroups,
+            layer: 0,
+            tmp: 0,
+            rlimits: Vec::new(),
+            args: Vec::new(),
+            env: Vec::new(),
+            inherits: vec![3],
+            probe: None,
+            pod: Some(Pod { shm: SHM, sysctls: config.sysctls.clone() }),
+        };
+        let launcher = engine.launcher().await?;
+        let mut made = launcher.start(start, &[listener.as_fd()]).await.map_err(Error::machine("make a pod"))?;
+        let process = Process::look(made.pid).map_err(Error::disk("look at a new process"))?;
+        let pidfd = Arc::new(made.pidfd.try_clone().map_err(Error::disk("hold a process"))?);
+        engine.keep_seat(&cell.uid, Seat { slot: seat.slot, pidfd: Some(pidfd.clone()) });
+        {
+            let mut live = cell.live();
+            live.boot = engine.boot.clone();
+            live.slot = seat.slot;
+            live.process = Some(process);
+            live.pidfd = Some(pidfd.clone());
+            live.state.created = engine.clock.now();
+            // Whatever there was before, was in another shim.
+            live.running.clear();
+        }
+        cell.note().map_err(Error::disk("write a pod down"))?;
+        made.go().await.map_err(Error::machine("start the shim of a pod"))?;
+        let link = self.connect(cell, pidfd).await?;
+        self.volumes(&link, made.pid, &config.volumes).await.map_err(Error::machine("give a pod its volumes"))?;
+        cell.live().state.alive = true;
+        cell.note().map_err(Error::disk("write a pod down"))?;
+        cell.bump();
+        Ok(())
+    }
+
+    /// Listens to a pod's shim from now on.
+    pub(super) async fn connect(&self, cell: &Arc<Cell>, pidfd: Arc<OwnedFd>) -> Result<Link, Error> {
+        let address = self.address(&cell.uid);
+        let link = address.and_then(|(at, _dir)| Link::connect(&at)).map_err(Error::disk("reach the shim of a pod"))?;
+        cell.live().link = Some(link.clone());
+        let (runtime, cell, heard) = (self.clone(), cell.clone(), link.clone());
+        self.shared.engine.tasks.tenant("pod", async move {
+            let pidfd = pidfd.try_clone().and_then(sys::watch);
+            loop {
+                tokio::select! {
+                    news = heard.news() => match news {
+                        Some(News::Ended { key, ended }) => runtime.hear(&cell, &key, ended),
+                        None => break,
+                    },
+                    _ = async { match &pidfd {
+                        Ok(pidfd) => pidfd.readable().await.map(drop),
+                        Err(_) => std::future::pending().await,
+                    } } => break,
+                }
+            }
+            runtime.lost(&cell).await;
+        });
+        Ok(link)
+    }
+
+    /// The shim does not speak any more. Whatever the reason, without one a pod is nothing.
+    async fn lost(&self, cell: &Cell) {
+        // Whoever ends it on purpose holds this.
+        let _work = cell.work.lock().await;
+        if cell.live().pidfd.is_some()
+            && let Err(error) = self.stop(cell).await
+        {
+            tracing::error!(pod = cell.uid, error = kit::chain(&error), "cannot clear up after a pod");
+        }
+    }
+
+    /// A process of this pod has ended.
+    fn hear(&self, cell: &Arc<Cell>, key: &str, ended: Ended) {
+        if let Some(waiting) = cell.live().execs.remove(key) {
+            let _ = waiting.send(code(ended.status).0);
+            return;
+        }
+        let Some(running) = cell.by_key(key) else { return };
+        let (engine, cell) = (self.shared.engine.clone(), cell.clone());
+        self.shared.engine.tasks.tenant("container end", async move { finish(&engine, &cell, &running, ended).await });
+    }
+
+    async fn volumes(&self, link: &Link, pid: i32, volumes: &[Volume]) -> Result<(), StartError> {
+        let paths: Vec<_> = volumes
+            .iter()
+            .filter_map(|it| match &it.source {
+                VolumeSource::Path(path) => Some((it, path)),
+                VolumeSource::Memory { .. } => None,
+            })
+            .collect();
+        for batch in paths.chunks(DESCRIPTORS - 1) {
+            let trees = self.trees(pid, batch.iter().map(|(_, path)| (*path).clone()).collect(), false).await?;
+            let names = batch.iter().map(|(volume, _)| volume.name.clone()).collect();
+            let fds: Vec<_> = trees.iter().map(AsFd::as_fd).collect();
+            link.ask(&Order::Volumes { names }, &fds).await?;
+        }
+        for volume in volumes {
+            if let VolumeSource::Memory { size } = volume.source {
+                let order = Order::Memory { name: volume.name.clone(), size, group: volume.fs_group };
+                link.ask(&order, &[]).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn trees(&self, pid: i32, paths: Vec<std::path::PathBuf>, read_only: bool) -> Result<Vec<OwnedFd>, Error> {
+        let engine = &self.shared.engine;
+        let trees = Trees { pid, paths, read_only, shift: engine.ids.shift() };
+        let mut made = engine.launcher().await?.trees(trees.clone()).await;
+        if matches!(made, Err(launcher::Error::Gone)) {
+            made = engine.launcher().await?.trees(trees).await;
+        }
+        made.map_err(Error::machine("mount what a pod is given"))
+    }
+
+    /// Starts a container: returns when its command has been executed.
+    pub(crate) async fn start(&self, uid: &str, config: ContainerConfig) -> Result<ContainerState, StartError> {
+        let cell = self.find(uid)?;
+        let runtime = self.clone();
+        let (said, started) = tokio::sync::oneshot::channel();
+        // A caller who goes away in the middle changes nothing.
+        self.shared.engine.tasks.tenant("container", async move {
+            let _ = said.send(runtime.start_in(&cell, config).await);
+        });
+        started.await.map_err(Error::machine("start a container"))?
+    }
+
+    async fn start_in(&self, cell: &Arc<Cell>, config: ContainerConfig) -> Result<ContainerState, StartError> {
+        let engine = &self.shared.engine;
+        let (link, pod, slot, pid) = {
+            let live = cell.live();
+            let gone = || Error::Gone(cell.uid.clone());
+            let (link, process) = (live.link.clone().ok_or_else(gone)?, live.process.ok_or_else(gone)?);
+            (link, live.state.config.clone(), live.slot, process.pid)
+        };
+        if cell.running(&config.name).is_some() {
+            return Err(Error::Conflict(format!("the container {} runs already", config.name)).into());
+        }
+        let key = format!("{}.{}", config.name, config.attempt);
+        let group = format!("{}/c-{key}", cell.group());
+        let limits = cgroup::Limits {
+            memory: config.limits.memory,
+            cpu: config.limits.cpu,
+            pids: Some(config.limits.pids.unwrap_or(PIDS)),
+        };
+        let owner = engine.ids.outside(slot, 0);
+        let groups = engine.cgroups.container(&group, &limits, owner).map_err(Error::disk("make control groups"))?;
+        let image = match &config.root {
+            Root::Host => None,
+            Root::Image(path) => self.trees(pid, vec![path.clone()], true).await?.pop(),
+        };
+        let state = ContainerState {
+            name: config.name.clone(),
+            attempt: config.attempt,
+            id: identity(&cell.uid, &key, engine.clock.now()),
+            started: engine.clock.now(),
+            exit: None,
+        };
+        let tag = Tag { state: state.clone(), tty: config.tty, stdin_once: config.stdin_once };
+        let described = self.describe(&pod, &config, cell, serde_json::to_string(&tag).unwrap_or_default());
+        let fds: Vec<_> = groups.iter().map(|(_, fd)| fd.as_fd()).chain(image.iter().map(AsFd::as_fd)).collect();
+        let joins = groups.iter().map(|(join, _)| *join).collect();
+        let order = Order::Start { key: key.clone(), groups: joins, image: image.is_some() };
+        let log =
+            Log::open(&self.logs(&cell.uid, &config.name), config.attempt, engine.clock.clone(), Rotation::default());
+        let log = log.map_err(Error::disk("open the log of a container"))?;
+        let started = match link.start(&order, &described, &fds).await {
+            Ok(started) => started,
+            Err(error) => {
+                link.tell(&Order::Forget { key });
+                log.close();
+                if let Err(error) = engine.cgroups.remove(&group).await {
+                    tracing::warn!(pod = cell.uid, %error, "a control group stays until the pod ends");
+                }
+                return Err(error);
+            }
+        };
+        cell.add(state.clone());
+        let names = (config.name, config.attempt, key, group);
+        self.attend(cell, names, log, config.stdin_once, started)?;
+        if let Err(error) = cell.note() {
+            tracing::warn!(pod = cell.uid, %error, "cannot write down that a container was started");
+        }
+        self.catch_up(cell, &link).await?;
+        cell.bump();
+        Ok(state)
+    }
+
+    /// Reads what a container writes from now on, and lets it be found.
+    pub(super) fn attend(
+        &self,
+        cell: &Arc<Cell>,
+        names: (String, u32, String, String),
+        log: Log,
+        stdin_once: bool,
+        started: link::Started,
+    ) -> Result<Arc<Running>, Error> {
+        let copy = |fd: &OwnedFd| fd.try_clone().map_err(Error::disk("copy a terminal"));
+        let mut ends = Vec::new();
+        let (mut input, mut terminal) = (started.input, None);
+        match started.terminal {
+            Some(it) => {
+                input = Some(copy(&it)?);
+                terminal = Some(copy(&it)?);
+                ends.push((Stream::Stdout, it));
+            }
+            None => ends.extend([Stream::Stdout, Stream::Stderr].into_iter().zip(started.outputs)),
+        }
+        let running = Arc::new(Running::new(names, log, stdin_once, input, terminal));
+        cell.live().running.insert(running.name.clone(), running.clone());
+        self.shared.engine.tasks.tenant("container output", read(running.clone(), ends));
+        Ok(running)
+    }
+
+    /// Ends that were told before we knew what had ended.
+    pub(super) async fn catch_up(&self, cell: &Arc<Cell>, link: &Link) -> Result<(), StartError> {
+        for record in link.containers().await? {
+            if let Some(ended) = record.ended
+                && cell.by_key(&record.key).is_some()
+            {
+                self.hear(cell, &record.key, ended);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn logs(&self, uid: &str, container: &str) -> std::path::PathBuf {
+        self.dir(uid).join("logs").join(container)
+    }
+
+    fn describe(&self, pod: &PodConfig, config: &ContainerConfig, cell: &Cell, tag: String) -> Container {
+        let mut hosts = pod.hosts.clone();
+        if let Some(address) = cell.live().state.address {
+            hosts.push_str(&format!("{address}\t{}\n", pod.names));
+        }
+        let processes = match &config.processes {
+            Processes::Of(name) => Processes::Of(cell.running(name).map(|it| it.key.clone()).unwrap_or_default()),
+            other => other.clone(),
+        };
+        Container {
+            tag,
+            args: config.args.clone(),
+            env: config.env.clone(),
+            cwd: config.cwd.clone(),
+            hostname: pod.hostname.clone(),
+            hosts,
+            resolv: pod.resolv.clone(),
+            layer: config.limits.disk.unwrap_or(LAYER),
+            mounts: config.mounts.clone(),
+            user: config.user,
+            group: config.group,
+            groups: config.groups.clone(),
+            read_only_root: config.read_only_root,
+            capabilities: config.capabilities.clone(),
+            processes,
+            stdin: config.stdin,
+            tty: config.tty,
+            oom_score_adj: config.oom_score_adj,
+            rlimits: vec![(Rlimit::Core, 0), (Rlimit::Files, self.shared.engine.files)],
+            message_path: config.termination_message_path.clone(),
+        }
+    }
+}
+
+/// What of a container the shim keeps for the next node.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(super) struct Tag {
+    pub state: ContainerState,
+    pub tty: bool,
+    pub stdin_once: bool,
+}
+
+/// What is left to do when a container's first process has ended.
+pub(super) async fn finish(engine: &Engine, cell: &Arc<Cell>, running: &Running, ended: Ended) {
+    // Twice, when it was told and asked for at the same time.
+    if running.exit.borrow().is_some() {
+        return;
+    }
+    // What shares the pod's processes does not end with the first one.
+    engine.cgroups.kill(&running.group);
+    let mut drained = running.drained.subscribe();
+    let _ = tokio::time::timeout(DRAIN, drained.wait_for(|it| *it)).await;
+    let (code, signal) = code(ended.status);
+    let out_of_memory = engine.cgroups.usage(&running.group).oom_kills.is_some_and(|it| it > 0);
+    let (seconds, nanos) = ended.at;
+    let finished = Timestamp::new(seconds, i32::try_from(nanos).unwrap_or(0)).unwrap_or_else(|_| engine.clock.now());
+    let exit = Exit { code, signal, out_of_memory, finished, message: ended.message, unseen: false };
+    if let Err(error) = engine.cgroups.remove(&running.group).await {
+        tracing::warn!(pod = cell.uid, %error, "a control group stays until the pod ends");
+    }
+    if let Ok(link) = cell.link() {
+        link.tell(&Order::Forget { key: running.key.clone() });
+    }
+    if running.exit.borrow().is_none() {
+        cell.ended(running, exit);
+    }
+}
+
+/// As a shell tells it.
+fn code(status: Status) -> (i32, Option<i32>) {
+    match status {
+        Status::Code(code) => (code, None),
+        Status::Signal(signal) => (128 + signal, Some(signal)),
+    }
+}
+
+/// The id of a container: nobody else's, ever.
+fn identity(uid: &str, key: &str, started: Timestamp) -> String {
+    use sha2::{Digest, Sha256};
+    let digest = Sha256::digest(format!("{uid}/{key}/{}", started.as_nanosecond()));
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn is_uid(uid: &str) -> bool {
+    (1..=64).contains(&uid.len())
+        && uid.bytes().all(|it| it.is_ascii_alphanumeric() || it == b'-')
+        && !uid.starts_with('-')
+}
+
+/// Kills a process when nobody is interested in it any more. One that has ended is not there to be killed.
+pub(super) struct Forgotten {
+    cell: Weak<Cell>,
+    key: String,
+}
+
+impl Forgotten {
+    pub(super) fn new(cell: &Arc<Cell>, key: &str) -> Self {
+        Self { cell: Arc::downgrade(cell), key: key.to_owned() }
+    }
+}
+
+impl Drop for Forgotten {
+    fn drop(&mut self) {
+        if let Some(cell) = self.cell.upgrade() {
+            let waiting = cell.live().execs.remove(&self.key).is_some();
+            if waiting && let Ok(link) = cell.link() {
+                link.tell(&Order::Signal { key: self.key.clone(), signal: libc::SIGKILL });
+            }
+        }
+    }
+}

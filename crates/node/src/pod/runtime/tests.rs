@@ -1,0 +1,310 @@
+//! Real pods on this machine, as root or as an ordinary user.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+use std::path::PathBuf;
+
+use kit::{Clock, Shutdown, Tasks};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+use crate::Options;
+use crate::pod::log::LogOptions;
+use crate::pod::{ContainerConfig, ContainerState, Mount, PodConfig, Processes, Root, Volume, VolumeSource};
+
+pub(in crate::pod) struct Place {
+    pub(in crate::pod) runtime: Runtime,
+    pub(in crate::pod) tasks: Tasks,
+    dir: tempfile::TempDir,
+}
+
+/// Built beside the tests, with the feature `holes`, for all tests of this crate.
+fn launcher() -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let program = tests.parent().unwrap().parent().unwrap().join("node-launcher");
+    assert!(program.exists(), "build it first: cargo build -p node --bins --features holes");
+    program
+}
+
+impl Place {
+    pub(in crate::pod) async fn open() -> Self {
+        Self::over(tempfile::tempdir().unwrap()).await
+    }
+
+    async fn over(dir: tempfile::TempDir) -> Self {
+        let tasks = Tasks::new(Shutdown::new());
+        let mut options = Options::new(dir.path().join("node"), launcher(), Clock::system(), tasks.clone());
+        options.launcher = launcher();
+        let engine = Engine::open(options).await.unwrap_or_else(|error| panic!("{}", kit::chain(&error)));
+        let runtime = Runtime::open(engine, dir.path().join("node/pods")).await.unwrap();
+        Self { runtime, tasks, dir }
+    }
+
+    pub(in crate::pod) async fn pod(&self, uid: &str, change: impl FnOnce(&mut PodConfig)) -> PodState {
+        let mut config = PodConfig {
+            uid: uid.into(),
+            namespace: "default".into(),
+            name: "p".into(),
+            hostname: "p".into(),
+            share_processes: false,
+            hosts: "127.0.0.1\tlocalhost\n".into(),
+            resolv: "# none\n".into(),
+            volumes: Vec::new(),
+            sysctls: Vec::new(),
+            names: String::new(),
+            ports: Vec::new(),
+        };
+        change(&mut config);
+        self.runtime.create(config).await.unwrap_or_else(|error| panic!("{}", kit::chain(&error)))
+    }
+
+    pub(in crate::pod) async fn start(&self, uid: &str, config: ContainerConfig) -> ContainerState {
+        self.runtime.start(uid, config).await.unwrap_or_else(|error| panic!("{}", kit::chain(&error)))
+    }
+
+    /// Waits until the container has ended, and says how and what it has printed.
+    async fn end(&self, uid: &str, name: &str, attempt: u32) -> (Exit, String) {
+        let mut changed = self.runtime.watch(uid).unwrap();
+        loop {
+            changed.borrow_and_update();
+            let state = self.runtime.state(uid).unwrap();
+            let it = state.containers.iter().find(|it| it.name == name && it.attempt == attempt).unwrap();
+            if let Some(exit) = it.exit.clone() {
+                return (exit, self.printed(uid, name, attempt).await);
+            }
+            changed.changed().await.unwrap();
+        }
+    }
+
+    pub(in crate::pod) async fn printed(&self, uid: &str, name: &str, attempt: u32) -> String {
+        let log = self.runtime.log(uid, name, attempt).unwrap();
+        let read: Vec<_> = futures::StreamExt::collect(log.read(LogOptions::default())).await;
+        read.into_iter().map(|it| String::from_utf8_lossy(&it.unwrap()).into_owned()).collect()
+    }
+
+    pub(in crate::pod) async fn exec(&self, uid: &str, container: &str, script: &str) -> (i32, String) {
+        let config =
+            ExecConfig { args: sh(script), env: vec![], stdin: false, stdout: true, stderr: false, tty: false };
+        let mut exec = self.runtime.exec(uid, container, config).await.unwrap();
+        let mut out = String::new();
+        exec.stdout.take().unwrap().read_to_string(&mut out).await.unwrap();
+        ((&mut exec.exit).await.unwrap(), out)
+    }
+
+    pub(in crate::pod) async fn close(self) {
+        self.tasks.end().await;
+    }
+}
+
+fn sh(script: &str) -> Vec<String> {
+    ["sh", "-c", script].map(Into::into).to_vec()
+}
+
+pub(in crate::pod) fn container(name: &str, script: &str) -> ContainerConfig {
+    ContainerConfig {
+        name: name.into(),
+        attempt: 0,
+        root: Root::Host,
+        args: sh(script),
+        env: vec![("PATH".into(), "/usr/bin:/bin".into()), ("A".into(), "one".into())],
+        cwd: "/".into(),
+        mounts: Vec::new(),
+        user: 0,
+        group: 0,
+        groups: Vec::new(),
+        read_only_root: false,
+        no_new_privileges: false,
+        capabilities: ["CHOWN", "KILL", "SETUID", "SETGID"].map(Into::into).to_vec(),
+        processes: Processes::Own,
+        stdin: false,
+        stdin_once: false,
+        tty: false,
+        limits: wire::node::Limits::default(),
+        oom_score_adj: 0,
+        termination_message_path: "/dev/termination-log".into(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_is_its_command_and_its_end_is_known() {
+    let place = Place::open().await;
+    place.pod("one", |_| {}).await;
+    let script = "echo $$ $A $(hostname); echo two >&2; pwd; cat /etc/hosts; echo last > /dev/termination-log; exit 3";
+    place.start("one", container("c", script)).await;
+    let (exit, printed) = place.end("one", "c", 0).await;
+    assert_eq!((exit.code, exit.signal, exit.message.as_str()), (3, None, "last\n"));
+    let mut lines: Vec<_> = printed.lines().collect();
+    // Two streams come in the order in which they are read.
+    lines.retain(|it| *it != "two");
+    assert_eq!((lines.as_slice(), printed.contains("two\n")), (&["1 one p", "/", "127.0.0.1\tlocalhost"][..], true));
+    let mut again = container("c", "exec sleep 1000");
+    again.attempt = 1;
+    place.start("one", again).await;
+    let (code, out) = place.exec("one", "c", "cat /proc/1/comm; echo $A; exit 7").await;
+    assert_eq!((code, out.as_str()), (7, "sleep\none\n"));
+    place.runtime.kill("one", "c").await.unwrap();
+    assert_eq!(place.end("one", "c", 1).await.0.code, 137);
+    let dir = place.runtime.dir("one");
+    place.runtime.remove("one").await.unwrap();
+    assert!(!dir.exists() && place.runtime.state("one").is_none());
+    place.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_executed_is_said() {
+    let place = Place::open().await;
+    place.pod("one", |_| {}).await;
+    for (args, why) in [
+        ("no-such", "exec: \"no-such\": executable file not found in $PATH"),
+        ("/no/such", "exec: \"/no/such\": stat /no/such: no such file or directory"),
+        ("/etc", "exec: \"/etc\": is a directory"),
+    ] {
+        let refused =
+            place.runtime.start("one", ContainerConfig { args: vec![args.into()], ..container("c", "") }).await;
+        assert!(matches!(&refused, Err(StartError::Command(said)) if said == why), "{refused:?}");
+    }
+    let climbs = Mount { volume: "v".into(), sub_path: "../..".into(), path: "/v".into(), read_only: false };
+    let refused = place.runtime.start("one", ContainerConfig { mounts: vec![climbs], ..container("c", "true") }).await;
+    assert!(matches!(refused, Err(StartError::Config(_))), "{refused:?}");
+    assert!(place.runtime.state("one").unwrap().containers.is_empty());
+    place.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_are_shared_and_each_root_is_its_own() {
+    let place = Place::open().await;
+    let host = place.dir.path().join("volume");
+    std::fs::create_dir(&host).unwrap();
+    std::fs::write(host.join("given"), "given").unwrap();
+    let volume = |name: &str, source| Volume { name: name.into(), source, fs_group: None };
+    let volumes = vec![
+        volume("disk", VolumeSource::Path(host.clone())),
+        volume("memory", VolumeSource::Memory { size: Some(1 << 20) }),
+    ];
+    place.pod("one", |it| (it.volumes, it.share_processes) = (volumes, true)).await;
+    let mount = |volume: &str, sub_path: &str, path: &str, read_only| Mount {
+        volume: volume.into(),
+        sub_path: sub_path.into(),
+        path: path.into(),
+        read_only,
+    };
+    let mounts = vec![mount("disk", "", "/disk", false), mount("memory", "", "/deep/memory", false)];
+    let shared = |name, script| {
+        let processes = Processes::Pod;
+        ContainerConfig { processes, mounts: mounts.clone(), ..container(name, script) }
+    };
+    place
+        .start("one", shared("a", "echo x > /disk/made; echo x > /deep/memory/f; echo x > /tmp/f; exec sleep 1111"))
+        .await;
+    place.start("one", shared("b", "exec sleep 2222")).await;
+    let seen = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -o '[s]leep 1111'; cat /disk/given; ls /tmp; df /deep/memory | grep -c tmpfs";
+    assert_eq!(place.exec("one", "b", seen).await.1, "sleep 1111\ngiven1\n");
+    assert_eq!(std::fs::read_to_string(host.join("made")).unwrap(), "x\n");
+    let mounts = vec![mount("disk", "sub/dir", "/ro", true)];
+    place.start("one", ContainerConfig { mounts, read_only_root: true, ..container("c", "exec sleep 1") }).await;
+    let (code, _) =
+        place.exec("one", "c", "touch /ro/x 2>/dev/null || touch /x 2>/dev/null || touch /usr/x 2>/dev/null").await;
+    assert!(code != 0 && host.join("sub/dir").is_dir());
+    place.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_and_an_input_reach_the_command() {
+    let place = Place::open().await;
+    place.pod("one", |_| {}).await;
+    let reads = ContainerConfig { stdin: true, stdin_once: true, ..container("c", "cat; echo end") };
+    place.start("one", reads).await;
+    let mut attached = place.runtime.attach("one", "c", true).unwrap();
+    let mut input = attached.stdin.take().unwrap();
+    input.write_all(b"hello\n").await.unwrap();
+    input.shutdown().await.unwrap();
+    let (exit, printed) = place.end("one", "c", 0).await;
+    assert_eq!((exit.code, printed.as_str()), (0, "hello\nend\n"));
+    let talks = ContainerConfig {
+        attempt: 1,
+        stdin: true,
+        tty: true,
+        ..container("c", "stty -echo; tty; read it; echo got $it")
+    };
+    place.start("one", talks).await;
+    let mut attached = place.runtime.attach("one", "c", true).unwrap();
+    attached.resize.unwrap().to(30, 90).unwrap();
+    attached.stdin.as_mut().unwrap().write_all(b"that\n").await.unwrap();
+    let (exit, printed) = place.end("one", "c", 1).await;
+    assert!(exit.code == 0 && printed.contains("/dev/pts/0") && printed.contains("got that"), "{printed:?}");
+    place.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_of_a_pod_is_reached_from_inside_its_network() {
+    let place = Place::open().await;
+    place.pod("one", |_| {}).await;
+    let script = "import socket\ns = socket.create_server(('127.0.0.1', 8080))\nprint('listens', flush=True)\n\
+        c, _ = s.accept()\nc.sendall(b'hello')\nc.close()";
+    let serves = ContainerConfig { args: ["python3", "-c", script].map(Into::into).to_vec(), ..container("c", "") };
+    let mut output = None;
+    place.start("one", serves).await;
+    if let Some(attached) = place.runtime.attach("one", "c", true) {
+        output = Some(attached.output);
+    }
+    if place.printed("one", "c", 0).await.is_empty() {
+        output.unwrap().recv().await.unwrap();
+    }
+    let mut said = String::new();
+    place.runtime.dial("one", 8080).await.unwrap().read_to_string(&mut said).await.unwrap();
+    assert_eq!(said, "hello");
+    assert!(place.runtime.dial("one", 8081).await.is_err());
+    place.close().await;
+}
+
+/// Is a node of its own, when another test starts it so.
+const ELSEWHERE: &str = "INSULA_TEST_POD_DIR";
+
+#[test]
+#[allow(clippy::disallowed_methods, reason = "how one test tells another that it is to be a process of its own")]
+fn elsewhere() {
+    let Some(dir) = std::env::var_os(ELSEWHERE) else { return };
+    let run = async {
+        let tasks = Tasks::new(Shutdown::new());
+        let mut options = Options::new(PathBuf::from(dir).join("node"), launcher(), Clock::system(), tasks.clone());
+        options.launcher = launcher();
+        let data = options.data.clone();
+        let runtime = Runtime::open(Engine::open(options).await.unwrap(), data.join("pods")).await.unwrap();
+        let place = Place { runtime, tasks, dir: tempfile::tempdir().unwrap() };
+        place.pod("one", |_| {}).await;
+        let reads = ContainerConfig { stdin: true, stdin_once: true, ..container("reads", "echo begun; cat; exit 5") };
+        place.start("one", reads).await;
+        place.start("one", container("ends", "sleep 0.2; echo words > /dev/termination-log; exit 6")).await;
+        println!("ready");
+        std::future::pending::<()>().await;
+    };
+    tokio::runtime::Runtime::new().unwrap().block_on(run);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_outlives_its_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut other = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "pod::runtime::tests::elsewhere", "--nocapture"])
+        .env(ELSEWHERE, dir.path())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = std::io::BufReader::new(other.stdout.take().unwrap());
+    assert!(std::io::BufRead::lines(said).any(|it| it.unwrap().contains("ready")));
+    other.kill().unwrap();
+    other.wait().unwrap();
+
+    let place = Place::over(dir).await;
+    let (exit, _) = place.end("one", "ends", 0).await;
+    assert_eq!((exit.code, exit.message.as_str(), exit.unseen), (6, "words\n", false), "{exit:?}");
+    let mut attached = place.runtime.attach("one", "reads", true).unwrap();
+    let mut input = attached.stdin.take().unwrap();
+    input.write_all(b"after\n").await.unwrap();
+    input.shutdown().await.unwrap();
+    let (exit, printed) = place.end("one", "reads", 0).await;
+    assert_eq!((exit.code, printed.as_str()), (5, "begun\nafter\n"));
+    let groups = place.runtime.shared.engine.cgroups.dirs(&crate::engine::pods::group("one"));
+    place.runtime.remove("one").await.unwrap();
+    assert!(groups.iter().all(|it| !it.exists()));
+    place.close().await;
+}

@@ -1,0 +1,69 @@
+//! What is done for the pods of this machine from time to time: who goes when memory runs out or a volume holds too much,
+//! and which images go when the disk is full.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use jiff::SignedDuration;
+use k8s_openapi::api::core::v1::Pod;
+use kit::Clock;
+
+use super::here::Here;
+use super::kubelet::{Kubelet, Pressure, Used, candidate};
+use crate::projection::available_memory;
+
+/// As a kubelet looks at its machine. It is the kernel that acts at once.
+const LOOK: SignedDuration = SignedDuration::from_secs(10);
+/// Looks after which whole directories are counted, and images.
+const VOLUMES: u64 = 6;
+const IMAGES: u64 = 30;
+/// Bytes of memory of which less is too little, as a kubelet has it.
+const MEMORY: u64 = 100 << 20;
+
+/// For ever.
+pub(super) async fn keep(here: Arc<Here>, kubelet: Kubelet<Here>, clock: Clock) {
+    for round in 1_u64.. {
+        let next = clock.now().checked_add(LOOK).unwrap_or(jiff::Timestamp::MAX);
+        clock.until(next).await;
+        let pods = kubelet.known();
+        if let Some(available) = available_memory().filter(|it| *it < MEMORY) {
+            let pressure = Pressure { resource: "memory", threshold: MEMORY, available };
+            let used = pods.iter().map(|it| (&**it, here.memory(it)));
+            if let Some((pod, message)) = candidate(used, pressure) {
+                evict(&kubelet, pod, message);
+            }
+        }
+        if round.is_multiple_of(VOLUMES) {
+            for pod in &pods {
+                if let Some(message) = here.overfull(pod).await {
+                    evict(&kubelet, pod, message);
+                }
+            }
+        }
+        if round.is_multiple_of(IMAGES)
+            && let Err(error) = here.collect_images(&pods).await
+        {
+            tracing::warn!(%error, "images that nobody uses stay");
+        }
+    }
+}
+
+fn evict(kubelet: &Kubelet<Here>, pod: &Pod, message: String) {
+    tracing::info!(pod = pod.metadata.name, namespace = pod.metadata.namespace, message, "evicting a pod");
+    kubelet.evict(pod.metadata.uid.as_deref().unwrap_or_default(), message);
+}
+
+/// The images that the containers of these pods have, as their statuses name them.
+pub(super) fn used_images(pods: &[Arc<Pod>]) -> BTreeSet<&str> {
+    let statuses = pods.iter().filter_map(|it| it.status.as_ref()).flat_map(|it| {
+        let all = [&it.container_statuses, &it.init_container_statuses, &it.ephemeral_container_statuses];
+        all.into_iter().flatten().flatten()
+    });
+    statuses.map(|it| it.image_id.as_str()).filter(|it| !it.is_empty()).collect()
+}
+
+/// What the containers of a pod use of something.
+pub(super) fn used(pod: &Pod, of: impl Fn(&str) -> Option<u64>) -> Used {
+    let names = pod.spec.iter().flat_map(|it| it.containers.iter().chain(it.init_containers.iter().flatten()));
+    names.filter_map(|it| Some((it.name.clone(), of(&it.name)?))).collect()
+}
