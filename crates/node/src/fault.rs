@@ -17,10 +17,30 @@ pub const STEPS: &[&str] = &[
     "end: groups removed",
 ];
 
+/// The same of a pod's life.
+#[cfg(test)]
+pub(crate) const POD_STEPS: &[&str] = &[
+    "pod: listening",
+    "pod: made",
+    "pod: written down",
+    "pod: started",
+    "pod: given its volumes",
+    "pod: alive",
+    "container: groups made",
+    "container: executed",
+    "container: written down",
+    "container: ended",
+    "container: forgotten",
+    "pod: killed",
+    "pod: settled",
+    "pod: groups removed",
+    "pod: directory removed",
+];
+
 #[cfg(feature = "holes")]
 static DIES_AT: std::sync::OnceLock<String> = std::sync::OnceLock::new();
 
-/// Makes this process kill itself when it comes to `step`, one of [`STEPS`].
+/// Makes this process kill itself when it comes to `step`, one of [`STEPS`] or a pod's.
 #[cfg(feature = "holes")]
 pub fn die_at(step: &str) {
     let _ = DIES_AT.set(step.to_owned());

@@ -32,6 +32,7 @@ use super::log::{Log, Stream};
 use super::network;
 use super::{ExecConfig, Exit, PodState, StartError};
 use crate::engine::{Engine, Ids, blocking};
+use crate::fault::point;
 use crate::image::Images;
 use crate::launcher::shim::{Command, Order, Socket};
 use crate::{Error, sys};
@@ -303,6 +304,7 @@ impl Runtime {
         let _work = cell.work.lock().await;
         self.stop(&cell).await?;
         self.remove_dir(uid).await?;
+        point("pod: directory removed");
         self.shared.engine.leave_seat(uid);
         self.cells().remove(uid);
         cell.bump();
@@ -334,13 +336,17 @@ impl Runtime {
             self.shared.engine.cgroups.kill(&group);
             // Frozen, it would not die of it.
             let _ = self.shared.engine.cgroups.freeze(&group, false).await;
+            point("pod: killed");
             let pidfd = pidfd.try_clone().and_then(sys::watch).map_err(Error::disk("watch the shim of a pod"))?;
             let ended = tokio::time::timeout(END, pidfd.readable()).await;
             ended.map_err(Error::machine("see the shim of a pod end"))?.map(drop).unwrap_or_default();
         }
         cell.settle(&self.shared.engine).await;
+        point("pod: settled");
         let removed = self.shared.engine.cgroups.remove_pod(&group).await;
-        removed.map_err(Error::disk("remove the control groups of a pod"))
+        removed.map_err(Error::disk("remove the control groups of a pod"))?;
+        point("pod: groups removed");
+        Ok(())
     }
 
     /// The node ends: containers are told, and what does not end is ended. What they were stays known.

@@ -13,6 +13,7 @@ use super::{Runtime, socket};
 use crate::cgroup;
 use crate::engine::pods::Seat;
 use crate::engine::{Engine, blocking};
+use crate::fault::point;
 use crate::launcher::message::DESCRIPTORS;
 use crate::launcher::shim::{Container, Ended, News, Order, Pod};
 use crate::launcher::{self, Rlimit, Start, Status, Trees};
@@ -93,6 +94,7 @@ impl Runtime {
             link::listen(&at)
         });
         let listener = listener.await?.map_err(Error::disk("make the directory of a pod"))?;
+        point("pod: listening");
         let owner = engine.ids.outside(seat.slot, 0);
         let cgroups = engine.cgroups.pod(&cell.group(), owner).map_err(Error::disk("make control groups"))?;
         let start = Start {
@@ -111,6 +113,7 @@ impl Runtime {
         };
         let launcher = engine.launcher().await?;
         let mut made = launcher.start(start, &[listener.as_fd()]).await.map_err(Error::machine("make a pod"))?;
+        point("pod: made");
         let process = Process::look(made.pid).map_err(Error::disk("look at a new process"))?;
         let pidfd = Arc::new(made.pidfd.try_clone().map_err(Error::disk("hold a process"))?);
         engine.keep_seat(&cell.uid, Seat { slot: seat.slot, pidfd: Some(pidfd.clone()) });
@@ -125,11 +128,15 @@ impl Runtime {
             live.running.clear();
         }
         cell.note().map_err(Error::disk("write a pod down"))?;
+        point("pod: written down");
         made.go().await.map_err(Error::machine("start the shim of a pod"))?;
+        point("pod: started");
         let link = self.connect(cell, pidfd).await?;
         self.volumes(&link, made.pid, &config.volumes).await.map_err(Error::machine("give a pod its volumes"))?;
+        point("pod: given its volumes");
         cell.live().state.alive = true;
         cell.note().map_err(Error::disk("write a pod down"))?;
+        point("pod: alive");
         cell.bump();
         Ok(())
     }
@@ -246,6 +253,7 @@ impl Runtime {
         };
         let owner = engine.ids.outside(slot, 0);
         let groups = engine.cgroups.container(&group, &limits, owner).map_err(Error::disk("make control groups"))?;
+        point("container: groups made");
         let image = match &config.root {
             Root::Host => None,
             Root::Image(path) => self.trees(pid, vec![path.clone()], true).await?.pop(),
@@ -276,12 +284,14 @@ impl Runtime {
                 return Err(error);
             }
         };
+        point("container: executed");
         cell.add(state.clone());
         let names = (config.name, config.attempt, key, group);
         self.attend(cell, names, log, config.stdin_once, started)?;
         if let Err(error) = cell.note() {
             tracing::warn!(pod = cell.uid, %error, "cannot write down that a container was started");
         }
+        point("container: written down");
         self.catch_up(cell, &link).await?;
         cell.bump();
         Ok(state)
@@ -381,6 +391,7 @@ pub(super) async fn finish(engine: &Engine, cell: &Arc<Cell>, running: &Running,
     engine.cgroups.kill(&running.group);
     let mut drained = running.drained.subscribe();
     let _ = tokio::time::timeout(DRAIN, drained.wait_for(|it| *it)).await;
+    point("container: ended");
     let (code, signal) = code(ended.status);
     let out_of_memory = engine.cgroups.usage(&running.group).oom_kills.is_some_and(|it| it > 0);
     let (seconds, nanos) = ended.at;
@@ -392,6 +403,7 @@ pub(super) async fn finish(engine: &Engine, cell: &Arc<Cell>, running: &Running,
     if let Ok(link) = cell.link() {
         link.tell(&Order::Forget { key: running.key.clone() });
     }
+    point("container: forgotten");
     if running.exit.borrow().is_none() {
         cell.ended(running, exit);
     }

@@ -1,7 +1,7 @@
 //! Real pods on this machine, as root or as an ordinary user.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kit::{Clock, Shutdown, Tasks};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -258,26 +258,107 @@ async fn a_port_of_a_pod_is_reached_from_inside_its_network() {
 
 /// Is a node of its own, when another test starts it so.
 const ELSEWHERE: &str = "INSULA_TEST_POD_DIR";
+/// The step at which it dies; without one it stays until it is killed.
+const DIES: &str = "INSULA_TEST_POD_STEP";
 
 #[test]
 #[allow(clippy::disallowed_methods, reason = "how one test tells another that it is to be a process of its own")]
 fn elsewhere() {
     let Some(dir) = std::env::var_os(ELSEWHERE) else { return };
+    let step = std::env::var(DIES).ok();
     let run = async {
         let tasks = Tasks::new(Shutdown::new());
-        let mut options = Options::new(PathBuf::from(dir).join("node"), launcher(), Clock::system(), tasks.clone());
+        let mut options = Options::new(PathBuf::from(&dir).join("node"), launcher(), Clock::system(), tasks.clone());
         options.launcher = launcher();
         let data = options.data.clone();
         let runtime = Runtime::open(Engine::open(options).await.unwrap(), data.join("pods")).await.unwrap();
         let place = Place { runtime, tasks, dir: tempfile::tempdir().unwrap() };
-        place.pod("one", |_| {}).await;
-        let reads = ContainerConfig { stdin: true, stdin_once: true, ..container("reads", "echo begun; cat; exit 5") };
-        place.start("one", reads).await;
-        place.start("one", container("ends", "sleep 0.2; echo words > /dev/termination-log; exit 6")).await;
-        println!("ready");
-        std::future::pending::<()>().await;
+        match step {
+            Some(step) => die(&place, &step, Path::new(&dir)).await,
+            None => stay(&place).await,
+        }
     };
     tokio::runtime::Runtime::new().unwrap().block_on(run);
+}
+
+async fn stay(place: &Place) {
+    place.pod("one", |_| {}).await;
+    let reads = ContainerConfig { stdin: true, stdin_once: true, ..container("reads", "echo begun; cat; exit 5") };
+    place.start("one", reads).await;
+    place.start("one", container("ends", "sleep 0.2; echo words > /dev/termination-log; exit 6")).await;
+    println!("ready");
+    std::future::pending::<()>().await;
+}
+
+/// The whole life of a pod, as far as the node lives.
+async fn die(place: &Place, step: &str, dir: &Path) {
+    crate::fault::die_at(step);
+    let volumes = vec![
+        Volume { name: "disk".into(), source: VolumeSource::Path(dir.join("volume")), fs_group: None },
+        Volume { name: "memory".into(), source: VolumeSource::Memory { size: None }, fs_group: None },
+    ];
+    place.pod("one", |it| it.volumes = volumes).await;
+    // Whoever runs it is known by the name of the directory.
+    place.start("one", container("stays", &format!("sleep 1000; : {}", dir.display()))).await;
+    place.start("one", container("ends", "exit 6")).await;
+    place.end("one", "ends", 0).await;
+    place.runtime.remove("one").await.unwrap();
+}
+
+/// Waits until no process has the name of a directory in its command line.
+async fn nobody_left(dir: &Path) {
+    let name = dir.display().to_string();
+    let waited = tokio::task::spawn_blocking(move || {
+        let all = || std::fs::read_dir("/proc").unwrap().flatten().filter_map(|it| it.file_name().into_string().ok());
+        let has = |pid: &String| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains(&name)
+        };
+        while let Some(pid) = all().find(has) {
+            let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
+            if let Ok(end) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
+                let mut end = [rustix::event::PollFd::new(&end, rustix::event::PollFlags::IN)];
+                let patience = rustix::event::Timespec { tv_sec: 60, tv_nsec: 0 };
+                assert_ne!(rustix::event::poll(&mut end, Some(&patience)).unwrap(), 0, "{pid:?} stays");
+            }
+        }
+    });
+    waited.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_killed_at_any_step_leaves_no_part_of_a_pod_that_the_next_one_does_not_know() {
+    let runs = crate::fault::POD_STEPS.iter().map(|step| async move {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("volume")).unwrap();
+        let mut other = std::process::Command::new(std::env::current_exe().unwrap());
+        other.args(["--exact", "pod::runtime::tests::elsewhere"]).env(ELSEWHERE, dir.path()).env(DIES, step);
+        let died = tokio::task::spawn_blocking(move || other.output().unwrap()).await.unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&died.status), Some(9), "{step}: {died:?}");
+
+        let path = dir.path().to_owned();
+        let place = Place::over(dir).await;
+        let known = place.runtime.list();
+        let alive = known.iter().any(|it| it.alive);
+        assert_eq!(alive, matches!(*step, "pod: alive") || step.starts_with("container: "), "{step}: {known:?}");
+        if alive {
+            // It can be gone on with, whatever was under way: what was executed runs, what was not can be started.
+            let running = |it: &ContainerState| it.name == "stays" && it.exit.is_none();
+            if !known[0].containers.iter().any(running) {
+                place.start("one", ContainerConfig { attempt: 1, ..container("stays", "sleep 1000") }).await;
+            }
+            assert_eq!(place.exec("one", "stays", "echo alive").await.1, "alive\n", "{step}");
+        }
+        let groups = place.runtime.shared.engine.cgroups.dirs(&crate::engine::pods::group("one"));
+        place.runtime.remove("one").await.unwrap();
+        assert!(groups.iter().all(|it| !it.exists()), "{step}");
+        assert_eq!(std::fs::read_dir(path.join("node/pods")).unwrap().count(), 0, "{step}");
+        place.tasks.end().await;
+        nobody_left(&path).await;
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(&*path.display().to_string()), "{step}: {mounts}");
+    });
+    futures::future::join_all(runs).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
