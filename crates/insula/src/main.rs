@@ -8,6 +8,7 @@ mod doctor;
 mod hands;
 mod home;
 mod house;
+mod image;
 mod model;
 mod run;
 mod signals;
@@ -40,6 +41,8 @@ enum Command {
     Model(model::Model),
     Node(apart::Apart),
     Doctor(doctor::Doctor),
+    #[command(subcommand)]
+    Image(image::Image),
     #[command(subcommand)]
     Bench(bench::Bench),
 }
@@ -80,6 +83,7 @@ fn start(cli: Cli) -> anyhow::Result<()> {
             Command::Model(it) => it.run().await,
             Command::Node(it) => it.run().await,
             Command::Doctor(it) => it.run().await,
+            Command::Image(it) => it.run().await,
             Command::Bench(it) => it.run().await,
         }
     })
