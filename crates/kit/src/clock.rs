@@ -4,6 +4,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
+/// How long the machine's clock is not looked at while something is waited for, at most.
+const LOOK: Duration = Duration::from_secs(60);
+
 /// Where the time comes from. Cheap to clone; every room is given one and asks nobody else.
 ///
 /// [`Clock::system`] reads the machine's clock. [`Clock::starting_at`] begins at a given time and runs with tokio's
@@ -38,9 +41,15 @@ impl Clock {
 
     /// Waits until the clock shows `at`; returns at once when it is past.
     pub async fn until(&self, at: Timestamp) {
-        let left = at.duration_since(self.now());
-        if let Ok(left) = Duration::try_from(left) {
-            tokio::time::sleep(left).await;
+        while let Ok(left) = Duration::try_from(at.duration_since(self.now()))
+            && !left.is_zero()
+        {
+            let pause = match self.0 {
+                // It may be set, and the machine sleep: neither hastens a timer.
+                Source::System => left.min(LOOK),
+                Source::Tokio(_) => left,
+            };
+            tokio::time::sleep(pause).await;
         }
     }
 }

@@ -198,6 +198,14 @@ impl Cgroups {
         joins.collect()
     }
 
+    /// Kills whatever is in a pod's groups and in those below them.
+    pub(crate) fn kill_pod(&self, id: &str) {
+        for below in self.below(id) {
+            self.kill(&format!("{id}/{below}"));
+        }
+        self.kill(id);
+    }
+
     /// Removes a pod's groups with all below them.
     pub(crate) async fn remove_pod(&self, id: &str) -> io::Result<()> {
         for below in self.below(id) {

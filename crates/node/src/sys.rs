@@ -190,7 +190,7 @@ pub(crate) fn signal(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Closes every descriptor but these, and points 0, 1 and 2 at nothing that anybody else has.
+/// Closes every descriptor but these.
 pub(crate) fn close_all_but(kept: &[&OwnedFd]) -> io::Result<()> {
     let mut kept: Vec<RawFd> = kept.iter().map(|it| it.as_raw_fd()).collect();
     kept.sort_unstable();
@@ -212,6 +212,26 @@ pub(crate) fn close_all_but(kept: &[&OwnedFd]) -> io::Result<()> {
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: `_exit` is always sound; a forked child must not run the handlers of the process it was copied from.
     unsafe { libc::_exit(code) }
+}
+
+/// Makes others see this word as all the arguments of this process, which was forked and goes on without them. The caller
+/// must be single-threaded: a shim is.
+pub(crate) fn set_arguments(word: &str) -> io::Result<()> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // The name, in brackets, may have anything in it. Of the fields behind it, counted from the third.
+    let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3).and_then(|it| it.parse::<usize>().ok());
+    let (Some(start), Some(end)) = (field(48), field(49)) else { return Err(io::ErrorKind::InvalidData.into()) };
+    let length =
+        end.checked_sub(start).filter(|it| start != 0 && *it > word.len()).ok_or(io::ErrorKind::InvalidData)?;
+    // SAFETY: the kernel says that these bytes of our stack are our arguments. They are writable, no other thread exists,
+    // and nobody has a reference to them: std reads them anew whenever it is asked, and would find no more than this word.
+    unsafe {
+        let place = std::ptr::with_exposed_provenance_mut::<u8>(start);
+        std::ptr::write_bytes(place, 0, length);
+        std::ptr::copy_nonoverlapping(word.as_ptr(), place, word.len());
+    }
+    Ok(())
 }
 
 /// Moves this process into fresh namespaces. The caller must be single-threaded: the launcher is.

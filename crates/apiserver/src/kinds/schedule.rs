@@ -146,6 +146,9 @@ fn midnight(date: Date, at: &Zoned) -> Option<Zoned> {
 fn duration(text: &str) -> SignedDuration {
     const UNITS: [(&str, f64); 8] =
         [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("μs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+    if text.starts_with('-') {
+        return SignedDuration::from_secs(1);
+    }
     let mut rest = text.strip_prefix('+').unwrap_or(text);
     let mut seconds = 0.0;
     while !rest.is_empty() {
@@ -235,6 +238,7 @@ mod tests {
             ("@hourly", "UTC", "2026-01-01T00:00:01Z", "2026-01-01T01:00:00Z"),
             ("@every 1h30m", "UTC", "2026-01-01T00:00:00.7Z", "2026-01-01T01:30:00Z"),
             ("@every 10ms", "UTC", "2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z"),
+            ("@every -1h", "UTC", "2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z"),
             ("@every 1.5m", "UTC", "2026-01-01T00:00:00Z", "2026-01-01T00:01:30Z"),
         ] {
             let next = Schedule::parse(schedule).unwrap().next(after.parse().unwrap(), &zone(place).unwrap());

@@ -4,8 +4,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use kit::{Backoff, Clock};
 
-/// How long is waited without a look at the clock, at most.
-const LOOK: Duration = Duration::from_secs(60);
+/// The longest pause after a failure.
+const LONGEST: Duration = Duration::from_secs(30);
 
 /// What a loop has yet to look at, each thing once, however often it was asked for.
 pub(super) struct Agenda<T> {
@@ -15,14 +15,24 @@ pub(super) struct Agenda<T> {
     /// Due at a time that is known.
     later: BTreeMap<T, Timestamp>,
     again: Option<Timestamp>,
+    /// When something failed last.
+    failed_at: Option<Timestamp>,
     backoff: Backoff,
     clock: Clock,
 }
 
 impl<T: Ord + Clone> Agenda<T> {
     pub(super) fn new(clock: Clock) -> Self {
-        let backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(30));
-        Self { due: BTreeSet::new(), failed: BTreeSet::new(), later: BTreeMap::new(), again: None, backoff, clock }
+        let backoff = Backoff::new(Duration::from_millis(50), LONGEST);
+        Self {
+            due: BTreeSet::new(),
+            failed: BTreeSet::new(),
+            later: BTreeMap::new(),
+            again: None,
+            failed_at: None,
+            backoff,
+            clock,
+        }
     }
 
     pub(super) fn add(&mut self, things: impl IntoIterator<Item = T>) {
@@ -51,8 +61,14 @@ impl<T: Ord + Clone> Agenda<T> {
     /// It could not be done; some time later it is due again.
     pub(super) fn failed(&mut self, thing: T) {
         self.failed.insert(thing);
+        let now = self.clock.now();
+        // What fails over and over does so within the longest pause: this is another story.
+        if self.failed_at.is_some_and(|at| at.checked_add(2 * LONGEST).is_ok_and(|it| it < now)) {
+            self.backoff.reset();
+        }
+        self.failed_at = Some(now);
         if self.again.is_none() {
-            self.again = self.clock.now().checked_add(self.backoff.pause()).ok();
+            self.again = now.checked_add(self.backoff.pause()).ok();
         }
     }
 
@@ -67,8 +83,7 @@ impl<T: Ord + Clone> Agenda<T> {
     /// Waits until what failed, or what has its time, is due, and makes it so. For ever when nothing is. Safe to cancel.
     pub(super) async fn again(&mut self) {
         match self.later.values().copied().chain(self.again).min() {
-            // The clock may jump, and a machine sleep: neither hastens a timer.
-            Some(at) => self.clock.until(at.min(self.clock.now().saturating_add(LOOK).unwrap_or(at))).await,
+            Some(at) => self.clock.until(at).await,
             None => std::future::pending().await,
         }
         let now = self.clock.now();

@@ -96,7 +96,7 @@ async fn complete(core: &Arc<Core>, name: &Arc<str>, authority: &str) -> Result<
     futures::future::try_join3(account, map, service).await.map(drop)
 }
 
-/// Without a selector: who answers there is for a network to say, which there is none of yet.
+/// Without a selector: where the API server is, whoever carries connections to services knows.
 fn service() -> Value {
     json!({
         "apiVersion": "v1", "kind": "Service",

@@ -1,15 +1,24 @@
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::{self, BoxStream, FuturesUnordered, SelectAll};
 use jiff::Timestamp;
+use kit::Backoff;
 
 use super::AT_ONCE;
 use super::agenda::Agenda;
 use crate::core::Core;
 use crate::object::status::Problem;
 use crate::store::{Event, Key};
+
+/// So often an object that has changed meanwhile is looked at again at once. Who hears of a conflict more often has it from
+/// a webhook.
+const CONFLICTS: u32 = 8;
+/// The pauses after failures.
+const SHORTEST: Duration = Duration::from_millis(50);
+const LONGEST: Duration = Duration::from_secs(30);
 
 /// Has `sync` look at each object that `wakes` names because of a change of one of the `watched` resources (group and
 /// plural), at the `first` ones to begin with, and again at the time that it returned. Several are looked at at once, none
@@ -28,6 +37,9 @@ pub(super) async fn drive<F>(
     agenda.add(first());
     let mut running = FuturesUnordered::new();
     let (mut busy, mut meanwhile) = (HashSet::new(), HashSet::new());
+    let mut conflicts: HashMap<Key, u32> = HashMap::new();
+    // Each has pauses of its own: what one tenant's object cannot get holds up no other's.
+    let mut failing: HashMap<Key, Backoff> = HashMap::new();
     loop {
         while running.len() < AT_ONCE
             && let Some(key) = agenda.take(1).pop()
@@ -51,13 +63,21 @@ pub(super) async fn drive<F>(
                 if meanwhile.remove(&key) {
                     agenda.add([key.clone()]);
                 }
+                let before = conflicts.remove(&key).unwrap_or_default();
                 match done {
-                    Ok(at) => agenda.at(key, at),
+                    Ok(at) => {
+                        failing.remove(&key);
+                        agenda.at(key, at);
+                    }
                     // It is looked at as it is now.
-                    Err(problem) if problem.reason == "Conflict" => agenda.add([key]),
+                    Err(problem) if problem.reason == "Conflict" && before < CONFLICTS => {
+                        conflicts.insert(key.clone(), before + 1);
+                        agenda.add([key]);
+                    }
                     Err(problem) => {
                         tracing::info!(?key, why = problem.message, "something is not done yet; trying again");
-                        agenda.failed(key);
+                        let pauses = failing.entry(key.clone()).or_insert_with(|| Backoff::new(SHORTEST, LONGEST));
+                        agenda.at(key, core.clock.now().checked_add(pauses.pause()).ok());
                     }
                 }
             }

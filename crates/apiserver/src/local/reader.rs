@@ -53,9 +53,15 @@ pub(super) struct Reader<T> {
 }
 
 struct Parsed<T> {
-    all: HashMap<Key, (u64, Arc<T>)>,
+    all: HashMap<Key, Known<T>>,
     /// With so many, those that are gone are forgotten.
     most: usize,
+}
+
+/// The newest revision, and the one before: every loop that hears of a change compares the two.
+struct Known<T> {
+    now: (u64, Arc<T>),
+    before: Option<(u64, Arc<T>)>,
 }
 
 impl<T: Kind> Reader<T> {
@@ -85,10 +91,12 @@ impl<T: Kind> Reader<T> {
     }
 
     fn parse(&self, parsed: &mut Parsed<T>, entry: &Entry) -> Option<Arc<T>> {
-        let known = parsed.all.get(&entry.key).map(|it| it.0);
-        if known == Some(entry.rev) {
-            return parsed.all.get(&entry.key).map(|it| it.1.clone());
+        let known = parsed.all.get(&entry.key);
+        let both = known.map(|it| [Some(&it.now), it.before.as_ref()]);
+        if let Some((_, object)) = both.into_iter().flatten().flatten().find(|it| it.0 == entry.rev) {
+            return Some(object.clone());
         }
+        let newest = known.map(|it| it.now.0);
         let object: Arc<T> = match serde_json::from_slice(&entry.json) {
             Ok(object) => Arc::new(object),
             Err(error) => {
@@ -97,12 +105,13 @@ impl<T: Kind> Reader<T> {
             }
         };
         // What is read of an older event is not what is asked for next.
-        if known.is_none_or(|known| known < entry.rev) {
+        if newest.is_none_or(|newest| newest < entry.rev) {
             if parsed.all.len() >= parsed.most {
                 parsed.all.retain(|key, _| self.core.store.get(key).is_some());
                 parsed.most = parsed.all.len() * 2 + 64;
             }
-            parsed.all.insert(entry.key.clone(), (entry.rev, object.clone()));
+            let before = parsed.all.remove(&entry.key).map(|it| it.now);
+            parsed.all.insert(entry.key.clone(), Known { now: (entry.rev, object.clone()), before });
         }
         Some(object)
     }

@@ -404,7 +404,7 @@ async fn events_go_an_hour_after_they_were_last_written() {
     assert!(house.clock.now() > "2026-01-01T01:40:00Z".parse::<Timestamp>().unwrap());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_claim_in_use_and_a_bound_volume_outlive_their_deletion() {
     let house = house().await;
     let (claims, pods) = (house.of::<PersistentVolumeClaim>("default"), house.of::<Pod>("default"));

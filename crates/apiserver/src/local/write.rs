@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::reader::Kind;
 use super::workload::MANAGER;
-use super::{World, call, options};
+use super::{World, call, is_stale, options};
 use crate::object::status::{Problem, What};
 use crate::store::{Entry, Key};
 use crate::verbs::{DeleteOptions, admit, create, delete, meta, update};
@@ -17,13 +17,19 @@ impl World {
         subresource: &str,
         change: impl FnOnce(&mut Value),
     ) -> Result<(), Problem> {
+        let current = self.unchanged(object)?;
+        self.replace(&current, subresource, change).await
+    }
+
+    /// The object as it is stored, if that still is as it was read: a conflict otherwise.
+    pub(super) fn unchanged<T: Kind>(&self, object: &T) -> Result<Arc<Entry>, Problem> {
         let key = object.key();
         let what = What::new(&key.group, &key.resource);
         let current = self.core.store.get(&key).ok_or_else(|| Problem::not_found(what, &key.name))?;
         if object.metadata().resource_version.as_deref() != Some(current.rev.to_string().as_str()) {
             return Err(Problem::modified(what, &key.name));
         }
-        self.replace(&current, subresource, change).await
+        Ok(current)
     }
 
     /// `PUT`s what `change` makes of the object, if that still is as `entry` says: a conflict otherwise.
@@ -51,11 +57,19 @@ impl World {
 
     /// Deletes an object, if it still is the one that `entry` says. What is gone already is as good.
     pub(super) async fn discard(&self, entry: &Arc<Entry>) -> Result<(), Problem> {
-        let Some(mut call) = call(&self.core, &entry.key) else { return Ok(()) };
-        let options = DeleteOptions { uid: Some(meta::uid(&entry.value()).to_owned()), ..DeleteOptions::default() };
+        let object = entry.value();
+        self.delete_one(&entry.key, meta::uid(&object)).await.map(drop)
+    }
+
+    /// Deletes what has this name, if it has this uid. False when it was gone.
+    pub(super) async fn delete_one(&self, key: &Key, uid: &str) -> Result<bool, Problem> {
+        let Some(mut call) = call(&self.core, key) else { return Ok(false) };
+        let options = DeleteOptions { uid: Some(uid.to_owned()), ..DeleteOptions::default() };
         match delete::delete(&mut call, &options).await {
-            Err(problem) if !super::is_stale(&problem) => Err(problem),
-            _ => Ok(()),
+            Ok(_) => Ok(true),
+            // It is gone, or another one has its name.
+            Err(problem) if is_stale(&problem) => Ok(false),
+            Err(problem) => Err(problem),
         }
     }
 }

@@ -48,7 +48,8 @@ struct Stamp {
 /// Copy a data directory into one file, also while an `insula up` uses it.
 ///
 /// In the file are the Kubernetes objects and the runs and sessions as they are at one moment, all keys, and the
-/// workspaces, each file as it is when it is come to. Keep it as you keep a key.
+/// workspaces, each file as it is when it is come to. Keep it as you keep a key. Volumes of PersistentVolumeClaims, images
+/// and the logs of Pods are not in it.
 #[derive(Args)]
 pub(crate) struct Backup {
     /// The file, which is written whole or not at all; `-` is stdout

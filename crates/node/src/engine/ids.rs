@@ -63,6 +63,14 @@ impl Ids {
         }
     }
 
+    /// There is such an id inside.
+    pub(crate) fn has(&self, id: u32) -> bool {
+        match self {
+            Self::Slots | Self::OneSlot => id < SLOT,
+            Self::Own { count } => id < *count,
+        }
+    }
+
     pub(super) fn needs_slot(&self) -> bool {
         *self == Self::Slots
     }

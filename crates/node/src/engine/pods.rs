@@ -1,10 +1,11 @@
 //! What pods share with sandboxes: ids of the host, control groups, and a launcher that ends them when no node is left.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use super::Engine;
+use super::{Engine, Sandbox};
 use crate::Error;
 
 /// What the names of pods' control groups begin with, and no id of a sandbox has in it.
@@ -25,7 +26,7 @@ pub(crate) fn group(uid: &str) -> String {
 }
 
 impl Engine {
-    pub(super) fn seats(&self) -> MutexGuard<'_, std::collections::BTreeMap<String, Seat>> {
+    pub(super) fn seats(&self) -> MutexGuard<'_, BTreeMap<String, Seat>> {
         self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -36,14 +37,23 @@ impl Engine {
         if let Some(seat) = seats.get(uid) {
             return Ok(seat.clone());
         }
-        let used = map.values().filter_map(|it| it.slot()).chain(seats.values().filter_map(|it| it.slot)).collect();
-        let slot = self.ids.slot(&used);
-        if map.len() + seats.len() >= self.most || (slot.is_none() && self.ids.needs_slot()) {
-            return Err(Error::Full(map.len() + seats.len()));
-        }
-        let seat = Seat { slot, pidfd: None };
+        let seat = Seat { slot: self.free(&map, &seats)?, pidfd: None };
         seats.insert(uid.to_owned(), seat.clone());
         Ok(seat)
+    }
+
+    /// Whether one more sandbox or pod may be here, and the range of ids that it has for itself where each has one.
+    pub(super) fn free(
+        &self,
+        map: &BTreeMap<String, Arc<Sandbox>>,
+        seats: &BTreeMap<String, Seat>,
+    ) -> Result<Option<u32>, Error> {
+        let used = map.values().filter_map(|it| it.slot()).chain(seats.values().filter_map(|it| it.slot)).collect();
+        let (slot, there) = (self.ids.slot(&used), map.len() + seats.len());
+        if there >= self.most || (slot.is_none() && self.ids.needs_slot()) {
+            return Err(Error::Full(there));
+        }
+        Ok(slot)
     }
 
     /// A pod that an earlier node has left keeps what it has.
@@ -61,7 +71,8 @@ impl Engine {
         living.collect()
     }
 
+    /// From the moment on in which pods begin to be ended.
     pub(crate) fn is_ending(&self) -> bool {
-        self.ending.load(std::sync::atomic::Ordering::Acquire)
+        self.tasks.shutdown().has_begun()
     }
 }

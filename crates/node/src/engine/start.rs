@@ -92,14 +92,7 @@ impl Engine {
         if let Some(there) = map.get(&state.id) {
             return Ok((there.clone(), false));
         }
-        let seats = self.seats();
-        let slot = self
-            .ids
-            .slot(&map.values().filter_map(|it| it.slot()).chain(seats.values().filter_map(|it| it.slot)).collect());
-        if map.len() >= self.most || (slot.is_none() && self.ids.needs_slot()) {
-            return Err(Error::Full(map.len()));
-        }
-        state.slot = slot;
+        state.slot = self.free(&map, &self.seats())?;
         let sandbox = Arc::new(Sandbox::new(self.dir(&state.id), state, false));
         map.insert(sandbox.id.clone(), sandbox.clone());
         Ok((sandbox, true))

@@ -71,6 +71,11 @@ impl Images {
                 .map_err(|why| ImageError::new("InvalidImageName", format!("{it:?}: {why}")))
         };
         let name = name.map(parse).transpose()?;
+        // What is in it comes into the store about as it is.
+        let about = fs::metadata(from).map_err(|error| failed(error.into()))?;
+        if about.is_file() {
+            self.room(about.len()).map_err(failed)?;
+        }
         let held = self.store.adding(self.registries.patience.whole).await.map_err(PullError::Disk);
         let _adding = held.map_err(failed)?;
         let (store, limits, path) = (self.store.clone(), self.limits.clone(), from.to_owned());

@@ -200,19 +200,22 @@ impl Images {
     }
 
     fn allow(&self, size: u64) -> Result<(), PullError> {
-        let too_large = |why: String| Err(PullError::TooLarge { found: size >> 20, why });
         if size > self.limits.bytes {
-            return too_large(format!("an image may have {} MiB", self.limits.bytes >> 20));
+            let why = format!("an image may have {} MiB", self.limits.bytes >> 20);
+            return Err(PullError::TooLarge { found: size >> 20, why });
         }
+        self.room(size)
+    }
+
+    /// Whether layers of so many bytes leave free on the disk what is kept free.
+    pub(super) fn room(&self, size: u64) -> Result<(), PullError> {
         let (_, free) = self.store.disk()?;
-        match free.saturating_sub(self.limits.reserve) < size {
-            true => too_large(format!(
-                "the disk has {} MiB left, of which {} are kept free",
-                free >> 20,
-                self.limits.reserve >> 20
-            )),
-            false => Ok(()),
+        if free.saturating_sub(self.limits.reserve) >= size {
+            return Ok(());
         }
+        let kept = self.limits.reserve >> 20;
+        let why = format!("the disk has {} MiB left, of which {kept} are kept free", free >> 20);
+        Err(PullError::TooLarge { found: size >> 20, why })
     }
 
     /// A blob into the store, going on where somebody has stopped.

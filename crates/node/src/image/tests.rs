@@ -624,6 +624,10 @@ async fn archives_that_are_none_say_so_and_leave_nothing() {
             images.list().unwrap().is_empty() && scene.names("roots").is_empty() && scene.names("ingest").is_empty()
         );
     }
+    fs::write(&path, &docker).unwrap();
+    let full = scene.images_with(ImageMap::default(), Limits { reserve: u64::MAX, ..Limits::default() });
+    let error = full.load(&path, None).await.unwrap_err();
+    assert!(error.message.contains("are kept free") && scene.names("roots").is_empty(), "{error}");
     fs::write(&path, unnamed).unwrap();
     assert_eq!(images.load(&path, None).await.unwrap(), ["docker.io/library/a:latest"], "a name needs no tag");
 }

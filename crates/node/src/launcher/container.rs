@@ -250,6 +250,10 @@ fn become_command(
     let argv: Vec<&CStr> = argv.iter().map(CString::as_c_str).collect();
     let envp: Vec<&CStr> = envp.iter().map(CString::as_c_str).collect();
 
+    // From here on others in the container are as privileged as we are, who still have the shim's memory and descriptors:
+    // nobody looks into a process that cannot be dumped. The execution ends that.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .step(|| "close ourselves to the container".into())?;
     privileges(stage, container)?;
     let program = look_up(args, env)?;
     for (fd, number) in theirs.iter().zip([0, 1, 2]) {
@@ -382,8 +386,8 @@ fn privileges(stage: &Stage, container: &Container) -> Result<(), Refusal> {
     };
     match rustix::thread::set_thread_groups(&groups) {
         Ok(()) => {}
-        // With one id alone there are no groups to be in.
-        Err(Errno::PERM) if groups.is_empty() => {}
+        // With one id alone there are no groups to be in beside one's own.
+        Err(Errno::PERM) if container.groups.iter().all(|it| *it == container.group) => {}
         Err(error) => return Err(ids("a member of groups", container.groups.first().copied().unwrap_or(0), error)),
     }
     let (gid, uid) = (Gid::from_raw(container.group), Uid::from_raw(container.user));

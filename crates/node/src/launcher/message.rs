@@ -1,9 +1,11 @@
 //! One JSON value and some descriptors per datagram of a Unix sequenced-packet socket.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use rustix::fs::MemfdFlags;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketFlags, SocketType,
@@ -15,6 +17,24 @@ use serde::de::DeserializeOwned;
 const LIMIT: usize = 64 * 1024;
 /// Most descriptors in one message.
 pub(crate) const DESCRIPTORS: usize = 64;
+
+/// The longest value that goes through a [`file`].
+const FILE: u64 = 16 << 20;
+
+/// A value that may be longer than a message, as a file in memory to be sent along with one.
+pub(crate) fn file(value: &impl Serialize) -> io::Result<OwnedFd> {
+    let mut file = File::from(rustix::fs::memfd_create("message", MemfdFlags::CLOEXEC)?);
+    file.write_all(&serde_json::to_vec(value)?)?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
+/// What [`file`] was made of.
+pub(crate) fn open<T: DeserializeOwned>(file: OwnedFd) -> io::Result<T> {
+    let mut text = Vec::new();
+    File::from(file).take(FILE).read_to_end(&mut text)?;
+    Ok(serde_json::from_slice(&text)?)
+}
 
 /// A pair of connected sockets, closed by exec.
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {

@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, WaitOptions};
@@ -30,8 +30,6 @@ use crate::guard::Guards;
 use crate::pod::{Mount, Processes};
 use crate::sys::{self, Fork};
 
-/// The longest description of a container or a command: its environment may hold whole ConfigMaps.
-pub(crate) const CONFIG: u64 = 16 << 20;
 /// Bytes that are kept of a container's last words.
 const WORDS: u64 = 4096;
 /// Where volumes, last words and shared memory are, in the shim's own mount namespace.
@@ -163,7 +161,8 @@ pub(crate) enum Said {
     },
     /// Descriptor: the terminal.
     Terminal,
-    Containers(Vec<Record>),
+    /// Descriptor: a file with a [`Record`] for each.
+    Containers,
     Refused(Refusal),
 }
 
@@ -268,8 +267,9 @@ pub(super) fn run(
     }
     // What containers that share the pod's processes see as the first of them.
     rustix::thread::set_name(c"pause").step(|| "name the shim".into())?;
+    sys::set_arguments("pause").step(|| "name the shim".into())?;
     rustix::process::setsid().step(|| "start a session".into())?;
-    rustix::process::umask(rustix::fs::Mode::empty());
+    rustix::process::umask(Mode::empty());
     let children = sys::child_signals().step(|| "watch for children".into())?;
 
     // The node writes down who we are before we do anything; when it is gone, so are we.
@@ -291,6 +291,10 @@ pub(super) fn run(
         return Err(Failure { step: what(), errno: libc::EBADF });
     };
     sys::close_all_but(&[&listener, &children, &births, &newborn]).step(what)?;
+    // A process that is started puts its streams there: an answer's socket with such a number would be lost before the
+    // answer is known.
+    let null = || rustix::fs::open("dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step(what);
+    let _streams = [null()?, null()?, null()?];
     Shim { stage, start, lowers, node: None, processes: BTreeMap::new(), births, newborn }.serve(&listener, &children)
 }
 
@@ -449,7 +453,8 @@ impl Shim<'_> {
                     let tag = it.container.as_ref()?.tag.clone();
                     Some(Record { key: key.clone(), tag, ended: it.ended.clone() })
                 });
-                return reply(answer, &Said::Containers(records.collect()), &[]);
+                let file = message::file(&records.collect::<Vec<_>>()).step(|| "tell of the containers".into())?;
+                return reply(answer, &Said::Containers, &[&file]);
             }
             Order::Streams { key } => {
                 let process = self.processes.get(&key).ok_or(Refusal::Gone)?;
@@ -462,12 +467,13 @@ impl Shim<'_> {
                 }
             }
             Order::Forget { key } => {
-                if let Some(process) = self.processes.remove(&key) {
-                    if process.ended.is_none() {
-                        let _ = rustix::process::pidfd_send_signal(&process.pidfd, rustix::process::Signal::KILL);
-                    }
-                    let _ = fs::remove_file(Path::new(MESSAGES).join(&key));
+                if let Some(process) = self.processes.remove(&key)
+                    && process.ended.is_none()
+                {
+                    let _ = rustix::process::pidfd_send_signal(&process.pidfd, rustix::process::Signal::KILL);
                 }
+                // Also of one that never came so far; a command has none.
+                let _ = fs::remove_file(Path::new(MESSAGES).join(&key));
             }
         }
         reply(answer, &Said::Done, &[])
@@ -609,10 +615,7 @@ type Unpacked<T> = (T, Vec<(Join, OwnedFd)>, Vec<OwnedFd>);
 fn unpack<T: serde::de::DeserializeOwned>(groups: Vec<Join>, fds: Vec<OwnedFd>) -> Result<Unpacked<T>, Refusal> {
     let mut fds = fds.into_iter();
     let file = fds.next().ok_or(rustix::io::Errno::BADF).step(|| "find the description".into())?;
-    let mut text = Vec::new();
-    let mut file = fs::File::from(file).take(CONFIG);
-    file.read_to_end(&mut text).step(|| "read the description".into())?;
-    let it = serde_json::from_slice(&text).map_err(|error| Refusal::Config(error.to_string()))?;
+    let it = message::open(file).map_err(|error| Refusal::Config(format!("cannot read the description: {error}")))?;
     let count = groups.len();
     let groups: Vec<_> = groups.into_iter().zip(fds.by_ref().take(count)).collect();
     Ok((it, groups, fds.collect()))
@@ -646,7 +649,7 @@ fn memory(name: &str, size: Option<u64>, group: Option<u32>) -> Result<(), Refus
     if let Some(group) = group {
         let step = || format!("give the volume {name} to the group {group}");
         rustix::fs::chown(&at, None, Some(rustix::fs::Gid::from_raw(group))).step(step)?;
-        rustix::fs::chmod(&at, rustix::fs::Mode::from_raw_mode(0o2777)).step(step)?;
+        rustix::fs::chmod(&at, Mode::from_raw_mode(0o2777)).step(step)?;
     }
     Ok(())
 }

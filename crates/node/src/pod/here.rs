@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
@@ -29,6 +30,8 @@ use crate::projection::Machine;
 
 /// Pull secrets of one pod that are looked at.
 const SECRETS: usize = 32;
+/// How long the API server may take to give one.
+const SECRET: Duration = Duration::from_secs(10);
 
 /// What pods are run with on this machine.
 pub struct PodOptions {
@@ -79,8 +82,13 @@ impl Here {
         let network = network.await?;
         for state in runtime.list().into_iter().filter(|it| it.alive) {
             // They had it from an earlier node.
-            let address = network.join(&state.config.uid, &state.config.ports).await?;
-            runtime.set_address(&state.config.uid, address)?;
+            let uid = &state.config.uid;
+            let joined = network.join(uid, &state.config.ports).await;
+            if let Err(error) = joined.and_then(|address| runtime.set_address(uid, address)) {
+                // It is made anew; the others are none the worse for it.
+                tracing::warn!(pod = uid, error = kit::chain(&error), "a pod has no address any more: ending it");
+                runtime.end(uid).await?;
+            }
         }
         let servers = network.dns().into_iter().collect();
         let dns = Dns { domain: "cluster.local".into(), servers, host: String::new() };
@@ -151,8 +159,19 @@ impl Here {
             Api::<Secret>::namespaced(self.client.clone(), pod.metadata.namespace.as_deref().unwrap_or_default());
         let mut all = Vec::new();
         for name in named.iter().take(SECRETS) {
-            // A kubelet tries without those that are not there, and the registry says what it thinks of that.
-            let Ok(Some(secret)) = secrets.get_opt(&name.name).await else { continue };
+            // A kubelet tries without those that it does not get, and the registry says what it thinks of that.
+            let secret = match tokio::time::timeout(SECRET, secrets.get_opt(&name.name)).await {
+                Ok(Ok(Some(secret))) => secret,
+                Ok(Ok(None)) => continue,
+                Ok(Err(error)) => {
+                    tracing::warn!(secret = name.name, error = kit::chain(&error), "cannot read a pull secret");
+                    continue;
+                }
+                Err(_) => {
+                    tracing::warn!(secret = name.name, "cannot read a pull secret: the API server does not answer");
+                    continue;
+                }
+            };
             let data = secret.data.unwrap_or_default();
             let found = match (data.get(".dockerconfigjson"), data.get(".dockercfg")) {
                 (Some(config), _) => Credential::parse_config(&config.0),
@@ -198,11 +217,8 @@ impl World for Here {
             namespace: pod.metadata.namespace.clone().unwrap_or_default(),
             name: pod.metadata.name.clone().unwrap_or_default(),
             share_processes: pod.spec.as_ref().and_then(|it| it.share_process_namespace) == Some(true),
-            hosts: hosts(pod, &name, &[]),
-            names: match name.domain.as_str() {
-                "" => name.host.clone(),
-                domain => format!("{0}.{domain}\t{0}", name.host),
-            },
+            hosts: hosts(pod),
+            names: name.line(),
             ports: ports(pod),
             resolv: resolv(pod, &self.dns),
             hostname: name.kernel,
@@ -298,8 +314,12 @@ impl World for Here {
         Ok(Ran { code, output })
     }
 
-    async fn dial(&self, uid: &str, port: u16) -> io::Result<Box<dyn Wire>> {
-        Ok(Box::new(self.runtime.dial(uid, port).await?))
+    async fn dial(&self, uid: &str, host: Option<&str>, port: u16) -> io::Result<Box<dyn Wire>> {
+        let Some(host) = host else { return Ok(Box::new(self.runtime.dial(uid, port).await?)) };
+        // Nobody gets into the host's network by what a pod says of its probes and hooks.
+        let refused = |_| io::Error::new(io::ErrorKind::PermissionDenied, "this node asks its own pods only");
+        let address = host.parse::<Ipv4Addr>().map_err(refused)?;
+        Ok(Box::new(self.network.dial(SocketAddrV4::new(address, port)).await?))
     }
 
     fn state(&self, uid: &str) -> Option<PodState> {
@@ -315,7 +335,10 @@ impl World for Here {
     }
 
     async fn stop(&self, uid: &str) -> Result<(), Error> {
-        self.runtime.end(uid).await
+        self.runtime.end(uid).await?;
+        // What it had for itself alone is another's now.
+        self.given.forget(uid);
+        Ok(())
     }
 
     async fn remove(&self, uid: &str) -> Result<(), Error> {

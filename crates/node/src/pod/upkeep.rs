@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kit::Clock;
 
 use super::here::Here;
-use super::kubelet::{Kubelet, Pressure, Used, candidate};
+use super::kubelet::{Kubelet, Pressure, Used, candidate, is_over};
 use crate::projection::available_memory;
 
 /// As a kubelet looks at its machine. It is the kernel that acts at once.
@@ -34,7 +34,7 @@ pub(super) async fn keep(here: Arc<Here>, kubelet: Kubelet<Here>, clock: Clock) 
             }
         }
         if round.is_multiple_of(VOLUMES) {
-            for pod in &pods {
+            for pod in pods.iter().filter(|it| !is_over(it)) {
                 if let Some(message) = here.overfull(pod).await {
                     evict(&kubelet, pod, message);
                 }

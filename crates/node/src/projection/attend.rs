@@ -18,7 +18,7 @@ use super::machine::{self, Machine};
 use super::object::{quantity, time};
 use super::{Error, MANAGER, Options, objects};
 
-/// As a kubelet: the Lease every ten seconds, and the status when it changes and every five minutes.
+/// As a kubelet: the Lease every ten seconds; the status when it is not what the Node says, and every five minutes.
 const RENEW: Duration = Duration::from_secs(10);
 const LEASE_SECONDS: u32 = 40;
 const TELL: Duration = Duration::from_secs(300);
@@ -41,8 +41,7 @@ pub(super) struct Attend<'a> {
 /// The status that was written last.
 struct Told {
     uid: String,
-    /// The conditions, and since when they are so.
-    said: [(bool, Timestamp); 4],
+    ready: bool,
     at: Instant,
 }
 
@@ -86,19 +85,24 @@ impl<'a> Attend<'a> {
     }
 
     async fn round(&mut self, ready: bool) -> Result<(), Error> {
-        let uid = self.node().await?;
+        let node = self.node().await?;
+        let uid = node.metadata.uid.clone().unwrap_or_default();
         let now = self.options.clock.now();
         let [memory, disk, pids] = machine::pressure(&self.options.disk);
         let mut said = [memory, disk, pids, ready].map(|is| (is, now));
-        let told = self.told.as_ref().filter(|told| told.uid == uid);
-        for (now, before) in said.iter_mut().zip(told.iter().flat_map(|told| told.said)) {
-            if now.0 == before.0 {
-                *now = before;
+        let mut differs = false;
+        for (it, (type_, ..)) in said.iter_mut().zip(CONDITIONS) {
+            match since(&node, type_, it.0) {
+                Some(since) => it.1 = since,
+                None => differs = true,
             }
         }
-        if told.is_none_or(|told| told.said != said || told.at.elapsed() >= TELL) {
+        let told = |told: &Told| told.uid == uid && told.ready == ready && told.at.elapsed() < TELL;
+        let told = self.told.as_ref().is_some_and(told);
+        // Of a node that does not answer, others may say what they like: nobody knows better.
+        if !told || (ready && differs) {
             self.tell(&said, ready, now).await?;
-            self.told = Some(Told { uid: uid.clone(), said, at: Instant::now() });
+            self.told = Some(Told { uid: uid.clone(), ready, at: Instant::now() });
         }
         if ready {
             self.renew(&uid, now).await?;
@@ -106,8 +110,8 @@ impl<'a> Attend<'a> {
         Ok(())
     }
 
-    /// Makes the Node if it is not there, and returns its uid.
-    async fn node(&mut self) -> Result<String, Error> {
+    /// Makes the Node if it is not there.
+    async fn node(&mut self) -> Result<DynamicObject, Error> {
         const DOING: &str = "write the Node";
         let name = &self.options.name;
         let nodes = objects::<Node>(&self.options.client, None);
@@ -137,7 +141,7 @@ impl<'a> Attend<'a> {
             }
         };
         self.labelled = true;
-        Ok(found.metadata.uid.unwrap_or_default())
+        Ok(found)
     }
 
     /// Takes our taint off a Node that was made when nothing ran Pods here.
@@ -173,7 +177,7 @@ impl<'a> Attend<'a> {
                 (_, false) => "enough is left",
             };
             json!({
-                "type": type_, "status": if *is { "True" } else { "False" }, "reason": if *is { so } else { not },
+                "type": type_, "status": word(*is), "reason": if *is { so } else { not },
                 "message": message, "lastTransitionTime": time(*since), "lastHeartbeatTime": time(now),
             })
         });
@@ -235,4 +239,20 @@ impl<'a> Attend<'a> {
         namespaces.patch(LEASES, &params, &Patch::Apply(&namespace)).await.map_err(Error::api(DOING))?;
         leases.patch(name, &params, &Patch::Apply(&lease)).await.map(drop).map_err(Error::api(DOING))
     }
+}
+
+fn word(is: bool) -> &'static str {
+    if is { "True" } else { "False" }
+}
+
+/// Since when the Node says that it is so, or not; `None` when it says something else. Others write here too: who looks
+/// after nodes and has not heard of this one for a while.
+fn since(node: &DynamicObject, type_: &str, is: bool) -> Option<Timestamp> {
+    let all = node.data.pointer("/status/conditions").and_then(Value::as_array)?;
+    let text = |it: &Value, name: &str| it.get(name).and_then(Value::as_str).map(str::to_owned);
+    let condition = all.iter().find(|it| text(it, "type").as_deref() == Some(type_))?;
+    if text(condition, "status").as_deref() != Some(word(is)) {
+        return None;
+    }
+    text(condition, "lastTransitionTime")?.parse().ok()
 }

@@ -25,7 +25,7 @@ impl Machine {
         let line = |path| file(path).trim().to_owned();
         Self {
             cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            memory: memory(&file("/proc/meminfo"), "MemTotal:").unwrap_or_default(),
+            memory: meminfo(&file("/proc/meminfo"), "MemTotal:").unwrap_or_default(),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             os: os(&file("/etc/os-release")),
             arch: match std::env::consts::ARCH {
@@ -57,7 +57,7 @@ pub(super) fn pressure(disk: &Path) -> [bool; 3] {
         // A tenth of a large disk is much: a kubelet's machine has nothing else to do, a laptop has.
         free < ROOM && it.f_bavail.saturating_mul(10) < it.f_blocks || it.f_favail.saturating_mul(20) < it.f_files
     });
-    let pids = pids(&file("/proc/loadavg"));
+    let pids = process_count(&file("/proc/loadavg"));
     let most = file("/proc/sys/kernel/pid_max").trim().parse::<u64>().ok();
     let pids = pids.zip(most).is_some_and(|(pids, most)| pids.saturating_mul(10) > most.saturating_mul(9));
     [memory, disk, pids]
@@ -65,7 +65,7 @@ pub(super) fn pressure(disk: &Path) -> [bool; 3] {
 
 /// Bytes of memory that programs could still have.
 pub(crate) fn available_memory() -> Option<u64> {
-    memory(&file("/proc/meminfo"), "MemAvailable:")
+    meminfo(&file("/proc/meminfo"), "MemAvailable:")
 }
 
 fn file(path: &str) -> String {
@@ -73,13 +73,13 @@ fn file(path: &str) -> String {
 }
 
 /// A line of /proc/meminfo, in bytes.
-fn memory(file: &str, name: &str) -> Option<u64> {
+pub(crate) fn meminfo(file: &str, name: &str) -> Option<u64> {
     let line = file.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? << 10)
 }
 
 /// How many processes and threads there are, from /proc/loadavg.
-fn pids(file: &str) -> Option<u64> {
+pub(crate) fn process_count(file: &str) -> Option<u64> {
     file.split(' ').nth(3)?.split_once('/')?.1.parse().ok()
 }
 
@@ -96,11 +96,11 @@ mod tests {
     #[test]
     fn the_machine_is_read_as_it_writes_itself() {
         let file = "MemTotal:       24661152 kB\nMemFree: 1 kB\nMemAvailable:    2 kB\n";
-        assert_eq!(memory(file, "MemTotal:"), Some(24_661_152 << 10));
-        assert_eq!(memory(file, "MemAvailable:"), Some(2 << 10));
-        assert_eq!(memory("nothing", "MemTotal:"), None);
-        assert_eq!(pids("0.65 2.64 2.80 3/412 20257\n"), Some(412));
-        assert_eq!(pids(""), None);
+        assert_eq!(meminfo(file, "MemTotal:"), Some(24_661_152 << 10));
+        assert_eq!(meminfo(file, "MemAvailable:"), Some(2 << 10));
+        assert_eq!(meminfo("nothing", "MemTotal:"), None);
+        assert_eq!(process_count("0.65 2.64 2.80 3/412 20257\n"), Some(412));
+        assert_eq!(process_count(""), None);
         assert_eq!(os("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 13\"\n"), "Debian GNU/Linux 13");
         assert_eq!(os(""), "Linux");
     }

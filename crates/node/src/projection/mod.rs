@@ -22,7 +22,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
 
 use link::Link;
-pub(crate) use machine::{Machine, available_memory};
+pub(crate) use machine::{Machine, available_memory, meminfo, process_count};
+pub(crate) use object::quantity;
 
 /// The field manager of all that is written here.
 const MANAGER: &str = "insula-node";

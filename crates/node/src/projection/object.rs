@@ -56,7 +56,7 @@ fn resources(limits: &Limits) -> Value {
 }
 
 /// Bytes in the largest unit that divides them.
-pub(super) fn quantity(bytes: u64) -> String {
+pub(crate) fn quantity(bytes: u64) -> String {
     let units = [("Gi", 30), ("Mi", 20), ("Ki", 10)];
     match units.into_iter().find(|(_, bits)| bytes > 0 && bytes.is_multiple_of(1 << bits)) {
         Some((unit, bits)) => format!("{}{unit}", bytes >> bits),

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use wire::node::{Event, Phase, Sandbox};
 
 use super::link::{Heard, Link, within};
-use super::plan::{Action, Key, Seen, plan};
+use super::plan::{Action, Key, Seen, State, plan};
 use super::{Error, MANAGER, object, objects};
 
 /// Pods that are written at once.
@@ -31,6 +31,9 @@ const CALL: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_millis(250);
 /// When a Pod that was made is looked for again, should the watch not show it: it may have been deleted unseen.
 const UNSEEN: Duration = Duration::from_secs(30);
+/// When the same is told again of a Pod of which somebody else said otherwise: two that disagree would otherwise write at
+/// each other as fast as they can.
+const AGAIN: Duration = Duration::from_secs(10);
 /// The longest pause after a failure.
 const LONGEST: Duration = Duration::from_secs(300);
 
@@ -53,7 +56,15 @@ struct Entry {
     shown: bool,
     /// Something is being done about it.
     busy: bool,
+    told: Option<Told>,
     failing: Option<Backoff>,
+}
+
+/// What was told last of a Pod.
+struct Told {
+    uid: String,
+    state: State,
+    at: Instant,
 }
 
 /// What is known, and what is to be looked at.
@@ -178,6 +189,17 @@ impl World {
                 self.later.insert(key, settled);
                 return None;
             }
+            if action == Action::Tell
+                && let (Some(pod), Some(sandbox)) = (&entry.pod, &entry.sandbox)
+            {
+                let state = State::of(sandbox);
+                let before = entry.told.as_ref().filter(|it| it.uid == pod.uid && it.state == state);
+                if let Some(again) = before.map(|it| it.at + AGAIN).filter(|it| *it > now) {
+                    self.later.insert(key, again);
+                    return None;
+                }
+                entry.told = Some(Told { uid: pod.uid.clone(), state, at: now });
+            }
             entry.busy = true;
             Some((key, action))
         });
@@ -195,6 +217,7 @@ impl World {
                 (*action == Action::Create).then_some(UNSEEN)
             }
             Err(error) => {
+                entry.told = None;
                 let failing = entry.failing.get_or_insert_with(|| Backoff::new(Duration::from_millis(200), LONGEST));
                 let (pod, namespace, why) = (&key.name, &key.namespace, kit::chain(&error));
                 if failing.failures() == 0 {

@@ -21,7 +21,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event as Told, Namespace, Node, Pod};
 use k8s_openapi::{NamespaceResourceScope, Resource};
 use kit::{Clock, Shutdown, Tasks};
-use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::watcher::{Config, watch_object, watcher};
 use kube::{Api, Client, ResourceExt};
 use node::projection::{self, Options};
@@ -471,6 +471,10 @@ async fn the_node_is_ready_while_it_answers() {
     let renewed = |it: &Value| it["spec"]["renewTime"].as_str().unwrap().parse::<Timestamp>().unwrap();
     let first = renewed(&until(&leases, NODE, |it| it.is_some()).await);
     until(&leases, NODE, |it| it.is_some_and(|it| renewed(it).duration_since(first).as_secs() == 10)).await;
+    // What somebody else says of a node that answers does not stay.
+    let unknown = json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}});
+    nodes.patch_status(NODE, &PatchParams::default(), &Patch::Merge(&unknown)).await.unwrap();
+    until(&nodes, NODE, |it| it.is_some_and(is_ready)).await;
 
     house.node.say(bound("a", "default"));
     house.pod("me-a", is_ready).await;

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::local::reader::Kind;
-use crate::local::workload::{controller, pods as of_pods};
+use crate::local::workload::{self, controller, pods as of_pods};
 
 /// Whoever was evicted is expected to be on its way after this.
 const DELETION: Duration = Duration::from_secs(2 * 60);
@@ -77,13 +77,13 @@ fn wanted(
     pods: &[Arc<Pod>],
     scale: impl Fn(&OwnerReference) -> Result<Option<(String, i32)>, String>,
 ) -> Result<(i32, bool), String> {
-    let (mut scales, mut seen, mut unmanaged) = (HashMap::new(), HashMap::new(), false);
+    let (mut scales, mut seen, mut unmanaged) = (HashMap::new(), HashSet::new(), false);
     for pod in pods {
         let Some(by) = controller(&**pod) else {
             unmanaged = true;
             continue;
         };
-        if seen.insert(by.uid.clone(), ()).is_some() {
+        if !seen.insert(by.uid.clone()) {
             continue;
         }
         let (who, count) = scale(by)?.ok_or_else(|| format!("found no controllers for pod {:?}", pod.name()))?;
@@ -94,12 +94,10 @@ fn wanted(
 
 /// A number, or the part of a whole, rounded up.
 fn share(of: &IntOrString, whole: i32) -> Result<i32, String> {
-    let text = match of {
-        IntOrString::Int(number) => return Ok(*number),
-        IntOrString::String(text) => text,
-    };
-    let wrong = || "invalid value for IntOrString: invalid type: string is not a percentage".to_owned();
-    let percent: i64 = text.strip_suffix('%').and_then(|it| it.parse().ok()).ok_or_else(wrong)?;
-    let part = percent.saturating_mul(i64::from(whole));
-    i32::try_from(part.div_euclid(100) + i64::from(part.rem_euclid(100) > 0)).map_err(|_| wrong())
+    if let IntOrString::String(text) = of
+        && text.strip_suffix('%').is_none_or(|it| it.parse::<i64>().is_err())
+    {
+        return Err("invalid value for IntOrString: invalid type: string is not a percentage".to_owned());
+    }
+    Ok(workload::share(of, whole, true))
 }

@@ -65,7 +65,7 @@ fn causes(status: &Status) -> Vec<String> {
     status.details.iter().flat_map(|it| &it.causes).map(|it| format!("{}: {}", it.reason, it.message)).collect()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_eviction_goes_as_far_as_the_budget_allows() {
     let house = house_with(None).await;
     for name in ["p", "q", "r"] {

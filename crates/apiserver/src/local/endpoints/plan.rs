@@ -49,7 +49,7 @@ impl<'a> Face<'a> {
 }
 
 pub(super) fn node(pod: &Pod) -> &str {
-    pod.spec.as_ref().and_then(|it| it.node_name.as_deref()).unwrap_or_default()
+    pods::node(pod).unwrap_or_default()
 }
 
 fn addresses(pod: &Pod) -> impl Iterator<Item = &str> {

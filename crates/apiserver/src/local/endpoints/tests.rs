@@ -62,7 +62,7 @@ async fn slices(house: &House, name: &str, want: &[usize]) -> Vec<EndpointSlice>
     of(&api.list(&Default::default()).await.unwrap().items)
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_service_leads_to_its_pods_as_they_become_ready_and_go() {
     let house = house_with(None).await;
     create::<Node>(&house.all(), json!({"metadata": {"name": "n", "labels": {"topology.kubernetes.io/zone": "z"}}}))
@@ -159,7 +159,7 @@ async fn endpoints_that_somebody_made_are_mirrored_in_slices() {
     slices(&house, "own", &[]).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_hundred_endpoints_are_in_a_slice() {
     let house = house_with(None).await;
     create::<Node>(&house.all(), json!({"metadata": {"name": "n"}})).await;

@@ -8,7 +8,7 @@ mod plan;
 mod tests;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -26,6 +26,9 @@ use crate::object::status::Problem;
 use crate::store::{Event, Key};
 use crate::verbs::{DeleteOptions, delete};
 
+/// How long a node may say that it is not ready before its pods are said not to be: one that is only connected anew is
+/// back by then, and no service has lost its endpoints. Upstream looks as often.
+const BLIP: Duration = Duration::from_secs(5);
 /// How late a look may come because much is to be done.
 const LATE: Duration = Duration::from_secs(10);
 const LEASES: &str = "kube-node-lease";
@@ -36,11 +39,12 @@ pub(super) async fn follow(world: Arc<World>) {
         node_said: world.events.of(&world.core, "node-controller"),
         taint_said: world.events.of(&world.core, "taint-eviction-controller"),
         heard: Mutex::default(),
+        unwell: Mutex::default(),
         world,
     };
     let first = || {
         let pods = it.world.pods.list(None);
-        let named = pods.iter().filter_map(|it| place(it)).map(|it| key::<Node>("", it));
+        let named = pods.iter().filter_map(|it| pods::node(it)).map(|it| key::<Node>("", it));
         it.nodes.list(None).iter().map(|it| it.key()).chain(named).collect()
     };
     let watched = [("", "nodes"), ("coordination.k8s.io", "leases"), ("", "pods")];
@@ -54,14 +58,28 @@ struct Loop {
     taint_said: Recorder,
     /// The last sign of each node, and when it was seen; of those that are not there, since when not.
     heard: Mutex<HashMap<String, (Option<Sign>, Timestamp)>>,
+    unwell: Mutex<HashMap<String, Unwell>>,
+}
+
+/// A node that is not ready.
+#[derive(Clone, Debug)]
+struct Unwell {
+    /// Since when, in its own words: another time is another turn for the worse.
+    says: Option<Time>,
+    /// When that was seen.
+    since: Timestamp,
+    /// Whether it was said of its pods.
+    told: bool,
+}
+
+/// Whether some pods cannot stay on it.
+fn evicts(node: &Node) -> bool {
+    let mut taints = node.spec.iter().flat_map(|it| it.taints.iter().flatten());
+    taints.any(|it| it.effect == "NoExecute")
 }
 
 /// What changes with every sign: the Lease's time, and that of the condition.
 type Sign = (Option<String>, Option<Time>);
-
-fn place(pod: &Pod) -> Option<&str> {
-    pod.spec.as_ref()?.node_name.as_deref().filter(|it| !it.is_empty())
-}
 
 impl Loop {
     fn wakes(&self, change: &Event) -> Vec<Key> {
@@ -69,17 +87,11 @@ impl Loop {
         match (&*key_.resource, &*key_.namespace) {
             ("nodes", _) => vec![key_.clone()],
             ("leases", LEASES) => vec![key::<Node>("", &key_.name)],
-            // A pod matters only where pods cannot stay.
-            ("pods", _) if !change.deleted => {
+            // A pod matters only where pods cannot stay; the last one of a node that is not there has it forgotten.
+            ("pods", _) => {
                 let pod = self.world.pods.of(&change.entry);
-                let name = pod.as_deref().and_then(place);
-                let stays = |name: &&str| {
-                    let node = self.nodes.get("", name);
-                    node.is_some_and(|it| {
-                        let taints = it.spec.iter().flat_map(|it| it.taints.iter().flatten());
-                        taints.filter(|it| it.effect == "NoExecute").count() == 0
-                    })
-                };
+                let name = pod.as_deref().and_then(pods::node);
+                let stays = |name: &&str| self.nodes.get("", name).is_some_and(|it| !evicts(&it));
                 name.filter(|it| !stays(it)).map(|it| key::<Node>("", it)).into_iter().collect()
             }
             _ => Vec::new(),
@@ -105,13 +117,38 @@ impl Loop {
             self.world.change(&*node, json!({"spec": {"taints": taints}})).await?;
             return Ok(None);
         }
-        let unwell = plan::condition(&node, "Ready").is_some_and(|it| it.status != "True");
-        if unwell {
-            self.say_not_ready(&node, now).await?;
-        }
+        let told = self.tell_pods(&node, lost, now).await?;
         let next = self.evict(&node, now).await?;
         // One that is lost already is not lost again; any sign of it wakes this up.
-        Ok([Some(end).filter(|_| !lost), next].into_iter().flatten().min())
+        Ok([Some(end).filter(|_| !lost), told, next].into_iter().flatten().min())
+    }
+
+    fn unwell(&self) -> MutexGuard<'_, HashMap<String, Unwell>> {
+        self.unwell.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Of a node that is lost, or stays not ready, no pod is ready. That is said once: a pod that is said to be ready
+    /// after that is so in the eyes of its kubelet, and two who contradict each other would never end. Returns when it
+    /// has to be said.
+    async fn tell_pods(&self, node: &Node, lost: bool, now: Timestamp) -> Result<Option<Timestamp>, Problem> {
+        let Some(ready) = plan::condition(node, "Ready").filter(|it| it.status != "True") else {
+            self.unwell().remove(node.name());
+            return Ok(None);
+        };
+        let says = ready.last_transition_time.clone();
+        let before = self.unwell().get(node.name()).filter(|it| it.says == says).cloned();
+        let it = before.unwrap_or(Unwell { says, since: now, told: false });
+        self.unwell().insert(node.name().to_owned(), it.clone());
+        let at = it.since.checked_add(BLIP).unwrap_or(Timestamp::MAX);
+        if it.told {
+            return Ok(None);
+        }
+        if !lost && at > now {
+            return Ok(Some(at));
+        }
+        self.say_not_ready(node, now).await?;
+        self.unwell().insert(node.name().to_owned(), Unwell { told: true, ..it });
+        Ok(None)
     }
 
     fn sign(&self, node: &Node) -> Sign {
@@ -147,11 +184,10 @@ impl Loop {
 
     fn pods_of(&self, name: &str) -> Vec<Arc<Pod>> {
         let mut all = self.world.pods.list(None);
-        all.retain(|it| place(it) == Some(name));
+        all.retain(|it| pods::node(it) == Some(name));
         all
     }
 
-    /// Of a node that is not ready no pod is.
     async fn say_not_ready(&self, node: &Node, now: Timestamp) -> Result<(), Problem> {
         for pod in self.pods_of(node.name()) {
             let Some(ready) = pods::condition(&pod, "Ready").filter(|it| it.status == "True").cloned() else {
@@ -167,6 +203,9 @@ impl Loop {
     /// Deletes the pods that do not bear the node's taints any longer. Returns when the next one has to go.
     async fn evict(&self, node: &Node, now: Timestamp) -> Result<Option<Timestamp>, Problem> {
         let mut next: Option<Timestamp> = None;
+        if !evicts(node) {
+            return Ok(next);
+        }
         for pod in self.pods_of(node.name()) {
             match plan::leaves(&pod, node) {
                 Some(end) if end <= now => {
@@ -183,6 +222,7 @@ impl Loop {
 
     /// Removes the pods of a node that is not there, and has not been for a while.
     async fn orphans(&self, name: &str, now: Timestamp) -> Result<Option<Timestamp>, Problem> {
+        self.unwell().remove(name);
         let pods = self.pods_of(name);
         if pods.is_empty() {
             self.heard.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
@@ -192,8 +232,10 @@ impl Loop {
         if end > now {
             return Ok(Some(end));
         }
-        for pod in pods {
-            self.remove(&pod, ("DeletionByPodGC", "PodGC: node no longer exists"), Some(0), now).await?;
+        // What only finalizers hold would be told again and again that it goes.
+        let goes = |it: &Pod| it.is_deleting() && it.metadata.deletion_grace_period_seconds == Some(0);
+        for pod in pods.iter().filter(|it| !goes(it)) {
+            self.remove(pod, ("DeletionByPodGC", "PodGC: node no longer exists"), Some(0), now).await?;
         }
         Ok(None)
     }

@@ -86,6 +86,36 @@ async fn a_node_that_is_not_heard_of_is_lost_and_its_pods_go_in_their_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_a_node_that_stays_not_ready_no_pod_is_ready_and_that_is_said_once() {
+    let house = house().await;
+    let nodes: Api<Node> = Api::all(house.server.client());
+    let pods = house.of::<Pod>("default");
+    create(&nodes, node("n")).await;
+    create(&pods, pod("p", "n")).await;
+    let runs = json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
+    pods.patch_status("p", &PatchParams::default(), &Patch::Merge(&runs)).await.unwrap();
+    let is_ready = |it: &Pod| {
+        let mut all = it.status.as_ref().unwrap().conditions.iter().flatten();
+        all.any(|it| it.type_ == "Ready" && it.status == "True")
+    };
+    let turns = async |ready: &str| {
+        let change = json!({"status": {"conditions": [{"type": "Ready", "status": ready}]}});
+        nodes.patch_status("n", &PatchParams::default(), &Patch::Merge(change)).await.unwrap();
+    };
+    turns("False").await;
+    seconds(&house, 4).await;
+    turns("True").await;
+    seconds(&house, 4).await;
+    assert!(is_ready(&pods.get("p").await.unwrap()), "the node is back");
+    turns("False").await;
+    until(&pods, "p", |it| !is_ready(it.unwrap())).await;
+    // Its kubelet knows better.
+    pods.patch_status("p", &PatchParams::default(), &Patch::Merge(&runs)).await.unwrap();
+    seconds(&house, 10).await;
+    assert!(is_ready(&pods.get("p").await.unwrap()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn pods_of_a_node_that_is_not_there_go_after_a_while() {
     let house = house().await;
     let nodes: Api<Node> = Api::all(house.server.client());

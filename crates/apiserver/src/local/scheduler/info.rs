@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    Container, NodeSelector, Pod, PodAffinityTerm, PodSpec, PreferredSchedulingTerm, ResourceRequirements,
+    Container, NodeSelector, Pod, PodAffinityTerm, PodSpec, PreferredSchedulingTerm, ResourceRequirements, Toleration,
     TopologySpreadConstraint,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
+use super::node::required;
 use crate::local::reader::Kind;
 use crate::object::quantity::Quantity as Amount;
 use crate::object::selector::Labels;
@@ -169,8 +170,11 @@ impl Info {
     }
 
     pub(super) fn needs(&self) -> Option<&NodeSelector> {
-        let affinity = self.spec()?.affinity.as_ref()?.node_affinity.as_ref()?;
-        affinity.required_during_scheduling_ignored_during_execution.as_ref()
+        required(self.spec()?)
+    }
+
+    pub(super) fn tolerations(&self) -> &[Toleration] {
+        self.spec().and_then(|it| it.tolerations.as_deref()).unwrap_or_default()
     }
 
     pub(super) fn wishes(&self) -> &[PreferredSchedulingTerm] {

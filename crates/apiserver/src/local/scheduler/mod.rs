@@ -5,6 +5,7 @@
 //! could help.
 
 mod info;
+mod node;
 mod plan;
 mod score;
 mod view;
@@ -24,9 +25,8 @@ use k8s_openapi::api::core::v1::{Node, Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use self::info::Info;
+pub(super) use self::node::{UNSCHEDULABLE, bears, tolerations, wants};
 use self::plan::Plan;
-pub(super) use self::plan::{UNSCHEDULABLE, tolerations};
-
 use self::view::View;
 use self::volumes::Shelf;
 use super::agenda::Agenda;
@@ -44,6 +44,8 @@ const NAME: &str = "default-scheduler";
 const MANAGER: &str = "kube-scheduler";
 /// Writes that are under way at once, at most.
 const AT_ONCE: usize = 128;
+/// Planned for between two looks at what else is to be done, at most: however many wait, others have their turn.
+const TURN: usize = 64;
 
 const WATCHED: [(&str, &str); 6] = [
     ("", "pods"),
@@ -68,11 +70,13 @@ pub(super) async fn follow(world: Arc<World>) {
             }
         }
         scheduler.wake(failed.take(usize::MAX));
-        while writes.len() < AT_ONCE
-            && let Some(write) = scheduler.next()
-        {
-            writes.push(write);
+        for _ in 0..TURN {
+            if writes.len() >= AT_ONCE || !scheduler.is_due() {
+                break;
+            }
+            writes.extend(scheduler.next());
         }
+        let goes_on = scheduler.is_due() && writes.len() < AT_ONCE;
         tokio::select! {
             change = changes.next() => match change.flatten() {
                 Some(change) => scheduler.observe(&change),
@@ -80,6 +84,7 @@ pub(super) async fn follow(world: Arc<World>) {
             },
             Some(done) = writes.next() => scheduler.done(done).into_iter().for_each(|it| failed.failed(it)),
             () = failed.again() => {}
+            () = tokio::task::yield_now(), if goes_on => {}
         }
     }
 }
@@ -215,42 +220,47 @@ impl Scheduler {
         }
     }
 
-    /// Plans for the next one. Returns what is to be written, if anything is to be written of any.
+    fn is_due(&self) -> bool {
+        !self.due.is_empty()
+    }
+
+    /// Plans for the next one. Returns what is to be written, if anything is.
     fn next(&mut self) -> Option<BoxFuture<'static, Done>> {
-        while let Some((_, _, key)) = self.due.pop_first() {
-            let Some(it) = self.waiting.get_mut(&key).filter(|it| !it.busy) else { continue };
-            let volumes = self.shelf.of(&it.pod, &self.view);
-            let (world, said, pod) = (self.world.clone(), self.said.clone(), it.pod.pod.clone());
-            match plan::plan(&it.pod, &volumes, &self.view) {
-                Plan::Bind(node) => {
-                    self.view.assume(&key, &node, it.pod.clone());
-                    it.busy = true;
-                    return Some(bind(world, said, key, pod, node).boxed());
-                }
-                Plan::Prepare { node, claims } if volumes.chosen.is_none() => {
-                    it.busy = true;
-                    let shelf = self.shelf.clone();
-                    let write = async move {
-                        let result = shelf.prepare(&world, pod.namespace(), &claims, &node).await;
-                        Done { key, result }
-                    };
-                    return Some(write.boxed());
-                }
-                Plan::Prepare { .. } => {}
-                Plan::No(why) if it.why.as_ref() == Some(&why) => {}
-                Plan::No(why) => {
-                    it.why = Some(why.clone());
-                    it.busy = true;
-                    return Some(refuse(world, said, key, pod, why).boxed());
-                }
+        let (_, _, key) = self.due.pop_first()?;
+        let it = self.waiting.get_mut(&key).filter(|it| !it.busy)?;
+        let volumes = self.shelf.of(&it.pod, &self.view);
+        let (world, said, pod) = (self.world.clone(), self.said.clone(), it.pod.pod.clone());
+        match plan::plan(&it.pod, &volumes, &self.view) {
+            Plan::Bind(node) => {
+                self.view.assume(&key, &node, it.pod.clone());
+                it.busy = true;
+                Some(bind(world, said, key, pod, node).boxed())
+            }
+            Plan::Prepare { node, claims } if volumes.chosen.is_none() => {
+                it.busy = true;
+                let shelf = self.shelf.clone();
+                let write = async move {
+                    let result = shelf.prepare(&world, pod.namespace(), &claims, &node).await;
+                    Done { key, result }
+                };
+                Some(write.boxed())
+            }
+            Plan::Prepare { .. } => None,
+            Plan::No(why) if it.why.as_ref() == Some(&why) => None,
+            Plan::No(why) => {
+                it.why = Some(why.clone());
+                it.busy = true;
+                Some(refuse(world, said, key, pod, why).boxed())
             }
         }
-        None
     }
 
     /// Returns what is to be tried again later.
     fn done(&mut self, Done { key, result }: Done) -> Option<Key> {
         let bound = self.view.is_assumed(&key);
+        if result.is_err() {
+            self.view.forget(&key);
+        }
         let it = self.waiting.get_mut(&key)?;
         it.busy = false;
         match result {
@@ -260,7 +270,6 @@ impl Scheduler {
             Ok(()) => self.wake([key]),
             Err(problem) => {
                 it.why = None;
-                self.view.forget(&key);
                 if !is_stale(&problem) {
                     tracing::info!(?key, why = problem.message, "a pod is not scheduled yet; trying again");
                     return Some(key);

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorTerm, Taint, Toleration};
+use k8s_openapi::api::core::v1::{NodeSelector, Taint};
 
 use super::info::{Info, Term};
+use super::node::{UNSCHEDULABLE, bears, selects, tolerations, wants};
 use super::score::best;
 use super::view::{Place, View};
 use crate::local::reader::Kind;
@@ -114,7 +115,7 @@ fn filter(pod: &Info, volumes: &Volumes, view: &View, around: &Around, place: Pl
     if !is_tolerant(pod, place) {
         return never("node(s) had untolerated taint(s)");
     }
-    if !wants(pod, place) {
+    if !asks_for(pod, place) {
         return never("node(s) didn't match Pod's node affinity/selector");
     }
     let there = || place.spot.pods.values().flat_map(|it| &it.ports);
@@ -130,7 +131,7 @@ fn filter(pod: &Info, volumes: &Volumes, view: &View, around: &Around, place: Pl
     if volumes.lost {
         return never("node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)");
     }
-    if !volumes.reach.iter().all(|it| selects(it, place)) {
+    if !volumes.reach.iter().all(|it| selects(it, node)) {
         return never("node(s) didn't match PersistentVolume's node affinity");
     }
     if volumes.chosen.as_deref().is_some_and(|it| it != node.name()) {
@@ -140,68 +141,16 @@ fn filter(pod: &Info, volumes: &Volumes, view: &View, around: &Around, place: Pl
     company(pod, view, around, place)
 }
 
-pub(crate) const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
-
-fn tolerates(it: &Toleration, taint: &Taint) -> bool {
-    let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    let (effect, key) = (text(&it.effect), text(&it.key));
-    (effect.is_empty() || effect == taint.effect)
-        && (key.is_empty() || key == taint.key)
-        && match text(&it.operator).as_str() {
-            "Exists" => true,
-            _ => !key.is_empty() && text(&it.value) == text(&taint.value),
-        }
-}
-
-/// The tolerations of a pod for a taint.
-pub(crate) fn tolerations<'a>(all: &'a [Toleration], taint: &'a Taint) -> impl Iterator<Item = &'a Toleration> {
-    all.iter().filter(move |it| tolerates(it, taint))
-}
-
 pub(super) fn tolerated(pod: &Info, taint: &Taint) -> bool {
-    let all = pod.spec().and_then(|it| it.tolerations.as_deref()).unwrap_or_default();
-    tolerations(all, taint).next().is_some()
+    tolerations(pod.tolerations(), taint).next().is_some()
 }
 
 fn is_tolerant(pod: &Info, place: Place<'_>) -> bool {
-    let forbids = |it: &&Taint| matches!(it.effect.as_str(), "NoSchedule" | "NoExecute");
-    place.taints().iter().filter(forbids).all(|it| tolerated(pod, it))
+    bears(pod.tolerations(), place.taints(), &["NoSchedule", "NoExecute"])
 }
 
-/// Its node selector and the affinity that it requires.
-fn wants(pod: &Info, place: Place<'_>) -> bool {
-    let mut selector = pod.spec().into_iter().flat_map(|it| it.node_selector.iter().flatten());
-    selector.all(|(key, value)| place.label(key) == Some(value.as_str()))
-        && pod.needs().is_none_or(|it| selects(it, place))
-}
-
-fn selects(selector: &NodeSelector, place: Place<'_>) -> bool {
-    selector.node_selector_terms.iter().any(|it| term(it, place))
-}
-
-pub(super) fn term(term: &NodeSelectorTerm, place: Place<'_>) -> bool {
-    let (labels, fields) = (term.match_expressions.iter().flatten(), term.match_fields.iter().flatten());
-    if labels.clone().next().is_none() && fields.clone().next().is_none() {
-        return false;
-    }
-    let holds = |operator: &str, values: &[String], value: Option<&str>| {
-        let among = || value.is_some_and(|value| values.iter().any(|it| it == value));
-        let numbers = || Some((value?.parse::<i64>().ok()?, values.first()?.parse::<i64>().ok()?));
-        match operator {
-            "In" => among(),
-            "NotIn" => !among(),
-            "Exists" => value.is_some(),
-            "DoesNotExist" => value.is_none(),
-            "Gt" => numbers().is_some_and(|(it, than)| it > than),
-            "Lt" => numbers().is_some_and(|(it, than)| it < than),
-            _ => false,
-        }
-    };
-    labels.clone().all(|it| holds(&it.operator, it.values.as_deref().unwrap_or_default(), place.label(&it.key)))
-        && fields.clone().all(|it| {
-            it.key == "metadata.name"
-                && holds(&it.operator, it.values.as_deref().unwrap_or_default(), Some(place.node.name()))
-        })
+fn asks_for(pod: &Info, place: Place<'_>) -> bool {
+    pod.spec().is_none_or(|it| wants(it, place.node))
 }
 
 /// The names of nodes, when it is required by name.
@@ -282,7 +231,7 @@ impl Around {
             |place: Place<'_>| pod.spread.iter().filter(|it| it.must).all(|it| place.label(&it.topology).is_some());
         for (domains, constraint) in self.spread.iter_mut().zip(&pod.spread).filter(|it| it.1.must) {
             for place in view.places().filter(|it| has_all(*it)) {
-                let counts = (!constraint.honors_affinity || wants(pod, place))
+                let counts = (!constraint.honors_affinity || asks_for(pod, place))
                     && (!constraint.honors_taints || is_tolerant(pod, place));
                 let Some(domain) = place.label(&constraint.topology).filter(|_| counts) else { continue };
                 *domains.entry(domain.to_owned()).or_default() += like(pod, constraint.selector.as_ref(), place);

@@ -3,7 +3,8 @@
 use k8s_openapi::api::core::v1::Taint;
 
 use super::info::Info;
-use super::plan::{like, term, tolerated};
+use super::node::term;
+use super::plan::{like, tolerated};
 use super::view::{Place, View};
 use crate::local::reader::Kind;
 
@@ -42,7 +43,7 @@ fn untolerated(pod: &Info, place: Place<'_>) -> i64 {
 }
 
 fn wished(pod: &Info, place: Place<'_>) -> i64 {
-    pod.wishes().iter().filter(|it| term(&it.preference, place)).map(|it| i64::from(it.weight)).sum()
+    pod.wishes().iter().filter(|it| term(&it.preference, place.node)).map(|it| i64::from(it.weight)).sum()
 }
 
 /// How many are there already of those that are to be spread.

@@ -8,11 +8,10 @@ use super::info::{Claim, Info};
 use super::plan::Volumes;
 use super::view::View;
 use crate::local::reader::{Kind, Reader};
+use crate::local::volumes::{BIND_COMPLETED, SELECTED_NODE};
 use crate::local::{World, merge};
 use crate::object::status::Problem;
 
-const CHOSEN: &str = "volume.kubernetes.io/selected-node";
-const BOUND: &str = "pv.kubernetes.io/bind-completed";
 const MANAGER: &str = "kube-scheduler";
 
 pub(super) struct Shelf {
@@ -68,7 +67,7 @@ impl Shelf {
             found.taken |= view.pods().any(|(_, other)| uses(other));
         }
         let phase = it.status.as_ref().and_then(|it| it.phase.as_deref());
-        let bound = it.annotation(BOUND).is_some() || phase == Some("Bound");
+        let bound = it.annotation(BIND_COMPLETED).is_some() || phase == Some("Bound");
         match spec.volume_name.filter(|it| !it.is_empty() && bound) {
             Some(volume) => match self.volumes.get("", &volume) {
                 None => found.lost = true,
@@ -84,7 +83,7 @@ impl Shelf {
                     return Err("pod has unbound immediate PersistentVolumeClaims".to_owned());
                 }
                 found.unbound.push(name.clone());
-                found.chosen = found.chosen.take().or_else(|| it.annotation(CHOSEN).map(str::to_owned));
+                found.chosen = found.chosen.take().or_else(|| it.annotation(SELECTED_NODE).map(str::to_owned));
             }
         }
         Ok(())
@@ -100,9 +99,9 @@ impl Shelf {
     ) -> Result<(), Problem> {
         for name in claims {
             let Some(claim) = self.claims.get(namespace, name) else { continue };
-            if claim.annotation(CHOSEN).is_none() {
+            if claim.annotation(SELECTED_NODE).is_none() {
                 let metadata =
-                    json!({"annotations": {CHOSEN: node}, "resourceVersion": claim.metadata.resource_version});
+                    json!({"annotations": {SELECTED_NODE: node}, "resourceVersion": claim.metadata.resource_version});
                 merge(&world.core, &claim.key(), "", json!({"metadata": metadata}), MANAGER).await?;
             }
         }

@@ -137,5 +137,5 @@ pub(super) fn claims_of(pod: &Pod) -> impl Iterator<Item = String> {
 
 /// Whether it has yet to get a node.
 pub(super) fn is_unscheduled(pod: &Pod) -> bool {
-    pod.spec.as_ref().is_none_or(|it| it.node_name.as_deref().unwrap_or_default().is_empty()) && !pods::is_over(pod)
+    pods::node(pod).is_none() && !pods::is_over(pod)
 }

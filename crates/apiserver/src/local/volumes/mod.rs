@@ -20,10 +20,8 @@ use serde_json::{Value, json};
 
 use self::disk::Disk;
 use self::kinds::{Claim, Volume, claims_of, is_unscheduled};
-pub(super) use self::plan::PROVISIONER;
-use self::plan::{
-    BIND_COMPLETED, BOUND_BY_CONTROLLER, ClaimStep, FINALIZER, Note, PROVISIONED_BY, Position, VolumeStep,
-};
+pub(super) use self::plan::{BIND_COMPLETED, PROVISIONER, SELECTED_NODE};
+use self::plan::{BOUND_BY_CONTROLLER, ClaimStep, FINALIZER, Note, PROVISIONED_BY, Position, VolumeStep};
 use super::World;
 use super::drive::drive;
 use super::events::{Recorder, reference};

@@ -11,10 +11,10 @@ use crate::local::events::Level;
 use crate::local::reader::Kind;
 use crate::local::workload::selector;
 
-pub(super) const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
+pub(in crate::local) const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
 pub(super) const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
 pub(super) const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
-pub(super) const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+pub(in crate::local) const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 /// Holds a volume of ours until its directory is gone.
 pub(super) const FINALIZER: &str = "kubernetes.io/pv-controller";
 /// Who provisions: the name under which upstream makes directories of disks.

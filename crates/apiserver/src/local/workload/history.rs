@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use serde_json::{Value, json};
 
-use super::reference;
+use super::{readable, reference};
 use crate::local::World;
 use crate::local::reader::{Kind, Reader};
 use crate::object::status::Problem;
@@ -50,7 +50,6 @@ fn sorted(value: &Value) -> Value {
 
 /// The hash in a revision's name: the same as upstream's for the same template.
 fn hash(data: &Value, collisions: i32) -> String {
-    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     let mut text = data.to_string();
     for (plain, escaped) in
         [("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"), ("\u{2028}", "\\u2028"), ("\u{2029}", "\\u2029")]
@@ -59,9 +58,7 @@ fn hash(data: &Value, collisions: i32) -> String {
     }
     text.push_str(&collisions.to_string());
     // FNV-1 of 32 bits.
-    let sum = text.bytes().fold(0x811c_9dc5_u32, |sum, byte| sum.wrapping_mul(0x0100_0193) ^ u32::from(byte));
-    let digits = sum.to_string();
-    digits.bytes().filter_map(|it| ALPHABET.get(usize::from(it) % ALPHABET.len())).map(|it| char::from(*it)).collect()
+    readable(text.bytes().fold(0x811c_9dc5_u32, |sum, byte| sum.wrapping_mul(0x0100_0193) ^ u32::from(byte)))
 }
 
 /// Of what the owner is now, and which label of the revision tells its hash.

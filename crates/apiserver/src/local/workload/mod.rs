@@ -30,10 +30,10 @@ use super::reader::{Kind, Reader, key};
 use super::{Meta, World, call, merge, options};
 use crate::http::json::put;
 use crate::object::selector::Labels;
-use crate::object::status::{Problem, What};
+use crate::object::status::Problem;
 use crate::store::{Entry, Event, Key};
 use crate::verbs::scale::selector_text;
-use crate::verbs::{DeleteOptions, create, delete, update};
+use crate::verbs::{create, update};
 
 /// Whose work this is in a cluster.
 pub(super) const MANAGER: &str = "kube-controller-manager";
@@ -189,7 +189,7 @@ impl World {
     pub(super) async fn create<T: Kind + Serialize>(&self, object: &T) -> Result<Arc<Entry>, Problem> {
         let gone = || Problem::internal("the kind is not served");
         let mut call = call(&self.core, &key::<T>(object.namespace(), "")).ok_or_else(gone)?;
-        let value = serde_json::to_value(object).map_err(|error| Problem::internal(&error.to_string()))?;
+        let value = as_json(object)?;
         let made = create::create(&mut call, value, &options(MANAGER)).await?;
         match made.object {
             crate::verbs::Object::Stored(entry) => Ok(entry),
@@ -225,14 +225,7 @@ impl World {
 
     /// Deletes an object, if it still is the one that was read. False when it was gone.
     pub(super) async fn delete<T: Kind>(&self, object: &T) -> Result<bool, Problem> {
-        let Some(mut call) = call(&self.core, &object.key()) else { return Ok(false) };
-        let options = DeleteOptions { uid: Some(object.uid().to_owned()), ..DeleteOptions::default() };
-        match delete::delete(&mut call, &options).await {
-            Ok(_) => Ok(true),
-            // It is gone, or another one has its name.
-            Err(problem) if matches!(problem.code, 404 | 409) => Ok(false),
-            Err(problem) => Err(problem),
-        }
+        self.delete_one(&object.key(), object.uid()).await
     }
 
     /// Changes an object by a merge patch, if it still is as it was read.
@@ -255,7 +248,7 @@ impl World {
             Some(old) => *old = condition,
             None => conditions.push(condition),
         }
-        let mut status = serde_json::to_value(status).unwrap_or_default();
+        let mut status = as_json(&status)?;
         // The type leaves it out; upstream does not.
         for it in status.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten() {
             if it.get("lastProbeTime").is_none() {
@@ -266,18 +259,17 @@ impl World {
     }
 
     async fn set_status_as<T: Kind>(&self, manager: &str, object: &T, status: &impl Serialize) -> Result<(), Problem> {
-        let key = object.key();
-        let Some(mut call) = call(&self.core, &key) else { return Ok(()) };
+        let current = self.unchanged(object)?;
+        let Some(mut call) = call(&self.core, &current.key) else { return Ok(()) };
         call.subresource = "status".into();
-        let what = What::new(&key.group, &key.resource);
-        let current = self.core.store.get(&key).ok_or_else(|| Problem::not_found(what, &key.name))?;
-        if object.metadata().resource_version.as_deref() != Some(current.rev.to_string().as_str()) {
-            return Err(Problem::modified(what, &key.name));
-        }
         let mut value = current.value();
-        put(&mut value, "status", serde_json::to_value(status).unwrap_or_default());
+        put(&mut value, "status", as_json(status)?);
         update::update(&mut call, value, &options(manager)).await.map(drop)
     }
+}
+
+fn as_json(it: &impl Serialize) -> Result<Value, Problem> {
+    serde_json::to_value(it).map_err(|error| Problem::internal(&error.to_string()))
 }
 
 /// A count, or a share of a total, rounded up or down.
@@ -286,8 +278,8 @@ pub(super) fn share(of: &IntOrString, total: i32, up: bool) -> i32 {
         IntOrString::Int(count) => *count,
         IntOrString::String(text) => {
             let percent: i64 = text.trim_end_matches('%').parse().unwrap_or_default();
-            let product = percent * i64::from(total);
-            let share = if up { (product + 99).div_euclid(100) } else { product.div_euclid(100) };
+            let product = percent.saturating_mul(total.into());
+            let share = if up { product.saturating_add(99).div_euclid(100) } else { product.div_euclid(100) };
             i32::try_from(share).unwrap_or(i32::MAX)
         }
     }
@@ -325,11 +317,15 @@ where
 /// Ten characters at most that are the same for what is the same, and can stand in names and labels; `collisions` makes
 /// others of them.
 pub(super) fn short_hash(of: &impl Serialize, collisions: Option<i32>) -> String {
-    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     let text = serde_json::to_string(of).unwrap_or_default();
     let salt = collisions.map(|it| format!("#{it}")).unwrap_or_default();
     let digest = Sha256::digest(format!("{text}{salt}"));
-    let number = digest.iter().take(4).fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
-    let digits = number.to_string();
+    readable(digest.iter().take(4).fold(0_u32, |number, byte| number << 8 | u32::from(*byte)))
+}
+
+/// A hash in letters that make no words, as upstream writes it.
+fn readable(hash: u32) -> String {
+    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let digits = hash.to_string();
     digits.bytes().filter_map(|it| ALPHABET.get(usize::from(it) % ALPHABET.len())).map(|it| char::from(*it)).collect()
 }

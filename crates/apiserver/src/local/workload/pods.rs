@@ -11,6 +11,11 @@ pub(crate) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|it| it.phase.as_deref()).unwrap_or_default()
 }
 
+/// The node that it is bound to.
+pub(crate) fn node(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref().filter(|it| !it.is_empty())
+}
+
 /// Whether it has ended, well or not, and will not run again.
 pub(crate) fn is_over(pod: &Pod) -> bool {
     matches!(phase(pod), "Succeeded" | "Failed")
@@ -58,7 +63,6 @@ pub(crate) fn restarts(pod: &Pod) -> i32 {
 /// Which of two active pods can be done without: the lesser.
 pub(crate) fn by_loss(a: &Pod, b: &Pod) -> Ordering {
     let key = |pod: &Pod| {
-        let is_placed = pod.spec.as_ref().and_then(|it| it.node_name.as_deref()).is_some_and(|it| !it.is_empty());
         let phase = match phase(pod) {
             "Pending" => 0,
             "Unknown" => 1,
@@ -66,7 +70,7 @@ pub(crate) fn by_loss(a: &Pod, b: &Pod) -> Ordering {
         };
         let made = pod.metadata.creation_timestamp.as_ref().map_or(Timestamp::MAX, |it| it.0);
         let since = ready_since(pod);
-        (is_placed, phase, since.is_some(), Reverse(since), Reverse(restarts(pod)), Reverse(made))
+        (node(pod).is_some(), phase, since.is_some(), Reverse(since), Reverse(restarts(pod)), Reverse(made))
     };
     key(a).cmp(&key(b)).then_with(|| a.name().cmp(b.name()))
 }

@@ -28,10 +28,22 @@ trait Replicated: Kind {
     const COMPONENT: &'static str;
 
     fn selector(&self) -> Option<Labels>;
-    fn template(&self) -> Option<&PodTemplateSpec>;
-    fn replicas(&self) -> i32;
-    fn min_ready(&self) -> i32;
+    fn wants(&self) -> Wants<'_>;
     fn told(&self) -> ReplicaSetStatus;
+}
+
+/// How many, and what.
+struct Wants<'a> {
+    replicas: i32,
+    template: Option<&'a PodTemplateSpec>,
+    /// For so many seconds a pod is ready before it counts as available.
+    min_ready: i32,
+}
+
+impl<'a> Wants<'a> {
+    fn new(replicas: Option<i32>, template: Option<&'a PodTemplateSpec>, min_ready: Option<i32>) -> Self {
+        Self { replicas: replicas.unwrap_or(1), template, min_ready: min_ready.unwrap_or_default() }
+    }
 }
 
 impl Replicated for ReplicaSet {
@@ -41,16 +53,10 @@ impl Replicated for ReplicaSet {
         selector(&self.spec.as_ref()?.selector)
     }
 
-    fn template(&self) -> Option<&PodTemplateSpec> {
-        self.spec.as_ref()?.template.as_ref()
-    }
-
-    fn replicas(&self) -> i32 {
-        self.spec.as_ref().and_then(|it| it.replicas).unwrap_or(1)
-    }
-
-    fn min_ready(&self) -> i32 {
-        self.spec.as_ref().and_then(|it| it.min_ready_seconds).unwrap_or_default()
+    fn wants(&self) -> Wants<'_> {
+        let it = self.spec.as_ref();
+        let template = it.and_then(|it| it.template.as_ref());
+        Wants::new(it.and_then(|it| it.replicas), template, it.and_then(|it| it.min_ready_seconds))
     }
 
     fn told(&self) -> ReplicaSetStatus {
@@ -67,16 +73,10 @@ impl Replicated for ReplicationController {
         Labels::parse(&text.join(",")).ok()
     }
 
-    fn template(&self) -> Option<&PodTemplateSpec> {
-        self.spec.as_ref()?.template.as_ref()
-    }
-
-    fn replicas(&self) -> i32 {
-        self.spec.as_ref().and_then(|it| it.replicas).unwrap_or(1)
-    }
-
-    fn min_ready(&self) -> i32 {
-        self.spec.as_ref().and_then(|it| it.min_ready_seconds).unwrap_or_default()
+    fn wants(&self) -> Wants<'_> {
+        let it = self.spec.as_ref();
+        let template = it.and_then(|it| it.template.as_ref());
+        Wants::new(it.and_then(|it| it.replicas), template, it.and_then(|it| it.min_ready_seconds))
     }
 
     fn told(&self) -> ReplicaSetStatus {
@@ -126,10 +126,10 @@ async fn sync<T: Replicated>(
     };
     let before = mine().await?;
     let have = i64::try_from(before.len()).unwrap_or(i64::MAX);
-    let lack = i64::from(set.replicas()) - have;
+    let lack = i64::from(set.wants().replicas) - have;
     let problem = match set.is_deleting() || lack == 0 {
         true => None,
-        false => manage(world, said, &*set, before, lack).await,
+        false => manage(world, sets, said, &*set, before, lack).await,
     };
     let failure =
         problem.as_ref().map(|it| (if lack > 0 { "FailedCreate" } else { "FailedDelete" }, it.message.clone()));
@@ -142,13 +142,14 @@ async fn sync<T: Replicated>(
     if let Some(problem) = problem {
         return Err(problem);
     }
-    let available = mine.iter().filter_map(|it| pods::available_from(it, set.min_ready()));
+    let available = mine.iter().filter_map(|it| pods::available_from(it, set.wants().min_ready));
     Ok(available.filter(|it| *it > now).min())
 }
 
 /// Makes what is lacking, or deletes what is too much.
 async fn manage<T: Replicated>(
     world: &World,
+    sets: &Reader<T>,
     said: &Recorder,
     set: &T,
     mine: Vec<Arc<Pod>>,
@@ -156,21 +157,20 @@ async fn manage<T: Replicated>(
 ) -> Option<Problem> {
     let many = usize::try_from(lack.unsigned_abs()).unwrap_or(BURST).min(BURST);
     if lack > 0 {
-        let template = set.template()?;
+        let template = set.wants().template?;
         let pod = from_template(template, set);
         let pod = &pod;
         let (_, problem) = slow_start(many, |_| world.create_pod(said, set, pod)).await;
         return problem.filter(|it| !is_terminating(it));
     }
-    let doomed = first_to_go(mine, siblings(world, set), many, world.core.clock.now());
+    let doomed = first_to_go(mine, siblings(world, sets, set), many, world.core.clock.now());
     let gone = join_all(doomed.iter().map(|it| world.delete_pod(said, set, it))).await;
     gone.into_iter().find_map(Result::err)
 }
 
 /// The active pods of this one and, where others have the same owner, of those: they are to be spread, too.
-fn siblings<T: Replicated>(world: &World, set: &T) -> Vec<Arc<Pod>> {
+fn siblings<T: Replicated>(world: &World, sets: &Reader<T>, set: &T) -> Vec<Arc<Pod>> {
     let owner = super::controller(set).map(|it| it.uid.clone());
-    let sets: Reader<T> = Reader::new(&world.core);
     let related: Vec<String> = match owner {
         None => vec![set.uid().to_owned()],
         Some(owner) => {
@@ -190,7 +190,7 @@ fn tell<T: Replicated>(
     failure: Option<(&str, String)>,
     now: Timestamp,
 ) -> ReplicaSetStatus {
-    let labels = set.template().and_then(|it| it.metadata.as_ref()?.labels.as_ref());
+    let labels = set.wants().template.and_then(|it| it.metadata.as_ref()?.labels.as_ref());
     let labelled = |pod: &Pod| labels.into_iter().flatten().all(|(name, value)| pod.label(name) == Some(value));
     let count = |of: &dyn Fn(&Pod) -> bool| i32::try_from(mine.iter().filter(|it| of(it)).count()).unwrap_or(i32::MAX);
     let some = |count: i32| Some(count).filter(|it| *it > 0);
@@ -212,7 +212,7 @@ fn tell<T: Replicated>(
         replicas: count(&|_| true),
         fully_labeled_replicas: some(count(&labelled)),
         ready_replicas: some(count(&pods::is_ready)),
-        available_replicas: some(count(&|it| pods::is_available(it, set.min_ready(), now))),
+        available_replicas: some(count(&|it| pods::is_available(it, set.wants().min_ready, now))),
         observed_generation: set.metadata().generation,
         conditions: Some(conditions).filter(|it| !it.is_empty()),
         ..ReplicaSetStatus::default()

@@ -228,16 +228,8 @@ async fn many_pods_at_once_get_no_more_than_there_is() {
     let one = all.iter().find(|it| it.spec.as_ref().unwrap().node_name.is_some()).unwrap();
     pods.delete(&one.name_any(), &DeleteParams::default().grace_period(0)).await.unwrap();
     all_are(&pods, 19, |it| it.spec.as_ref().unwrap().node_name.is_some() || waits(it)).await;
-    let placed = || async {
-        let all = pods.list(&ListParams::default()).await.unwrap().items;
-        all.iter().filter(|it| it.spec.as_ref().unwrap().node_name.is_some()).count()
-    };
-    let wait = async {
-        while placed().await < 16 {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(120), wait).await.unwrap();
+    let placed = |it: &&Pod| it.spec.as_ref().unwrap().node_name.is_some();
+    crate::local::tests::all(&pods, |all| all.iter().filter(placed).count() == 16).await;
 }
 
 fn set(name: &str, replicas: i32) -> Value {
@@ -510,7 +502,7 @@ async fn a_recreated_deployment_never_runs_two_versions_at_once() {
     }
     let mut there = BTreeSet::from(["i".to_owned()]);
     let mut old = 2;
-    let mut changes = std::pin::pin!(pods.watch(&WatchParams::default().timeout(1), &from).await.unwrap());
+    let mut changes = std::pin::pin!(pods.watch(&WatchParams::default().timeout(120), &from).await.unwrap());
     while there.len() < 2 {
         match changes.next().await.unwrap().unwrap() {
             WatchEvent::Deleted(it) if images(&it) == "i" => old -= 1,

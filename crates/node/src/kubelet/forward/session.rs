@@ -242,7 +242,8 @@ impl<C: AsyncRead + AsyncWrite + Send> Listener<C> {
             (None, _) => id.to_string().into_bytes(),
         };
         self.inputs.retain(|_, input| !input.pieces.is_closed());
-        if self.inputs.len() >= MOST || self.halves.len() >= MOST_HALVES {
+        let first = !self.halves.contains_key(&request);
+        if self.inputs.len() >= MOST || (first && self.halves.len() >= MOST_HALVES) {
             return Err("there are too many connections");
         }
         let new = || Half { port, error: None, data: None, until: Instant::now() + PAIRED };

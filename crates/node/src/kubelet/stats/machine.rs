@@ -5,6 +5,8 @@ use std::path::Path;
 
 use jiff::Timestamp;
 
+use crate::projection::{meminfo, process_count};
+
 /// What cannot be read is not known.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Machine {
@@ -46,7 +48,7 @@ impl Machine {
             cpu: cpu(&stat),
             memory: Memory::of(&file("/proc/meminfo")),
             disk: dir.and_then(Disk::of),
-            processes: load.split(' ').nth(3).and_then(|it| it.split_once('/')?.1.parse().ok()),
+            processes: process_count(&load),
             most_processes: file("/proc/sys/kernel/pid_max").trim().parse().ok(),
         }
     }
@@ -55,10 +57,7 @@ impl Machine {
 impl Memory {
     /// Of /proc/meminfo.
     fn of(file: &str) -> Option<Self> {
-        let field = |name: &str| {
-            let line = file.lines().find_map(|line| line.strip_prefix(name))?;
-            Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? << 10)
-        };
+        let field = |name: &str| meminfo(file, name);
         let (total, free, available) = (field("MemTotal:")?, field("MemFree:")?, field("MemAvailable:")?);
         Some(Self {
             available,

@@ -140,10 +140,6 @@ impl Pods for Scripted {
             namespace: "n".into(),
             name: "p".into(),
             hostname: "p".into(),
-            share_processes: false,
-            hosts: String::new(),
-            resolv: String::new(),
-            volumes: Vec::new(),
             ..PodConfig::default()
         };
         let containers = self.states.lock().unwrap().clone();

@@ -37,7 +37,7 @@ pub(super) async fn config(
     let mounts = mounts(pod, container, &given).map_err(wrong)?;
     let user = security::wanted_user(pod, container).and_then(|it| u32::try_from(it).ok()).unwrap_or(image.user);
     let account = account(image.root.clone(), user).await;
-    let who = security::identity(pod, container, image, account.as_ref()).map_err(wrong)?;
+    let who = security::identity(pod, container, image, account.as_ref(), &inner.node.ids).map_err(wrong)?;
     let long = || wrong("an argument is longer than Linux takes".to_owned());
     let args = args(container, image, &given).ok_or_else(long)?;
     if args.is_empty() {

@@ -38,6 +38,7 @@ use super::{ContainerConfig, ImageFacts, Volume};
 use crate::engine::Ids;
 pub(crate) use names::{Dns, host_name, hosts, resolv};
 use objects::{ObjectKind, Objects, Seen, Watched, locked};
+pub(crate) use quantity::{millis, value};
 pub(crate) use security::{Allowed, Refusal};
 use tokens::Token;
 

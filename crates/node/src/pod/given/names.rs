@@ -33,6 +33,16 @@ pub(crate) struct HostName {
     pub(crate) kernel: String,
 }
 
+impl HostName {
+    /// What stands behind its address in /etc/hosts.
+    pub(crate) fn line(&self) -> String {
+        match self.domain.as_str() {
+            "" => self.host.clone(),
+            domain => format!("{0}.{domain}\t{0}", self.host),
+        }
+    }
+}
+
 /// # Errors
 /// When it is too long, in the words of a kubelet.
 pub(crate) fn host_name(pod: &Pod, dns: &Dns) -> Result<HostName, String> {
@@ -66,8 +76,8 @@ fn cut(name: &str) -> String {
     if short.len() == name.len() { short } else { short.trim_end_matches(['-', '.']).to_owned() }
 }
 
-/// The text of /etc/hosts.
-pub(crate) fn hosts(pod: &Pod, name: &HostName, addresses: &[IpAddr]) -> String {
+/// The text of /etc/hosts, without the pod's own address: that comes later.
+pub(crate) fn hosts(pod: &Pod) -> String {
     let mut out = "# Kubernetes-managed hosts file.\n\
                    127.0.0.1\tlocalhost\n\
                    ::1\tlocalhost ip6-localhost ip6-loopback\n\
@@ -76,13 +86,6 @@ pub(crate) fn hosts(pod: &Pod, name: &HostName, addresses: &[IpAddr]) -> String 
                    fe00::1\tip6-allnodes\n\
                    fe00::2\tip6-allrouters\n"
         .to_owned();
-    for address in addresses {
-        if name.domain.is_empty() {
-            out.push_str(&format!("{address}\t{}\n", name.host));
-        } else {
-            out.push_str(&format!("{address}\t{}.{}\t{}\n", name.host, name.domain, name.host));
-        }
-    }
     let aliases = pod.spec.as_ref().and_then(|it| it.host_aliases.as_deref()).unwrap_or_default();
     if !aliases.is_empty() {
         out.push_str("\n# Entries added by HostAliases.\n");
@@ -237,11 +240,11 @@ mod tests {
     }
 
     #[test]
-    fn hosts_are_the_pods_addresses_and_aliases() {
+    fn hosts_are_the_pods_name_and_aliases() {
         let pod = pod(json!({"subdomain": "s", "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["x", "yy"]}]}));
-        let name = host_name(&pod, &dns()).unwrap();
-        let text = hosts(&pod, &name, &["10.0.0.64".parse().unwrap()]);
-        let end = "fe00::2\tip6-allrouters\n10.0.0.64\tweb-0.s.ns.svc.cluster.local\tweb-0\n\n\
+        assert_eq!(host_name(&pod, &dns()).unwrap().line(), "web-0.s.ns.svc.cluster.local\tweb-0");
+        let text = hosts(&pod);
+        let end = "fe00::2\tip6-allrouters\n\n\
                    # Entries added by HostAliases.\n1.2.3.4\tx\tyy\n";
         assert!(text.starts_with("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n"), "{text}");
         assert!(text.ends_with(end), "{text}");

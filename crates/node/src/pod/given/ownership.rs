@@ -135,7 +135,8 @@ pub(super) fn usage(dir: &Path) -> io::Result<u64> {
 fn count(dir: &OwnedFd, budget: &mut u32, depth: usize) -> io::Result<u64> {
     let mut sum: u64 = 0;
     for entry in Dir::read_from(dir)? {
-        let entry = entry?;
+        // A directory may be removed while it is read.
+        let Ok(entry) = entry else { break };
         let name = entry.file_name();
         if matches!(name.to_bytes(), b"." | b"..") || *budget == 0 {
             continue;
@@ -146,7 +147,7 @@ fn count(dir: &OwnedFd, budget: &mut u32, depth: usize) -> io::Result<u64> {
         if FileType::from_raw_mode(it.st_mode) == FileType::Directory && depth < DEPTH {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             if let Ok(below) = rustix::fs::openat(dir, name, flags, Bits::empty()) {
-                sum = sum.saturating_add(count(&below, budget, depth + 1)?);
+                sum = sum.saturating_add(count(&below, budget, depth + 1).unwrap_or(0));
             }
         }
     }

@@ -100,6 +100,19 @@ fn mode(mode: Option<i32>) -> u32 {
     mode.and_then(|it| u32::try_from(it).ok()).unwrap_or(0o644) & 0o7777
 }
 
+/// The object; `None` when it is not there and need not be.
+fn there<'a, K>(
+    all: &'a BTreeMap<String, K>,
+    kind: ObjectKind,
+    name: &str,
+    optional: bool,
+) -> Result<Option<&'a K>, String> {
+    match all.get(name) {
+        None if !optional => Err(not_found(kind, name)),
+        found => Ok(found),
+    }
+}
+
 fn config_map(
     sources: &Sources,
     name: &str,
@@ -107,10 +120,7 @@ fn config_map(
     mode: u32,
     optional: bool,
 ) -> Result<Payload, String> {
-    let found = sources.configs.get(name);
-    if found.is_none() && !optional {
-        return Err(not_found(ObjectKind::ConfigMap, name));
-    }
+    let found = there(&sources.configs, ObjectKind::ConfigMap, name, optional)?;
     let texts = found.into_iter().flat_map(|it| it.data.iter().flatten()).map(|(key, it)| (key, it.as_bytes()));
     let bytes =
         found.into_iter().flat_map(|it| it.binary_data.iter().flatten()).map(|(key, it)| (key, it.0.as_slice()));
@@ -125,10 +135,7 @@ fn secret(
     mode: u32,
     optional: bool,
 ) -> Result<Payload, String> {
-    let found = sources.secrets.get(name);
-    if found.is_none() && !optional {
-        return Err(not_found(ObjectKind::Secret, name));
-    }
+    let found = there(&sources.secrets, ObjectKind::Secret, name, optional)?;
     let all = found.into_iter().flat_map(|it| it.data.iter().flatten());
     let all = all.map(|(key, it)| (key.as_str(), it.0.as_slice())).collect();
     chosen(&all, items, mode, optional, |key| format!("references non-existent secret key: {key}"))

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec, ResourceFieldSelector};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceFieldSelector};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use wire::node::Limits;
 
@@ -185,30 +185,6 @@ pub(super) fn oom_score_adj(pod: &Pod, container: &Container, memory: u64) -> i3
     }
     let adjust = adjust.clamp(i128::from(1000 + GUARANTEED), 999);
     i32::try_from(adjust).unwrap_or(999)
-}
-
-/// An ephemeral container as the container that it is but for its target.
-pub(crate) fn plain(it: &EphemeralContainer) -> Container {
-    let it = it.clone();
-    Container {
-        args: it.args,
-        command: it.command,
-        env: it.env,
-        env_from: it.env_from,
-        image: it.image,
-        image_pull_policy: it.image_pull_policy,
-        name: it.name,
-        security_context: it.security_context,
-        stdin: it.stdin,
-        stdin_once: it.stdin_once,
-        termination_message_path: it.termination_message_path,
-        termination_message_policy: it.termination_message_policy,
-        tty: it.tty,
-        volume_devices: it.volume_devices,
-        volume_mounts: it.volume_mounts,
-        working_dir: it.working_dir,
-        ..Container::default()
-    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SecurityContext};
 
 use super::expand::quote;
+use crate::engine::Ids;
+use crate::pod::kubelet::plain;
 use crate::pod::types::ImageFacts;
 
 /// What of a PodSpec this node allows that reaches out of the pod. Nothing, by default.
@@ -179,7 +181,7 @@ pub(super) fn wanted_user(pod: &Pod, container: &Container) -> Option<i64> {
 /// The user of all containers, if they all have the same.
 pub(super) fn common_user(pod: &Pod) -> Option<u32> {
     let spec = pod.spec.as_ref()?;
-    let ephemeral: Vec<_> = spec.ephemeral_containers.iter().flatten().map(super::resources::plain).collect();
+    let ephemeral: Vec<_> = spec.ephemeral_containers.iter().flatten().map(plain).collect();
     let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten()).chain(&ephemeral);
     let mut users = containers.map(|it| wanted_user(pod, it));
     let first = users.next()??;
@@ -200,6 +202,7 @@ pub(super) fn identity(
     container: &Container,
     image: &ImageFacts,
     account: Option<&Account>,
+    ids: &Ids,
 ) -> Result<Identity, String> {
     let own = container.security_context.as_ref();
     let whole = context(pod);
@@ -236,7 +239,9 @@ pub(super) fn identity(
     let mut groups = vec![group];
     let strict = whole.and_then(|it| it.supplemental_groups_policy.as_deref()) == Some("Strict");
     if !strict {
-        groups.extend(if of_image { Some(&image.groups) } else { account.map(|it| &it.groups) }.into_iter().flatten());
+        let listed = if of_image { Some(&image.groups) } else { account.map(|it| &it.groups) };
+        // Nobody has asked for these: where there are no ids for them, it goes without.
+        groups.extend(listed.into_iter().flatten().filter(|it| ids.has(**it)));
     }
     if let Some(whole) = whole {
         for it in whole.fs_group.iter().chain(whole.supplemental_groups.iter().flatten()) {
@@ -353,7 +358,7 @@ mod tests {
         ];
         for (own, image, is) in table {
             let (pod, container) = pod(not_root.clone(), own);
-            assert_eq!(identity(&pod, &container, &image, None).err().unwrap_or_default(), is);
+            assert_eq!(identity(&pod, &container, &image, None, &Ids::Slots).err().unwrap_or_default(), is);
         }
     }
 
@@ -391,8 +396,12 @@ mod tests {
         ];
         for (spec, own, account, is) in table {
             let (pod, container) = pod(spec, own);
-            assert_eq!(identity(&pod, &container, &image(5, None), account), Ok(is));
+            assert_eq!(identity(&pod, &container, &image(5, None), account, &Ids::Slots), Ok(is));
         }
+        let (pod, container) =
+            pod(json!({"securityContext": {"supplementalGroups": [10]}}), json!({"runAsUser": 1000}));
+        let alone = identity(&pod, &container, &image(5, None), Some(&account), &Ids::Own { count: 1 });
+        assert_eq!(alone.unwrap().groups, [1001, 10], "what was asked for is not left out");
     }
 
     #[test]

@@ -14,12 +14,13 @@ use super::ownership::Group;
 use super::payload::{self, Named, Owner, Payload, Sources};
 use super::{Inner, Record, VolumeError, atomic, ownership, quantity, resources, security, tokens};
 use crate::engine::Ids;
+use crate::pod::kubelet::plain;
 use crate::pod::types::{Volume, VolumeSource};
 
 /// Every container that a pod has or had.
 pub(super) fn containers(pod: &Pod) -> Vec<Container> {
     let Some(spec) = &pod.spec else { return Vec::new() };
-    let ephemeral = spec.ephemeral_containers.iter().flatten().map(resources::plain);
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(plain);
     spec.init_containers.iter().flatten().chain(&spec.containers).cloned().chain(ephemeral).collect()
 }
 

@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::spec::{self, Kind};
 use super::world::{Node, Refused};
+use crate::pod::given::{millis, value};
 
 /// Thousandths of a processor, bytes, pods.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,63 +17,33 @@ pub(crate) struct Promised {
     pub pods: usize,
 }
 
-/// What a pod requests: of its init containers the largest, of all others the sum.
+/// What a pod requests: what it says for itself, or of its init containers the largest, of all others the sum.
 pub(crate) fn requests(pod: &Pod) -> Promised {
-    let of = |it: &Container, name: &str, unit: u128| {
-        let requests = it.resources.as_ref().and_then(|it| it.requests.as_ref());
-        let milli = requests.and_then(|it| it.get(name)).and_then(milli).unwrap_or(0);
-        u64::try_from(milli.div_ceil(unit)).unwrap_or(u64::MAX)
+    let amount = |all: Option<&BTreeMap<String, Quantity>>, name: &str| {
+        let asked = all.and_then(|it| it.get(name))?;
+        let amount = if name == "cpu" { millis(asked) } else { value(asked) };
+        Some(amount.and_then(|it| u64::try_from(it).ok()).unwrap_or(0))
+    };
+    let of = |it: &Container, name: &str| {
+        amount(it.resources.as_ref().and_then(|it| it.requests.as_ref()), name).unwrap_or(0)
     };
     let units = spec::units(pod);
-    let total = |name: &str, unit: u128| {
+    let total = |name: &str| {
         let (mut beside, mut most) = (0u64, 0u64);
         for it in &units {
-            let wants = of(&it.spec, name, unit);
+            let wants = of(&it.spec, name);
             match it.kind {
                 Kind::Init => most = most.max(beside.saturating_add(wants)),
                 Kind::Sidecar | Kind::Regular => beside = beside.saturating_add(wants),
                 Kind::Ephemeral => {}
             }
         }
-        let overhead = pod.spec.as_ref().and_then(|it| it.overhead.as_ref()).and_then(|it| it.get(name));
-        let overhead = overhead.and_then(milli).map_or(0, |it| u64::try_from(it.div_ceil(unit)).unwrap_or(u64::MAX));
-        beside.max(most).saturating_add(overhead)
+        let spec = pod.spec.as_ref();
+        let own = amount(spec.and_then(|it| it.resources.as_ref()?.requests.as_ref()), name);
+        let overhead = amount(spec.and_then(|it| it.overhead.as_ref()), name).unwrap_or(0);
+        own.unwrap_or_else(|| beside.max(most)).saturating_add(overhead)
     };
-    Promised { cpu: total("cpu", 1), memory: total("memory", 1000), pods: 1 }
-}
-
-/// A quantity in thousandths, rounded up.
-pub(crate) fn milli(it: &Quantity) -> Option<u128> {
-    let text = it.0.trim();
-    let end = text.find(|it: char| !(it.is_ascii_digit() || it == '.')).unwrap_or(text.len());
-    let (number, suffix) = text.split_at_checked(end)?;
-    let (whole, part) = number.split_once('.').unwrap_or((number, ""));
-    let whole: u128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
-    // Nine digits after the point are all that Kubernetes keeps.
-    let part: u128 = format!("{part:0<9}").get(..9)?.parse().ok()?;
-    let nano = whole.checked_mul(1_000_000_000)?.checked_add(part)?;
-    let binary = |bits: u32| nano.checked_mul(1 << bits);
-    let decimal = |power: u32| nano.checked_mul(10u128.checked_pow(power)?);
-    let nano = match suffix {
-        "" => Some(nano),
-        "n" => Some(nano.div_ceil(1_000_000_000)),
-        "u" => Some(nano.div_ceil(1_000_000)),
-        "m" => Some(nano.div_ceil(1000)),
-        "k" => decimal(3),
-        "M" => decimal(6),
-        "G" => decimal(9),
-        "T" => decimal(12),
-        "P" => decimal(15),
-        "E" => decimal(18),
-        "Ki" => binary(10),
-        "Mi" => binary(20),
-        "Gi" => binary(30),
-        "Ti" => binary(40),
-        "Pi" => binary(50),
-        "Ei" => binary(60),
-        other => decimal(other.strip_prefix(['e', 'E'])?.trim_start_matches('+').parse().ok().filter(|it| *it <= 18)?),
-    };
-    nano.map(|it| it.div_ceil(1_000_000))
+    Promised { cpu: total("cpu"), memory: total("memory"), pods: 1 }
 }
 
 /// # Errors
@@ -145,26 +116,6 @@ mod tests {
     }
 
     #[test]
-    fn quantities_are_read_as_kubernetes_writes_them() {
-        let table = [
-            ("1", 1000),
-            ("100m", 100),
-            ("0.5", 500),
-            ("1.5Gi", 1_610_612_736_000),
-            ("2k", 2_000_000),
-            ("1e3", 1_000_000),
-            ("1n", 1),
-            (".5", 500),
-        ];
-        for (text, value) in table {
-            assert_eq!(milli(&Quantity(text.to_owned())), Some(value), "{text}");
-        }
-        for text in ["1X", "-1", "x", "9999999999999999999999999999999999999999"] {
-            assert_eq!(milli(&Quantity(text.to_owned())), None, "{text}");
-        }
-    }
-
-    #[test]
     fn a_pod_is_refused_in_a_kubelets_words() {
         let node = Node {
             name: "here".into(),
@@ -193,6 +144,7 @@ mod tests {
             (plain(json!({"cpu": "1900m"})), None),
             (plain(json!({"cpu": "1000"})), Some(cpu)),
             (init, Some(memory)),
+            (json!({"containers": [], "resources": {"requests": {"memory": "2Gi"}}}), Some(memory)),
             (json!({"containers": [], "nodeSelector": {"zone": "a"}}), None),
             (json!({"containers": [], "nodeSelector": {"zone": "b"}}), affinity),
             (expression("In", "a"), None),

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use super::plan::Note;
 use super::spec;
 use super::status::time;
+use super::worker::CALL;
 use crate::projection::objects;
 
 /// client-go's: an object may say so much at once, and one thing more every five minutes.
@@ -26,8 +27,9 @@ const WITHIN: SignedDuration = SignedDuration::from_secs(600);
 const KEPT: usize = 4096;
 /// What waits to be written; more is lost, and nobody waits for it.
 const WAITING: usize = 1024;
-/// The longest message that the API server takes.
+/// The longest message that the API server takes, and of a pod's name what leaves room in an event's for a number.
 const LONGEST: usize = 1024;
+const LONGEST_NAME: usize = 236;
 
 /// Takes events and never waits. Cheap to clone.
 #[derive(Clone)]
@@ -78,8 +80,10 @@ impl Writer {
     /// Until the recorder is gone.
     pub(crate) async fn keep(mut self) {
         while let Some(said) = self.said.recv().await {
-            if let Err(error) = self.write(said).await {
-                tracing::debug!(error = kit::chain(&error), "cannot write an event");
+            match tokio::time::timeout(CALL, self.write(said)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(error = kit::chain(&error), "cannot write an event"),
+                Err(_) => tracing::debug!("cannot write an event: the API server does not answer"),
             }
         }
     }
@@ -154,10 +158,7 @@ impl Known {
     /// What is to be written; `None`: nothing, there was too much.
     fn hear(&mut self, whose: &str, pod: &str, note: &Note, now: Timestamp) -> Option<Told> {
         self.bound();
-        let mut message: String = note.message.clone();
-        while message.len() > LONGEST {
-            message.pop();
-        }
+        let mut message = cut(note.message.clone());
         let seen = self.groups.entry(Self::group(whose, note)).or_insert_with(|| (Vec::new(), now));
         if now.duration_since(seen.1) > WITHIN {
             seen.0.clear();
@@ -166,7 +167,7 @@ impl Known {
         if !seen.0.contains(&message) && seen.0.len() < ALIKE {
             seen.0.push(message.clone());
         } else if !seen.0.contains(&message) {
-            message = format!("(combined from similar events): {message}");
+            message = cut(format!("(combined from similar events): {message}"));
         }
         let alike = message.starts_with("(combined from similar events)");
         let (left, since) = self.budgets.entry(whose.to_owned()).or_insert((BURST, now));
@@ -183,6 +184,7 @@ impl Known {
             order.push_back(key);
             // As client-go names them, and each once.
             *number = now.as_nanosecond().max(number.saturating_add(1));
+            let pod = pod.get(..LONGEST_NAME).unwrap_or(pod).trim_end_matches(['-', '.']);
             Told { name: format!("{pod}.{number:x}"), message: String::new(), count: 0, first: now }
         });
         told.count = told.count.saturating_add(1);
@@ -203,4 +205,11 @@ impl Known {
             self.budgets.pop_first();
         }
     }
+}
+
+fn cut(mut message: String) -> String {
+    while message.len() > LONGEST {
+        message.pop();
+    }
+    message
 }

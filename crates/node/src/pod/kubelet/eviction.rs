@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::admission::milli;
 use super::spec;
+use crate::pod::given::value;
+use crate::projection::quantity;
 
 /// What runs out: memory, or the disk that pods write to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +29,7 @@ pub(crate) fn candidate<'a>(
     pressure: Pressure,
 ) -> Option<(&'a Pod, String)> {
     const CRITICAL: i32 = 2_000_000_000;
-    let live =
-        pods.into_iter().filter(|(pod, used)| !spec::is_terminal(spec::phase(pod)) && used.values().any(|it| *it > 0));
+    let live = pods.into_iter().filter(|(pod, used)| !spec::is_over(pod) && used.values().any(|it| *it > 0));
     let priority = |pod: &Pod| pod.spec.as_ref().and_then(|it| it.priority).unwrap_or(0);
     let over = |(pod, used): &(&Pod, Used)| {
         let wanted: u64 = requested(pod, pressure.resource).into_values().fold(0, u64::saturating_add);
@@ -46,8 +46,8 @@ fn requested(pod: &Pod, resource: &str) -> BTreeMap<String, u64> {
     let beside = units.iter().filter(|it| it.kind != spec::Kind::Init);
     let each = beside.map(|it| {
         let requests = it.spec.resources.as_ref().and_then(|it| it.requests.as_ref());
-        let bytes = requests.and_then(|it| it.get(resource)).and_then(milli).map_or(0, |it| it / 1000);
-        (it.name().to_owned(), u64::try_from(bytes).unwrap_or(u64::MAX))
+        let bytes = requests.and_then(|it| it.get(resource)).and_then(value);
+        (it.name().to_owned(), bytes.and_then(|it| u64::try_from(it).ok()).unwrap_or(0))
     });
     each.collect()
 }
@@ -67,15 +67,6 @@ fn message(pod: &Pod, used: &Used, pressure: Pressure) -> String {
         }
     }
     all
-}
-
-/// Bytes, in the way of Kubernetes.
-fn quantity(bytes: u64) -> String {
-    let units = [("Gi", 30), ("Mi", 20), ("Ki", 10)];
-    match units.into_iter().find(|(_, bits)| bytes > 0 && bytes.is_multiple_of(1 << bits)) {
-        Some((unit, bits)) => format!("{}{unit}", bytes >> bits),
-        None => bytes.to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -54,6 +54,11 @@ impl Step {
         !self.busy && !self.done && self.again.is_none_or(|it| it <= now)
     }
 
+    /// When to look again. While it is under way, its end says so.
+    pub(crate) fn waits(&self) -> Option<Timestamp> {
+        self.again.filter(|_| !self.busy)
+    }
+
     pub(crate) fn ended(&mut self, failed: bool, now: Timestamp) {
         self.busy = false;
         self.done = !failed;
@@ -243,9 +248,9 @@ impl Memory {
     pub(crate) fn changed(&mut self, now: Timestamp) {
         self.volumes = Step::default();
         let waiting = self.parts.values_mut().filter_map(|it| it.failed.as_mut());
-        // What it waits for may be there now.
+        // What it waits for may be there now. Not at once after a try: the news may be older than that.
         let waiting = waiting.filter(|it| it.reason == "CreateContainerConfigError");
-        waiting.for_each(|it| it.again = Some(now));
+        waiting.for_each(|it| it.again = Some(it.shown_until().clamp(now, later(now, SHOWN))));
     }
 
     /// A probe came back; `None`: nobody knows what it means.

@@ -75,14 +75,14 @@ pub(crate) fn units(pod: &Pod) -> Vec<Unit<'_>> {
     let regular = spec.containers.iter().map(|it| Unit { kind: Kind::Regular, spec: Cow::Borrowed(it), target: None });
     let ephemeral = spec.ephemeral_containers.iter().flatten().map(|it| Unit {
         kind: Kind::Ephemeral,
-        spec: Cow::Owned(container(it)),
+        spec: Cow::Owned(plain(it)),
         target: it.target_container_name.as_deref().filter(|name| !name.is_empty()),
     });
     init.chain(regular).chain(ephemeral).collect()
 }
 
-/// An ephemeral container without its target.
-fn container(it: &EphemeralContainer) -> Container {
+/// An ephemeral container as the container that it is but for its target.
+pub(crate) fn plain(it: &EphemeralContainer) -> Container {
     let it = it.clone();
     Container {
         args: it.args,
@@ -133,6 +133,11 @@ pub(crate) fn phase(pod: &Pod) -> &str {
 
 pub(crate) fn is_terminal(phase: &str) -> bool {
     matches!(phase, "Succeeded" | "Failed")
+}
+
+/// Whether nothing of it runs any more, or ever will.
+pub(crate) fn is_over(pod: &Pod) -> bool {
+    is_terminal(phase(pod))
 }
 
 /// The port that a probe or a hook names.

@@ -93,10 +93,6 @@ fn config(uid: &str, name: &str) -> PodConfig {
         namespace: "default".to_owned(),
         name: name.to_owned(),
         hostname: name.to_owned(),
-        share_processes: false,
-        hosts: String::new(),
-        resolv: String::new(),
-        volumes: Vec::new(),
         ..PodConfig::default()
     }
 }
@@ -220,7 +216,7 @@ impl World for Stage {
         }
     }
 
-    async fn dial(&self, _: &str, port: u16) -> io::Result<Box<dyn Wire>> {
+    async fn dial(&self, _: &str, _: Option<&str>, port: u16) -> io::Result<Box<dyn Wire>> {
         match &*self.dial.lock().unwrap() {
             Some(dial) => Ok(Box::new(dial(port)?)),
             None => Err(io::ErrorKind::ConnectionRefused.into()),

@@ -115,8 +115,8 @@ pub(crate) trait World: Send + Sync + 'static {
         command: Vec<String>,
         most: usize,
     ) -> impl Future<Output = Result<Ran, StartError>> + Send;
-    /// A port on the pod's own loopback.
-    fn dial(&self, uid: &str, port: u16) -> impl Future<Output = io::Result<Box<dyn Wire>>> + Send;
+    /// A port on the pod's own loopback; with a host, of another pod of this node.
+    fn dial(&self, uid: &str, host: Option<&str>, port: u16) -> impl Future<Output = io::Result<Box<dyn Wire>>> + Send;
     fn state(&self, uid: &str) -> Option<PodState>;
     fn list(&self) -> Vec<PodState>;
     fn watch(&self, uid: &str) -> Option<watch::Receiver<u64>>;

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 /// Accepts until `stop`, and carries each connection to what `connect` makes for its client. Connections that are there
-/// outlive `stop`, and end with the tasks. Those that find the limit reached wait to be accepted.
+/// outlive `stop`, and end with the tasks. Those that find the limit reached wait until another ends.
 pub(super) async fn serve<C, F>(listener: TcpListener, stop: Shutdown, tasks: Tasks, limit: Arc<Semaphore>, connect: C)
 where
     C: Fn(SocketAddr) -> F + Send + Sync + Clone + 'static,
@@ -22,8 +22,10 @@ where
     tokio::pin!(end);
     loop {
         let accepted = async {
+            let (stream, from) = listener.accept().await?;
+            // Only now: there may be as many listeners as connections, and most wait for nobody.
             let permit = limit.clone().acquire_owned().await.map_err(io::Error::other)?;
-            listener.accept().await.map(|(stream, from)| (stream, from, permit))
+            Ok::<_, io::Error>((stream, from, permit))
         };
         let accepted = tokio::select! {
             () = &mut end => return,
@@ -67,5 +69,34 @@ async fn carry(mut from: TcpStream, connect: impl Future<Output = io::Result<Tcp
     if done.await.is_err() {
         // The client hears that something went wrong, not that this was all.
         let _ = rustix::net::sockopt::set_socket_linger(&from, Some(Duration::ZERO));
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_listener_that_nobody_comes_to_takes_nobodys_place() {
+        let (tasks, limit) = (Tasks::new(Shutdown::new()), Arc::new(Semaphore::new(1)));
+        let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = target.local_addr().unwrap();
+        let mut places = Vec::new();
+        for _ in 0..3 {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            places.push(listener.local_addr().unwrap());
+            let connect = move |_| TcpStream::connect(to);
+            tasks.tenant("forward", serve(listener, tasks.shutdown().clone(), tasks.clone(), limit.clone(), connect));
+        }
+        for place in places {
+            let mut client = TcpStream::connect(place).await.unwrap();
+            let carried = tokio::time::timeout(Duration::from_secs(30), target.accept()).await.unwrap();
+            client.write_all(b"x").await.unwrap();
+            assert_eq!(carried.unwrap().0.read_u8().await.unwrap(), b'x');
+        }
+        tasks.end().await;
     }
 }

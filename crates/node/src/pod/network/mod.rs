@@ -132,6 +132,11 @@ impl Network {
         Ok(names)
     }
 
+    /// A connection to a port of one of this node's pods, by its address.
+    pub(crate) async fn dial(&self, to: SocketAddrV4) -> io::Result<TcpStream> {
+        self.connect(To::Pod(to)).await
+    }
+
     async fn connect(&self, to: To) -> io::Result<TcpStream> {
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
         match (to, &*self.kind) {

@@ -55,7 +55,7 @@ async fn follow(mut served: Served, client: Client, api: Option<SocketAddrV4>) {
     )
     .boxed();
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(60));
-    let mut again = false;
+    let (mut again, mut known) = (false, false);
     loop {
         let pause = if again { backoff.pause() } else { Duration::MAX };
         tokio::select! {
@@ -71,6 +71,13 @@ async fn follow(mut served: Served, client: Client, api: Option<SocketAddrV4>) {
         }
         // Changes that come together are one.
         while let Some(Some(_)) = changes.next().now_or_never() {}
+        // Before both were listed, what is not there may only not have come yet.
+        known = known
+            || (services.wait_until_ready().now_or_never().is_some()
+                && slices.wait_until_ready().now_or_never().is_some());
+        if !known {
+            continue;
+        }
         let (services, slices) = (services.state(), slices.state());
         let services: Vec<&Service> = services.iter().map(AsRef::as_ref).collect();
         let slices: Vec<&EndpointSlice> = slices.iter().map(AsRef::as_ref).collect();
@@ -98,6 +105,8 @@ pub(super) struct Served {
     open: BTreeMap<Place, Open>,
     /// The ClusterIPs that are ours; not known before we have looked.
     owned: Option<BTreeSet<Ipv4Addr>>,
+    /// Ports that were left out the last time.
+    left_out: usize,
 }
 
 /// A port that is listened for.
@@ -108,16 +117,17 @@ struct Open {
 
 impl Served {
     pub(super) fn new(network: Network, clock: Clock, tasks: Tasks, limit: Arc<Semaphore>, names: Names) -> Self {
-        Self { network, clock, tasks, limit, names, open: BTreeMap::new(), owned: None }
+        Self { network, clock, tasks, limit, names, open: BTreeMap::new(), owned: None, left_out: 0 }
     }
 
     /// Makes it so. What could not be done is tried again with the next change, and after a while.
     pub(super) async fn apply(&mut self, plan: Plan) -> Result<(), Error> {
         let Plan { addresses, listeners, zone, left_out } = plan;
         self.names.set(zone);
-        if left_out > 0 {
+        if left_out > self.left_out {
             tracing::warn!(left_out, "there are more ports of services than the node listens for");
         }
+        self.left_out = left_out;
         self.open.retain(|place, open| {
             let stays = listeners.contains_key(place);
             if !stays {

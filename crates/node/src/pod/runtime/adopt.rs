@@ -31,9 +31,17 @@ impl Runtime {
     async fn adopt(&self, uid: &str) -> Result<(), Error> {
         let engine = &self.shared.engine;
         let dir = self.dir(uid);
-        let text = std::fs::read(dir.join("state.json")).unwrap_or_default();
+        let text = match std::fs::read(dir.join("state.json")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::disk(format!("read {}", dir.display()))(error));
+            }
+            text => text.unwrap_or_default(),
+        };
         let Ok(note) = serde_json::from_slice::<Note>(&text) else {
             // Its maker died before it had written anything: what it was to be is asked for again.
+            if !text.is_empty() {
+                tracing::warn!(pod = uid, "nobody can read what an earlier node wrote of a pod; it is made anew");
+            }
             self.clear(uid).await?;
             return self.remove_dir(uid).await;
         };
@@ -110,10 +118,7 @@ impl Runtime {
     async fn clear(&self, uid: &str) -> Result<(), Error> {
         let cgroups = &self.shared.engine.cgroups;
         let group = group(uid);
-        for below in cgroups.below(&group) {
-            cgroups.kill(&format!("{group}/{below}"));
-        }
-        cgroups.kill(&group);
+        cgroups.kill_pod(&group);
         cgroups.remove_pod(&group).await.map_err(Error::disk("remove a control group of an earlier node"))
     }
 }

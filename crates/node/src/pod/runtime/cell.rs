@@ -27,6 +27,8 @@ pub(super) struct Cell {
     /// Held by whoever makes or ends it: one at a time.
     pub work: tokio::sync::Mutex<()>,
     live: Mutex<Live>,
+    /// Held by whoever writes it down: containers that end at the same time would mix what they write.
+    noting: Mutex<()>,
     pub changed: watch::Sender<u64>,
 }
 
@@ -116,6 +118,7 @@ impl Cell {
             dir,
             work: tokio::sync::Mutex::default(),
             live: Mutex::new(live),
+            noting: Mutex::default(),
             changed: watch::Sender::new(0),
         }
     }
@@ -158,6 +161,7 @@ impl Cell {
 
     /// Writes down what it would need to know without its shim.
     pub(super) fn note(&self) -> io::Result<()> {
+        let _alone = self.noting.lock().unwrap_or_else(PoisonError::into_inner);
         let text = {
             let live = self.live();
             let note =
@@ -175,7 +179,10 @@ impl Cell {
             if let Some(state) = state.into_iter().find(|it| it.name == running.name && it.attempt == running.attempt) {
                 state.exit = Some(exit.clone());
             }
-            live.running.remove(&running.name);
+            // Told twice, it may come when the next attempt runs already.
+            if live.running.get(&running.name).is_some_and(|it| it.attempt == running.attempt) {
+                live.running.remove(&running.name);
+            }
         }
         running.log.close();
         running.exit.send_replace(Some(exit));
@@ -187,6 +194,8 @@ impl Cell {
 
     /// The shim is gone, and nothing runs any more; nobody saw how what ran has ended.
     pub(super) async fn settle(&self, engine: &Engine) {
+        // First: a container that is being started sees by it that nobody else will end it.
+        self.live().link = None;
         let left = self.all_running();
         let now = engine.clock.now();
         for it in left {
@@ -195,7 +204,6 @@ impl Cell {
         {
             let mut live = self.live();
             live.state.alive = false;
-            live.link = None;
             live.pidfd = None;
             live.process = None;
             live.execs.clear();
@@ -239,6 +247,8 @@ async fn pump(running: &Running, stream: Stream, fd: OwnedFd) {
     let Ok(fd) = streams::end(fd) else { return };
     let mut buffer = vec![0u8; 64 << 10];
     loop {
+        // There is always something to read of who prints without end.
+        tokio::task::coop::consume_budget().await;
         let Ok(mut ready) = fd.readable().await else { return };
         match ready.try_io(|it| Ok(rustix::io::read(it.as_fd(), &mut buffer[..])?)) {
             Ok(Ok(0) | Err(_)) => return,

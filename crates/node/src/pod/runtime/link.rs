@@ -1,10 +1,9 @@
 //! The node's side of a shim.
 
-use std::io::{self, Seek, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::MemfdFlags;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::Serialize;
 use tokio::io::unix::AsyncFd;
@@ -79,7 +78,10 @@ impl Link {
 
     pub(super) async fn containers(&self) -> Result<Vec<Record>, StartError> {
         match self.answer(&Order::State, &[]).await? {
-            (Said::Containers(all), _) => Ok(all),
+            (Said::Containers, mut fds) => {
+                let file = fds.pop().ok_or_else(rubbish)?;
+                Ok(message::open(file).map_err(|error| machine(launcher::Error::Answer(error)))?)
+            }
             _ => Err(rubbish().into()),
         }
     }
@@ -105,7 +107,8 @@ impl Link {
         config: &impl Serialize,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Started, StartError> {
-        let config = file(config).map_err(Error::machine("describe a process"))?;
+        // Its environment may hold whole ConfigMaps.
+        let config = message::file(config).map_err(Error::machine("describe a process"))?;
         let fds: Vec<_> = [config.as_fd()].into_iter().chain(fds.iter().copied()).collect();
         let answer = self.order(order, &fds).await.map_err(machine)?;
         let mut started = Started { outputs: Vec::new(), input: None, terminal: None };
@@ -151,13 +154,4 @@ fn refused(refusal: Refusal) -> StartError {
         Refusal::Gone => StartError::Machine(Error::Gone("container".into())),
         Refusal::Machine(failure) => StartError::Machine(Error::machine("start a container")(failure)),
     }
-}
-
-/// A description may be longer than a message.
-fn file(config: &impl Serialize) -> io::Result<OwnedFd> {
-    let fd = rustix::fs::memfd_create("container", MemfdFlags::CLOEXEC)?;
-    let mut file = std::fs::File::from(fd);
-    file.write_all(&serde_json::to_vec(config)?)?;
-    file.rewind()?;
-    Ok(file.into())
 }

@@ -333,7 +333,7 @@ impl Runtime {
         let group = cell.group();
         if let Some(pidfd) = pidfd {
             let _ = rustix::process::pidfd_send_signal(&*pidfd, rustix::process::Signal::KILL);
-            self.shared.engine.cgroups.kill(&group);
+            self.shared.engine.cgroups.kill_pod(&group);
             // Frozen, it would not die of it.
             let _ = self.shared.engine.cgroups.freeze(&group, false).await;
             point("pod: killed");

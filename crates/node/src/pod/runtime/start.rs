@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::cell::{Cell, Note, Running, read};
+use super::cell::{Cell, Note, Running, read, unseen};
 use super::link::{self, Link};
 use super::{Runtime, socket};
 use crate::cgroup;
@@ -66,6 +66,12 @@ impl Runtime {
         // A caller who goes away in the middle changes nothing.
         engine.tasks.tenant("pod", async move {
             let _work = cell.work.lock().await;
+            // Nobody would end what is made from here on.
+            let ending = runtime.shared.engine.is_ending();
+            if ending || !runtime.find(&cell.uid).is_ok_and(|it| Arc::ptr_eq(&it, &cell)) {
+                let _ = made.send(Err(if ending { Error::Ending } else { Error::Gone(cell.uid.clone()) }));
+                return;
+            }
             if !cell.live().state.alive {
                 cell.live().state.config = config;
                 if let Err(error) = runtime.make(&cell).await {
@@ -287,7 +293,11 @@ impl Runtime {
         point("container: executed");
         cell.add(state.clone());
         let names = (config.name, config.attempt, key, group);
-        self.attend(cell, names, log, config.stdin_once, started)?;
+        let running = self.attend(cell, names, log, config.stdin_once, started)?;
+        if cell.live().link.is_none() {
+            // The pod has ended meanwhile, and whoever saw to that did not know of this one.
+            cell.ended(&running, unseen(engine.clock.now()));
+        }
         if let Err(error) = cell.note() {
             tracing::warn!(pod = cell.uid, %error, "cannot write down that a container was started");
         }

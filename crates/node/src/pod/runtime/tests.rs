@@ -110,7 +110,7 @@ pub(in crate::pod) fn container(name: &str, script: &str) -> ContainerConfig {
         mounts: Vec::new(),
         user: 0,
         group: 0,
-        groups: Vec::new(),
+        groups: vec![0],
         read_only_root: false,
         no_new_privileges: false,
         capabilities: ["CHOWN", "KILL", "SETUID", "SETGID"].map(Into::into).to_vec(),
@@ -151,15 +151,23 @@ async fn a_container_is_its_command_and_its_end_is_known() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_executed_is_said() {
+    use std::os::unix::fs::PermissionsExt;
     let place = Place::open().await;
-    place.pod("one", |_| {}).await;
+    let host = place.dir.path().join("volume");
+    std::fs::create_dir(&host).unwrap();
+    std::fs::write(host.join("no-program"), "rubbish").unwrap();
+    std::fs::set_permissions(host.join("no-program"), PermissionsExt::from_mode(0o755)).unwrap();
+    let volume = Volume { name: "v".into(), source: VolumeSource::Path(host), fs_group: None };
+    place.pod("one", |it| it.volumes = vec![volume]).await;
+    let mounts = vec![Mount { volume: "v".into(), sub_path: String::new(), path: "/v".into(), read_only: true }];
     for (args, why) in [
         ("no-such", "exec: \"no-such\": executable file not found in $PATH"),
         ("/no/such", "exec: \"/no/such\": stat /no/such: no such file or directory"),
         ("/etc", "exec: \"/etc\": is a directory"),
+        ("/v/no-program", "exec: \"/v/no-program\": exec format error"),
     ] {
-        let refused =
-            place.runtime.start("one", ContainerConfig { args: vec![args.into()], ..container("c", "") }).await;
+        let config = ContainerConfig { args: vec![args.into()], mounts: mounts.clone(), ..container("c", "") };
+        let refused = place.runtime.start("one", config).await;
         assert!(matches!(&refused, Err(StartError::Command(said)) if said == why), "{refused:?}");
     }
     let climbs = Mount { volume: "v".into(), sub_path: "../..".into(), path: "/v".into(), read_only: false };
@@ -198,6 +206,11 @@ async fn volumes_are_shared_and_each_root_is_its_own() {
     place.start("one", shared("b", "exec sleep 2222")).await;
     let seen = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -o '[s]leep 1111'; cat /disk/given; ls /tmp; df /deep/memory | grep -c tmpfs";
     assert_eq!(place.exec("one", "b", seen).await.1, "sleep 1111\ngiven1\n");
+    assert_eq!(
+        place.exec("one", "b", "tr -d '\\0' < /proc/1/cmdline").await.1,
+        "pause",
+        "and nothing of the machine's"
+    );
     assert_eq!(std::fs::read_to_string(host.join("made")).unwrap(), "x\n");
     let mounts = vec![mount("disk", "sub/dir", "/ro", true)];
     place.start("one", ContainerConfig { mounts, read_only_root: true, ..container("c", "exec sleep 1") }).await;

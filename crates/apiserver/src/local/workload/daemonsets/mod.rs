@@ -112,13 +112,15 @@ impl Sets {
             let failures = self.failures();
             view.plan(|node| failures.get(&of(node)).and_then(|(at, pause)| at.saturating_add(*pause).ok()))
         };
-        for node in &plan.failed {
+        if !plan.failed.is_empty() {
             let mut failures = self.failures();
-            let it = failures.entry(of(node)).or_insert((now, SignedDuration::ZERO));
             // One that was long ago is forgotten.
-            let is_old = now.duration_since(it.0) > LONGEST * 2;
-            let pause = if is_old || it.1.is_zero() { PAUSE } else { (it.1 * 2).min(LONGEST) };
-            *it = (now, pause);
+            failures.retain(|_, (at, _)| now.duration_since(*at) <= LONGEST * 2);
+            for node in &plan.failed {
+                let it = failures.entry(of(node)).or_insert((now, SignedDuration::ZERO));
+                let pause = if it.1.is_zero() { PAUSE } else { (it.1 * 2).min(LONGEST) };
+                *it = (now, pause);
+            }
         }
         plan.events.iter().for_each(|event| self.by.remark(&*set, event));
         let again = plan.again;

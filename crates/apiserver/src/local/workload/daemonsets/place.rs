@@ -2,11 +2,12 @@
 
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec};
 use k8s_openapi::api::core::v1::{
-    Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, PodTemplateSpec, Taint, Toleration,
+    Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, PodTemplateSpec, Toleration,
 };
 
 use crate::local::reader::Kind;
-use crate::local::workload::from_template;
+use crate::local::scheduler::{bears, wants};
+use crate::local::workload::{from_template, pods};
 
 pub(super) const HASH: &str = "controller-revision-hash";
 /// What counted before there were revisions; an annotation of the set and a label of its pods.
@@ -32,57 +33,13 @@ pub(super) fn generation(set: &DaemonSet) -> Option<i64> {
 pub(super) fn should_run(spec: &DaemonSetSpec, node: &Node) -> (bool, bool) {
     let Some(template) = &spec.template.spec else { return (false, false) };
     let pinned = template.node_name.as_deref().filter(|it| !it.is_empty());
-    if pinned.is_some_and(|it| it != node.name()) || !fits(template, node) {
+    if pinned.is_some_and(|it| it != node.name()) || !wants(template, node) {
         return (false, false);
     }
     let tolerations = tolerations(template);
     let taints = node.spec.as_ref().and_then(|it| it.taints.as_deref()).unwrap_or_default();
-    let bears = |effects: &[&str]| {
-        let mut against = taints.iter().filter(|it| effects.contains(&it.effect.as_str()));
-        against.all(|taint| tolerations.iter().any(|it| tolerates(it, taint)))
-    };
+    let bears = |effects: &[&str]| bears(&tolerations, taints, effects);
     (bears(&["NoSchedule", "NoExecute"]), bears(&["NoExecute"]))
-}
-
-fn fits(spec: &PodSpec, node: &Node) -> bool {
-    let mut labels = spec.node_selector.iter().flatten();
-    if !labels.all(|(name, value)| node.label(name) == Some(value.as_str())) {
-        return false;
-    }
-    let required = spec.affinity.as_ref().and_then(|it| it.node_affinity.as_ref());
-    let required = required.and_then(|it| it.required_during_scheduling_ignored_during_execution.as_ref());
-    required.is_none_or(|it| it.node_selector_terms.iter().any(|it| selects(it, node)))
-}
-
-fn selects(term: &NodeSelectorTerm, node: &Node) -> bool {
-    let (labels, fields) = (term.match_expressions.iter().flatten(), term.match_fields.iter().flatten());
-    let is_empty = labels.clone().chain(fields.clone()).next().is_none();
-    !is_empty
-        && labels.clone().all(|it| holds(it, node.label(&it.key)))
-        && fields.clone().all(|it| it.key == NAME && holds(it, Some(node.name())))
-}
-
-fn holds(it: &NodeSelectorRequirement, value: Option<&str>) -> bool {
-    let values = it.values.as_deref().unwrap_or_default();
-    let among = value.is_some_and(|value| values.iter().any(|it| it == value));
-    let numbers = || Some((value?.parse::<i64>().ok()?, values.first()?.parse::<i64>().ok()?));
-    match it.operator.as_str() {
-        "In" => among,
-        "NotIn" => !among,
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        "Gt" => numbers().is_some_and(|(it, than)| it > than),
-        "Lt" => numbers().is_some_and(|(it, than)| it < than),
-        _ => false,
-    }
-}
-
-fn tolerates(it: &Toleration, taint: &Taint) -> bool {
-    let (key, effect) = (it.key.as_deref().unwrap_or_default(), it.effect.as_deref().unwrap_or_default());
-    let (wanted, value) = (it.value.as_deref().unwrap_or_default(), taint.value.as_deref().unwrap_or_default());
-    (effect.is_empty() || effect == taint.effect)
-        && (key.is_empty() || key == taint.key)
-        && (it.operator.as_deref() == Some("Exists") || (!key.is_empty() && wanted == value))
 }
 
 /// Those of the template, and those that every pod of a DaemonSet has.
@@ -107,11 +64,10 @@ fn tolerations(template: &PodSpec) -> Vec<Toleration> {
 
 /// The node for which a pod was made.
 pub(super) fn node_of(pod: &Pod) -> Option<&str> {
-    let spec = pod.spec.as_ref()?;
-    if let Some(node) = spec.node_name.as_deref().filter(|it| !it.is_empty()) {
+    if let Some(node) = pods::node(pod) {
         return Some(node);
     }
-    let affinity = spec.affinity.as_ref()?.node_affinity.as_ref()?;
+    let affinity = pod.spec.as_ref()?.affinity.as_ref()?.node_affinity.as_ref()?;
     let terms = &affinity.required_during_scheduling_ignored_during_execution.as_ref()?.node_selector_terms;
     let mut fields = terms.iter().flat_map(|it| it.match_fields.iter().flatten());
     let field = fields.find(|it| it.key == NAME && it.operator == "In")?;

@@ -123,7 +123,7 @@ fn a_pod_is_pinned_to_its_node_and_bears_its_taints() {
     assert_eq!(pod.labels()["controller-revision-hash"], "h");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_daemon_set_follows_the_nodes() {
     let house = house().await;
     let (sets, pods): (Api<DaemonSet>, Api<Pod>) = (house.of("default"), house.of("default"));

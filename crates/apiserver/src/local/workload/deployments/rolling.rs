@@ -2,6 +2,8 @@
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use crate::local::workload::share;
+
 /// A ReplicaSet, as far as its size is concerned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Set {
@@ -35,18 +37,6 @@ impl Bounds {
 
     pub(super) fn most(self) -> i32 {
         self.replicas.saturating_add(self.surge)
-    }
-}
-
-fn share(of: &IntOrString, total: i32, up: bool) -> i32 {
-    match of {
-        IntOrString::Int(count) => *count,
-        IntOrString::String(text) => {
-            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or_default();
-            let product = percent.saturating_mul(total.into());
-            let share = if up { product.saturating_add(99).div_euclid(100) } else { product.div_euclid(100) };
-            i32::try_from(share).unwrap_or(i32::MAX)
-        }
     }
 }
 

@@ -16,6 +16,9 @@ impl Indexes {
             if first >= completions {
                 break;
             }
+            if last < first {
+                continue;
+            }
             all.push(first, last.min(completions - 1));
         }
         all
@@ -114,6 +117,7 @@ mod tests {
             ("1,3-5,7,8", 10, "1,3-5,7,8"),
             ("1,3-5,7,8", 5, "1,3,4"),
             ("x,2,3-y,4", 10, "2,4"),
+            ("2,7-4,9", 10, "2,9"),
         ] {
             assert_eq!(Indexes::parse(text, completions).to_string(), want, "{text}");
         }

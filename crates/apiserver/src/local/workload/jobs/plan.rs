@@ -259,7 +259,7 @@ impl<'a> State<'a> {
                 if self.spec.max_failed_indexes.is_some_and(|most| failed.len() > most) {
                     let message = "Job has exceeded the specified maximal number of failed indexes";
                     self.end = self.condition("FailureTarget", "MaxFailedIndexesExceeded", message);
-                } else if !failed.is_empty() && failed.len() + self.indexes.len() >= completions {
+                } else if !failed.is_empty() && failed.len().saturating_add(self.indexes.len()) >= completions {
                     self.end = self.condition("FailureTarget", "FailedIndexes", "Job has failed indexes");
                 }
             }
@@ -320,8 +320,8 @@ impl<'a> State<'a> {
         let parallelism = self.spec.parallelism.unwrap_or(1);
         let wanted = match self.spec.completions {
             None if self.succeeded > 0 => active,
-            None => parallelism,
-            Some(completions) => (completions - self.succeeded).min(parallelism).max(0),
+            None => parallelism.max(0),
+            Some(completions) => completions.saturating_sub(self.succeeded).min(parallelism).max(0),
         };
         let mut remove = self.surplus(usize::try_from(active - wanted).unwrap_or(0));
         if !remove.is_empty() {

@@ -12,10 +12,6 @@ use crate::local::reader::Kind;
 
 const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
-fn node(pod: &Pod) -> &str {
-    pod.spec.as_ref().and_then(|it| it.node_name.as_deref()).unwrap_or_default()
-}
-
 /// The `count` pods of these that can best be spared. `siblings` are all pods among which they shall be spread.
 pub(super) fn first_to_go(
     mut pods: Vec<Arc<Pod>>,
@@ -24,9 +20,9 @@ pub(super) fn first_to_go(
     now: Timestamp,
 ) -> Vec<Arc<Pod>> {
     if count < pods.len() {
-        let mut crowd: HashMap<&str, usize> = HashMap::new();
+        let mut crowd: HashMap<Option<&str>, usize> = HashMap::new();
         for pod in &siblings {
-            *crowd.entry(node(pod)).or_default() += 1;
+            *crowd.entry(pods::node(pod)).or_default() += 1;
         }
         pods.sort_by(|a, b| order(a, b, &crowd, now));
         pods.truncate(count);
@@ -34,15 +30,15 @@ pub(super) fn first_to_go(
     pods
 }
 
-fn order(a: &Pod, b: &Pod, crowd: &HashMap<&str, usize>, now: Timestamp) -> Ordering {
+fn order(a: &Pod, b: &Pod, crowd: &HashMap<Option<&str>, usize>, now: Timestamp) -> Ordering {
     let phase = |it: &Pod| match pods::phase(it) {
         "Pending" => 0,
         "Unknown" => 1,
         _ => 2,
     };
     let cost = |it: &Pod| it.annotation(COST).and_then(|it| it.parse::<i32>().ok()).unwrap_or_default();
-    let together = |it: &Pod| Reverse(crowd.get(node(it)).copied().unwrap_or_default());
-    let first = |it: &Pod| (!node(it).is_empty(), phase(it), pods::is_ready(it), cost(it), together(it));
+    let together = |it: &Pod| Reverse(crowd.get(&pods::node(it)).copied().unwrap_or_default());
+    let first = |it: &Pod| (pods::node(it).is_some(), phase(it), pods::is_ready(it), cost(it), together(it));
     let created = |it: &Pod| it.metadata.creation_timestamp.as_ref().map_or(now, |it| it.0);
     first(a)
         .cmp(&first(b))

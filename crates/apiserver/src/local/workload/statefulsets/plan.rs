@@ -77,7 +77,7 @@ impl<'a> View<'a> {
     }
 
     pub(super) fn is_surplus(&self, ordinal: i32) -> bool {
-        ordinal < self.start() || ordinal - self.start() >= self.replicas()
+        ordinal < self.start() || ordinal.saturating_sub(self.start()) >= self.replicas()
     }
 
     fn is_available(&self, pod: &Pod) -> bool {

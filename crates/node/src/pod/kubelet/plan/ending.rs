@@ -41,7 +41,7 @@ pub(super) fn end(work: &mut Work<'_>, ending: &Ending) {
         if step.due(work.seen.now) {
             step.busy = true;
             work.actions.push(Action::Stop);
-        } else if let Some(again) = step.again {
+        } else if let Some(again) = step.waits() {
             work.look_at(again);
         }
     }
@@ -66,7 +66,7 @@ pub(super) fn leave(work: &mut Work<'_>, status: &PodStatus) {
     if step.due(now) {
         step.busy = true;
         work.actions.push(if removed { Action::Delete } else { Action::Remove });
-    } else if let Some(again) = step.again {
+    } else if let Some(again) = step.waits() {
         work.look_at(again);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::super::memory::{Backoff, Ending, Kind as Probe, Probing, later};
 use super::super::spec::{self, Kind};
+use super::super::status::SCHEME;
 use super::view::due;
 use super::{Action, View, Work, ending};
 
@@ -15,10 +16,12 @@ pub(super) fn run(work: &mut Work<'_>) {
     if work.memory.volumes.due(now) {
         work.memory.volumes.busy = true;
         work.actions.push(Action::Volumes);
-    } else if let Some(again) = work.memory.volumes.again {
+    } else if let Some(again) = work.memory.volumes.waits() {
         work.look_at(again);
     }
-    if work.alive() {
+    // One whose making is under way, or failed half way, lacks something yet: its address.
+    let whole = !work.memory.create.busy && work.memory.create.again.is_none();
+    if work.alive() && whole {
         containers(work);
         return;
     }
@@ -36,7 +39,7 @@ pub(super) fn run(work: &mut Work<'_>) {
         }
         work.memory.create.busy = true;
         work.actions.push(Action::Create);
-    } else if let Some(again) = work.memory.create.again {
+    } else if let Some(again) = work.memory.create.waits() {
         work.look_at(again);
     }
 }
@@ -210,7 +213,7 @@ pub(super) fn probe(work: &mut Work<'_>) {
         let began = attempt.started.unwrap_or(now);
         // What was found before this process began to look still holds.
         let shown = view.shown.filter(|it| {
-            it.container_id.as_ref().is_some_and(|id| id.strip_prefix("insula://") == Some(attempt.id.as_str()))
+            it.container_id.as_ref().is_some_and(|id| id.strip_prefix(SCHEME) == Some(attempt.id.as_str()))
         });
         for kind in Probe::ALL {
             let Some(spec) = probe_of(&view, kind) else { continue };

@@ -133,10 +133,6 @@ impl Story {
                     namespace: "n".into(),
                     name: "p".into(),
                     hostname: "p".into(),
-                    share_processes: false,
-                    hosts: String::new(),
-                    resolv: String::new(),
-                    volumes: Vec::new(),
                     ..PodConfig::default()
                 };
                 let address = Some([10, 1, 0, 2].into());

@@ -102,7 +102,8 @@ pub(super) async fn probe<W: World>(target: &Target<'_, W>, get: &HTTPGetAction,
 pub(super) async fn ask<W: World>(target: &Target<'_, W>, url: &Url, extra: &[HTTPHeader]) -> Result<Answer, String> {
     let at = place(url.host.as_deref().unwrap_or(&target.address), url.port);
     let wire = target.dial(url.host.as_deref(), url.port).await.map_err(|error| dialed(&at, &error))?;
-    let wire: Box<dyn Wire> = if url.https { Box::new(tls(wire, &target.address).await?) } else { wire };
+    let wire: Box<dyn Wire> =
+        if url.https { Box::new(tls(wire, url.host.as_deref().unwrap_or(&target.address)).await?) } else { wire };
     let (mut sender, connection) = http1::handshake(TokioIo::new(wire)).await.map_err(|error| kit::chain(&error))?;
     let mut request = Request::get(&url.path).body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
     *request.headers_mut() = headers(&at, extra);

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Pod, Probe};
-use tokio::net::TcpStream;
 
 use super::spec;
 use super::world::{Ran, Wire, World};
@@ -83,13 +82,7 @@ impl<W: World> Target<'_, W> {
 
     /// Without a host: inside the pod.
     async fn dial(&self, host: Option<&str>, port: u16) -> io::Result<Box<dyn Wire>> {
-        match host {
-            None => self.world.dial(spec::uid(self.pod), port).await,
-            Some(host) => {
-                let host = host.trim_start_matches('[').trim_end_matches(']');
-                Ok(Box::new(TcpStream::connect((host, port)).await?))
-            }
-        }
+        self.world.dial(spec::uid(self.pod), host, port).await
     }
 }
 

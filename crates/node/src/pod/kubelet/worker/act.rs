@@ -147,6 +147,9 @@ impl<W: World> Acting<'_, W> {
         };
         let started = {
             let _turn = self.inner.starts.acquire().await;
+            if cancel.has_begun() {
+                return Outcome::Cancelled { container };
+            }
             world.start(self.uid(), config.clone()).await
         };
         let created = || self.note(false, "Created", format!("Created container: {container}"), Some(&path));
@@ -348,6 +351,11 @@ impl<W: World> Acting<'_, W> {
             Ok(Ok(it)) => Some(it.metadata.resource_version.and_then(|it| it.parse().ok()).unwrap_or(0)),
             // There is nobody left to be told.
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => Some(0),
+            // Nor would another try help; a pod that is deleted must not wait for it.
+            Ok(Err(kube::Error::Api(refused))) if matches!(refused.code, 400 | 413 | 422) => {
+                tracing::warn!(pod = meta.name, why = refused.message, "a pod's status is refused");
+                Some(0)
+            }
             Ok(Err(error)) => {
                 tracing::warn!(
                     pod = meta.name,

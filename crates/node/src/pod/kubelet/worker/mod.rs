@@ -8,6 +8,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,7 +31,9 @@ const STARTS: usize = 32;
 const PROBES: usize = 64;
 const WRITES: usize = 16;
 /// The longest that the API server may take for a call.
-const CALL: Duration = Duration::from_secs(30);
+pub(super) const CALL: Duration = Duration::from_secs(30);
+/// How long a pod waits for another task when the one that it had broke down.
+const BROKEN: Duration = Duration::from_secs(10);
 
 /// What a kubelet is made of.
 pub(crate) struct Options<W> {
@@ -56,6 +59,8 @@ struct Inner<W> {
     tasks: Tasks,
     recorder: Recorder,
     pods: Mutex<BTreeMap<String, Entry>>,
+    /// How many have come.
+    came: AtomicU64,
     /// A pod's task has ended.
     left: Notify,
     starts: Semaphore,
@@ -75,6 +80,10 @@ struct Entry {
     told: watch::Sender<Told>,
     promised: Promised,
     works: bool,
+    /// It was taken: its status has a start time.
+    begun: bool,
+    /// Of those that have not begun, who has the lower number goes first.
+    came: u64,
 }
 
 /// Starts a kubelet, until the shutdown of its tasks: what runs then goes on without it.
@@ -94,6 +103,7 @@ pub(crate) fn start<W: World>(options: Options<W>) -> Kubelet<W> {
         tasks: tasks.clone(),
         recorder,
         pods: Mutex::default(),
+        came: AtomicU64::new(0),
         left: Notify::new(),
         starts: Semaphore::new(STARTS),
         probes: Semaphore::new(PROBES),
@@ -175,18 +185,21 @@ impl<W: World> Kubelet<W> {
         if projected || uid.is_empty() {
             return;
         }
-        let promised = if spec::is_terminal(spec::phase(&pod)) { Promised::default() } else { requests(&pod) };
+        let promised = if spec::is_over(&pod) { Promised::default() } else { requests(&pod) };
+        let begun = pod.status.as_ref().is_some_and(|it| it.start_time.is_some());
         let pod = Arc::new(pod);
         let mut pods = self.pods();
         if let Some(it) = pods.get_mut(&uid) {
             it.promised = promised;
+            it.begun = begun;
             it.told.send_modify(|told| told.pod = Some(pod));
             return;
         }
         let told = watch::Sender::new(Told { pod: Some(pod), order: None });
-        pods.insert(uid.clone(), Entry { told, promised, works: true });
+        let came = self.0.came.fetch_add(1, Ordering::Relaxed);
+        pods.insert(uid.clone(), Entry { told, promised, works: true, begun, came });
         drop(pods);
-        self.work(uid);
+        self.work(uid, Duration::ZERO);
     }
 
     fn lost(&self, uid: &str) {
@@ -210,8 +223,9 @@ impl<W: World> Kubelet<W> {
                 "runs and is nobody's: ending it"
             );
             let told = watch::Sender::new(Told::default());
-            self.pods().insert(uid.clone(), Entry { told, promised: Promised::default(), works: true });
-            self.work(uid);
+            let nothing = Promised::default();
+            self.pods().insert(uid.clone(), Entry { told, promised: nothing, works: true, begun: true, came: 0 });
+            self.work(uid, Duration::ZERO);
         }
     }
 
@@ -229,19 +243,25 @@ impl<W: World> Kubelet<W> {
             }
             stays
         });
-        early.into_iter().for_each(|uid| self.work(uid));
+        early.into_iter().for_each(|uid| self.work(uid, BROKEN));
     }
 
-    fn work(&self, uid: String) {
+    fn work(&self, uid: String, after: Duration) {
         let Some(told) = self.pods().get(&uid).map(|it| it.told.subscribe()) else { return };
         let kubelet = self.clone();
         let shutdown = self.0.tasks.shutdown().clone();
         self.0.tasks.tenant("pod", async move {
             let _leaves = Leaves { kubelet: &kubelet, uid: &uid };
             let mut task = pod::Task::new(&kubelet.0, &uid, told);
+            let working = async {
+                if !after.is_zero() {
+                    tokio::time::sleep(after).await;
+                }
+                task.run().await;
+            };
             tokio::select! {
                 () = shutdown.begun() => {}
-                () = task.run() => {}
+                () = working => {}
             }
         });
     }
@@ -263,10 +283,12 @@ impl<W: World> Drop for Leaves<'_, W> {
 }
 
 impl<W: World> Inner<W> {
-    /// What all pods but this one have been promised.
+    /// What the pods that count before this one have been promised. Of two that do not both fit, one is taken.
     fn promised(&self, but: &str) -> Promised {
         let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        let others = pods.iter().filter(|(uid, _)| uid.as_str() != but).map(|(_, it)| it.promised);
+        let came = pods.get(but).map_or(u64::MAX, |it| it.came);
+        let others = pods.iter().filter(|(uid, it)| uid.as_str() != but && (it.begun || it.came < came));
+        let others = others.map(|(_, it)| it.promised);
         others.fold(Promised::default(), |sum, it| Promised {
             cpu: sum.cpu.saturating_add(it.cpu),
             memory: sum.memory.saturating_add(it.memory),

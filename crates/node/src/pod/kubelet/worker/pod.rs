@@ -21,6 +21,9 @@ use crate::pod::{ContainerConfig, PodConfig, PodState};
 
 /// What is about to change again is not written yet.
 const SETTLE: SignedDuration = SignedDuration::from_millis(100);
+/// Who writes what is ours is set right at once, and again after so long: two that disagree would otherwise write at each
+/// other as fast as they can.
+const PATIENCE: SignedDuration = SignedDuration::from_secs(10);
 
 /// What is under way.
 type Jobs<'a> = FuturesUnordered<BoxFuture<'a, Outcome>>;
@@ -41,11 +44,15 @@ pub(super) struct Task<'a, W: World> {
     failing: Backoff,
     /// No write before.
     pause: Option<Timestamp>,
+    /// Until then nobody is set right again.
+    patience: Option<Timestamp>,
     config: Option<PodConfig>,
     cancel: Shutdown,
     changes: Option<watch::Receiver<u64>>,
     /// Somebody looks whether what the pod was given is still right.
     guarded: bool,
+    /// It is not any more, and has to be brought up to date when that is not under way.
+    stale: bool,
 }
 
 impl<'a, W: World> Task<'a, W> {
@@ -63,10 +70,12 @@ impl<'a, W: World> Task<'a, W> {
             differs: None,
             failing: Backoff::new(Duration::from_millis(200), Duration::from_secs(60)),
             pause: None,
+            patience: None,
             config: None,
             cancel: Shutdown::new(),
             changes: None,
             guarded: false,
+            stale: false,
         }
     }
 
@@ -85,6 +94,10 @@ impl<'a, W: World> Task<'a, W> {
             let state = inner.world.state(self.uid);
             self.tails(state.as_ref());
             let now = inner.clock.now();
+            if self.stale && self.memory.volumes.done {
+                self.stale = false;
+                self.memory.changed(now);
+            }
             let node = inner.world.node();
             let mut plan = self.plan(&told, state.as_ref(), &node, now);
             self.memory = plan.memory.clone();
@@ -113,12 +126,28 @@ impl<'a, W: World> Task<'a, W> {
         if Arc::ptr_eq(pod, &self.pod) {
             return;
         }
-        // Who else writes a kubelet's part of the status is corrected; what is older than our own words is not news.
-        let version = pod.metadata.resource_version.as_deref().and_then(|it| it.parse().ok()).unwrap_or(0);
-        if version > self.version && !self.writing {
-            self.written = status::shown(pod);
-        }
+        let (before, after) = (&self.pod.metadata, &pod.metadata);
+        let renamed = before.labels != after.labels || before.annotations != after.annotations;
+        self.stale |= renamed && is_told_of_itself(pod);
         self.pod = pod.clone();
+        self.compare();
+    }
+
+    /// Who else writes a kubelet's part of the status is corrected; what is older than our own words is not news.
+    fn compare(&mut self) {
+        let version = self.pod.metadata.resource_version.as_deref().and_then(|it| it.parse::<u64>().ok()).unwrap_or(0);
+        if version <= self.version || self.writing {
+            return;
+        }
+        let shown = status::shown(&self.pod);
+        if shown != self.written {
+            let now = self.inner.clock.now();
+            match self.patience.filter(|it| *it > now) {
+                Some(until) => self.pause = self.pause.max(Some(until.min(later(now, PATIENCE)))),
+                None => self.patience = Some(later(now, PATIENCE)),
+            }
+        }
+        self.written = shown;
     }
 
     /// The ends of logs that are the messages of containers' ends.
@@ -269,7 +298,7 @@ impl<'a, W: World> Task<'a, W> {
             }
             Outcome::Changed => {
                 self.guarded = false;
-                memory.changed(now);
+                self.stale = true;
             }
             Outcome::Created(done) => {
                 memory.create.ended(!done, now);
@@ -315,9 +344,22 @@ impl<'a, W: World> Task<'a, W> {
                         self.pause = Some(later(now, pause));
                     }
                 }
+                // What was heard while this was under way. Where nobody is left to be told (0), nothing is.
+                if version != Some(0) {
+                    self.compare();
+                }
             }
         }
     }
+}
+
+/// Whether its labels or annotations may be in its volumes.
+fn is_told_of_itself(pod: &Pod) -> bool {
+    let mut volumes = pod.spec.iter().flat_map(|it| it.volumes.iter().flatten());
+    volumes.any(|it| {
+        let mut sources = it.projected.iter().flat_map(|it| it.sources.iter().flatten());
+        it.downward_api.is_some() || sources.any(|it| it.downward_api.is_some())
+    })
 }
 
 fn user(config: &ContainerConfig) -> ContainerUser {
@@ -346,6 +388,7 @@ fn nobody(uid: &str, state: Option<PodState>) -> Pod {
         pod.metadata.namespace = Some(state.config.namespace);
         let mut spec = k8s_openapi::api::core::v1::PodSpec::default();
         let mut names: Vec<String> = state.containers.into_iter().map(|it| it.name).collect();
+        names.sort();
         names.dedup();
         spec.containers = names
             .into_iter()

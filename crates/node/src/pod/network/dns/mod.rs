@@ -25,20 +25,21 @@ const STREAMS: usize = 128;
 /// How long a connection may take to ask.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// What is known. Cheap to clone.
+/// What is known; nothing at first. Cheap to clone.
 #[derive(Clone, Default)]
 pub(super) struct Names {
-    zone: Arc<RwLock<Arc<Zone>>>,
+    zone: Arc<RwLock<Option<Arc<Zone>>>>,
 }
 
 impl Names {
     pub(super) fn set(&self, zone: Zone) {
-        *self.zone.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(zone);
+        *self.zone.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(zone));
     }
 
-    /// None where nothing can be said, not even that.
+    /// None where nothing can be said, not even that; and while nothing is known: who asks again is told what is, and who
+    /// was told that there is nothing would believe it.
     fn answer(&self, question: &[u8], most: Option<usize>, turn: usize) -> Option<Vec<u8>> {
-        let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner).clone()?;
         message::answer(&zone, question, most, turn)
     }
 }

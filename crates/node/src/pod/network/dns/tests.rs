@@ -193,3 +193,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn nothing_is_said_before_anything_is_known() {
+    let names = super::Names::default();
+    let asked = question("none.default.svc.cluster.local", 1, None);
+    assert_eq!(names.answer(&asked, None, 0), None);
+    names.set(zone());
+    assert_eq!(read(&names.answer(&asked, None, 0).unwrap()).0, 3);
+}

@@ -171,6 +171,20 @@ fn ephemeral_containers_are_started_once_beside_what_runs() {
 }
 
 #[test]
+fn nothing_is_started_before_its_pod_is_whole() {
+    let mut it = pod("Always", json!([c("c")]));
+    let config = PodConfig::default();
+    it.state = Some(PodState { config, alive: true, address: None, created: it.now, containers: Vec::new() });
+    it.memory.admitted = true;
+    it.memory.volumes.ended(false, it.now);
+    it.memory.create.busy = true;
+    assert!(it.run().is_empty(), "its address is on its way");
+    it.memory.create.ended(true, it.now);
+    assert!(it.run().is_empty(), "it has none yet");
+    assert_eq!(it.pass(1), ["create", "start c 0"]);
+}
+
+#[test]
 fn volumes_that_cannot_be_had_are_tried_again_less_and_less_often() {
     let mut it = pod("Always", json!([c("c")]));
     let mut tries = Vec::new();
@@ -190,6 +204,8 @@ fn volumes_that_cannot_be_had_are_tried_again_less_and_less_often() {
         let plan = plan(&seen, it.memory.clone());
         assert_eq!(plan.actions, [Action::Volumes]);
         it.memory = plan.memory;
+        let meanwhile = crate::pod::kubelet::plan::plan(&seen, it.memory.clone());
+        assert_eq!((meanwhile.actions, meanwhile.again), (vec![], None));
         tries.push((it.now - began).get_milliseconds() + (it.now - began).get_seconds() * 1000);
         it.memory.volumes.ended(true, it.now);
         it.now = it.memory.volumes.again.unwrap();
