@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 use rustix::process::Pid;
 use rustix::thread::ThreadNameSpaceType;
@@ -149,7 +149,8 @@ pub(super) fn attach(stage: &Stage, attach: &Attach, answer: &OwnedFd, pidfd: Op
 pub(super) fn trees(stage: &Stage, asked: &Trees, answer: &OwnedFd) -> Result<(), Failure> {
     let pid = Pid::from_raw(asked.pid).ok_or_else(|| Failure { step: "find the pod".into(), errno: libc::ESRCH })?;
     let ids = if asked.shift { Some(user_namespace(pid)?) } else { None };
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    const PATH: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let mut set = 0;
     if stage.guards.has(Guards::MOUNT_FLAGS) {
         set |= sys::ATTR_NOSUID | sys::ATTR_NODEV;
@@ -159,7 +160,10 @@ pub(super) fn trees(stage: &Stage, asked: &Trees, answer: &OwnedFd) -> Result<()
     }
     let mut trees = Vec::new();
     for path in &asked.paths {
-        let tree = rustix::mount::open_tree(CWD, path, flags).step(|| format!("open {}", path.display()))?;
+        let what = || format!("open {}", path.display());
+        // Somebody who may write there may have put a link into the path since it was looked at.
+        let real = rustix::fs::openat2(CWD, path, PATH, Mode::empty(), ResolveFlags::NO_SYMLINKS).step(what)?;
+        let tree = rustix::mount::open_tree(&real, "", flags).step(what)?;
         sys::mount_setattr(tree.as_fd(), set, ids.as_ref().map(AsFd::as_fd), false)
             .step(|| format!("prepare the mount of {}", path.display()))?;
         trees.push(tree);

@@ -111,7 +111,7 @@ pub(crate) struct Start {
 pub(crate) struct Trees {
     /// The pod's first process.
     pub pid: i32,
-    /// At most [`message::DESCRIPTORS`].
+    /// At most [`message::DESCRIPTORS`]; none with a link in it.
     pub paths: Vec<PathBuf>,
     pub read_only: bool,
     /// Show their owners as the same ids inside.

@@ -28,7 +28,8 @@ pub(super) async fn keep(here: Arc<Here>, kubelet: Kubelet<Here>, clock: Clock) 
         let pods = kubelet.known();
         if let Some(available) = available_memory().filter(|it| *it < MEMORY) {
             let pressure = Pressure { resource: "memory", threshold: MEMORY, available };
-            let used = pods.iter().map(|it| (&**it, here.memory(it)));
+            let stays = |it: &&Arc<Pod>| !is_over(it) && it.metadata.deletion_timestamp.is_none();
+            let used = pods.iter().filter(stays).map(|it| (&**it, here.memory(it)));
             if let Some((pod, message)) = candidate(used, pressure) {
                 evict(&kubelet, pod, message);
             }

@@ -16,13 +16,18 @@ impl Runtime {
         let dir = &self.shared.dir;
         let entries = std::fs::read_dir(dir).map_err(Error::disk(format!("read {}", dir.display())))?;
         let uids: Vec<String> = entries.flatten().filter_map(|it| it.file_name().into_string().ok()).collect();
-        let adopted = futures::future::join_all(uids.iter().map(|uid| self.adopt(uid))).await;
-        adopted.into_iter().collect::<Result<Vec<()>, _>>()?;
+        // One that resists is no reason to have none at all: what is wrong is said again when somebody wants it.
+        let said = |uid: &str, done: Result<(), Error>| {
+            if let Err(error) = done {
+                tracing::error!(pod = uid, error = kit::chain(&error), "cannot take over or clear a pod");
+            }
+        };
+        futures::future::join_all(uids.iter().map(|uid| async move { said(uid, self.adopt(uid).await) })).await;
         let cgroups = &self.shared.engine.cgroups;
         for id in cgroups.present() {
             let Some(uid) = id.strip_prefix(GROUP) else { continue };
             if self.find(uid).is_err() {
-                self.clear(uid).await?;
+                said(uid, self.clear(uid).await);
             }
         }
         Ok(())

@@ -85,6 +85,8 @@ impl Runtime {
             .mode(0o700)
             .create(&dir)
             .map_err(Error::disk(format!("make {}", dir.display())))?;
+        // Volumes are below it, and no links are followed to those.
+        let dir = dir.canonicalize().map_err(Error::disk(format!("find {}", dir.display())))?;
         let runtime = Self { shared: Arc::new(Shared { engine, dir, cells: Mutex::default() }) };
         runtime.adopt_all().await?;
         let (ending, shutdown) = (runtime.clone(), runtime.shared.engine.tasks.shutdown().clone());

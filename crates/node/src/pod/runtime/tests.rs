@@ -217,6 +217,14 @@ async fn volumes_are_shared_and_each_root_is_its_own() {
     let (code, _) =
         place.exec("one", "c", "touch /ro/x 2>/dev/null || touch /x 2>/dev/null || touch /usr/x 2>/dev/null").await;
     assert!(code != 0 && host.join("sub/dir").is_dir());
+    // What was looked at was no link; whoever may write there has made it one since.
+    std::os::unix::fs::symlink(&host, place.dir.path().join("link")).unwrap();
+    for path in ["link", "link/sub"] {
+        let volumes = vec![volume("disk", VolumeSource::Path(place.dir.path().join(path)))];
+        let config = PodConfig { uid: "two".into(), volumes, ..place.runtime.state("one").unwrap().config };
+        assert!(place.runtime.create(config).await.is_err(), "{path}");
+    }
+    place.runtime.remove("two").await.unwrap();
     place.close().await;
 }
 
