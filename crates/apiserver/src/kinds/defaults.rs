@@ -224,6 +224,9 @@ fn tag(image: &str) -> &str {
 fn pod(it: &mut Map<String, Value>) {
     let Some(spec) = it.get_mut("spec").and_then(Value::as_object_mut) else { return };
     spec.entry("enableServiceLinks").or_insert(json!(true));
+    if spec.get("terminationGracePeriodSeconds").and_then(Value::as_i64).is_some_and(|it| it < 0) {
+        spec.insert("terminationGracePeriodSeconds".into(), json!(1));
+    }
     let host_network = spec.get("hostNetwork").and_then(Value::as_bool).unwrap_or(false);
     for list in ["containers", "initContainers"] {
         for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {

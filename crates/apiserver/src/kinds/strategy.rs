@@ -426,11 +426,53 @@ fn job_selector(object: &mut Value) {
 /// The cluster address of the API server itself: the first one of the range.
 pub(crate) const OWN_ADDRESS: &str = "10.96.0.1";
 
+/// What a service had by its type goes with the type, when whoever changes that left it as it was
+/// (`dropTypeDependentFields` of upstream).
+fn drop_dependent(object: &mut Value, old: &Value) {
+    let kind = |object: &Value| object.pointer("/spec/type").and_then(Value::as_str).unwrap_or("ClusterIP").to_owned();
+    let (now, before) = (kind(object), kind(old));
+    let left = |had: &dyn Fn(&str) -> bool| had(&before) && !had(&now);
+    let balanced = |it: &str| it == "LoadBalancer";
+    let reached = |it: &str| matches!(it, "NodePort" | "LoadBalancer");
+    let (address, ports) = (left(&|it| it != "ExternalName"), left(&reached));
+    let table: [(bool, &[&str]); 8] = [
+        (address, &["clusterIP", "clusterIPs"]),
+        (address, &["ipFamilies"]),
+        (address, &["ipFamilyPolicy"]),
+        (address, &["internalTrafficPolicy"]),
+        (left(&balanced), &["healthCheckNodePort"]),
+        (left(&balanced), &["allocateLoadBalancerNodePorts"]),
+        (left(&balanced), &["loadBalancerClass"]),
+        (ports, &["externalTrafficPolicy"]),
+    ];
+    let Some(was) = old.get("spec") else { return };
+    let numbers = |spec: &Value| -> Vec<Value> {
+        let all = spec.get("ports").and_then(Value::as_array).into_iter().flatten();
+        all.map(|it| it.get("nodePort").cloned().unwrap_or_else(|| json!(0))).collect()
+    };
+    let Some(spec) = object.get_mut("spec") else { return };
+    let same_numbers = numbers(spec) == numbers(was);
+    let spec = meta::map(spec);
+    for (_, fields) in table.iter().filter(|it| it.0) {
+        if fields.iter().all(|it| spec.get(*it) == was.get(*it)) {
+            fields.iter().for_each(|it| drop(spec.shift_remove(*it)));
+        }
+    }
+    if ports && same_numbers {
+        for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+            meta::map(port).shift_remove("nodePort");
+        }
+    }
+}
+
 /// A service's cluster address and node ports: its own from before, or free ones.
 fn allocate(call: &Call, object: &mut Value, old: Option<&Value>) -> Result<(), Problem> {
     let spec = |object: &Value, field: &str| {
         object.pointer(&format!("/spec/{field}")).cloned().filter(|it| !it.is_null() && it != "")
     };
+    if let Some(old) = old {
+        drop_dependent(object, old);
+    }
     let kind = spec(object, "type").and_then(|it| it.as_str().map(str::to_owned)).unwrap_or_default();
     if kind == "ExternalName" {
         return Ok(());

@@ -515,6 +515,41 @@ fn pod_spec<'a>(spec: &'a Value, claims: HashSet<&'a str>, path: &str, errors: &
     one_of(spec, "/restartPolicy", &format!("{path}.restartPolicy"), &["Always", "OnFailure", "Never"], errors);
     let dns = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
     one_of(spec, "/dnsPolicy", &format!("{path}.dnsPolicy"), &dns, errors);
+    sysctls(spec, path, errors);
+}
+
+/// Which of them a node knows and may set, it says itself.
+fn sysctls(spec: &Value, path: &str, errors: &mut Errors) {
+    let part = |it: &str| {
+        let edge = |it: Option<char>| it.is_some_and(|it| it.is_ascii_lowercase() || it.is_ascii_digit());
+        let inner = |it: char| it.is_ascii_lowercase() || it.is_ascii_digit() || matches!(it, '-' | '_');
+        edge(it.chars().next()) && edge(it.chars().last()) && it.chars().all(inner)
+    };
+    let host = |field: &str| spec.get(field).and_then(Value::as_bool) == Some(true);
+    let mut names = HashSet::new();
+    for (at, sysctl) in list(spec, "/securityContext/sysctls").iter().enumerate() {
+        let place = format!("{path}.securityContext.sysctls[{at}].name");
+        let name = text(sysctl, "/name");
+        if name.is_empty() {
+            errors.push(FieldError::required(place, ""));
+            continue;
+        }
+        if name.len() > 253 || !name.split(['.', '/']).all(part) {
+            let why = r"must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
+            errors.push(FieldError::invalid_str(&place, name, why));
+        } else if !names.insert(name) {
+            errors.push(FieldError::duplicate(&place, &json!(name)));
+        }
+        let dotted = name.replace('/', ".");
+        let ipc = ["kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|it| dotted.starts_with(it));
+        for (shared, field) in [(dotted.starts_with("net."), "hostNetwork"), (ipc || dotted == "kernel.sem", "hostIPC")]
+        {
+            if shared && host(field) {
+                let why = format!("may not be specified when '{field}' is true");
+                errors.push(FieldError::invalid_str(&place, name, &why));
+            }
+        }
+    }
 }
 
 pub(super) fn name_is_label(name: &str, place: &str, errors: &mut Errors) {

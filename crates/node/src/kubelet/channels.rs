@@ -33,20 +33,32 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// How long a client may take to make its streams, as the kubelet has it.
 const STREAMS: Duration = Duration::from_secs(30);
 
-/// The protocol of the channels. Over SPDY the two are the same.
+/// The protocol of the channels. Over SPDY the latter two are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     V5,
     V4,
+    /// Of old clients of WebSocket: the outcome is what went wrong, in words.
+    V1,
 }
 
 impl Protocol {
-    pub(super) const ALL: [Self; 2] = [Self::V5, Self::V4];
+    pub(super) const OVER_SPDY: [Self; 2] = [Self::V5, Self::V4];
+    pub(super) const OVER_WEBSOCKET: [Self; 3] = [Self::V5, Self::V4, Self::V1];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::V5 => "v5.channel.k8s.io",
             Self::V4 => "v4.channel.k8s.io",
+            Self::V1 => "channel.k8s.io",
+        }
+    }
+
+    /// What the channel of outcomes says of one; nothing of a success in the oldest.
+    fn outcome(self, outcome: &Value) -> Option<String> {
+        match self {
+            Self::V5 | Self::V4 => Some(outcome.to_string()),
+            Self::V1 => outcome.get("message").and_then(Value::as_str).map(str::to_owned),
         }
     }
 }
@@ -115,8 +127,7 @@ impl Way {
     }
 
     /// The end of it all.
-    fn end(self, outcome: Option<&Value>, broken: Option<Broken>) -> Vec<u8> {
-        let outcome = outcome.map(Value::to_string);
+    fn end(self, outcome: Option<String>, broken: Option<Broken>) -> Vec<u8> {
         match self {
             Self::WebSocket => {
                 let Broken { close: code, why } = broken.unwrap_or(Broken { close: 1000, why: "" });
@@ -197,7 +208,7 @@ where
         Over::Process(End::Done) => (Some(exited(&[], 0)), None),
         Over::Process(End::Failed(why)) => (Some(failed(&why)), None),
     };
-    let last = Out { frame: way.end(outcome.as_ref(), broken), last: true };
+    let last = Out { frame: way.end(outcome.and_then(|it| protocol.outcome(&it)), broken), last: true };
     // Each frame has its own deadline.
     let (_, written) = tokio::join!(to_client.send(last), out);
     if written.is_ok() && broken.is_none() {

@@ -82,4 +82,6 @@ pub(crate) struct Attach {
     pub resize: Option<Resize>,
     /// Its end.
     pub exit: BoxFuture<'static, ()>,
+    /// Whether the client goes on seeing what it prints when it has no more input for it.
+    pub outlasts_input: bool,
 }

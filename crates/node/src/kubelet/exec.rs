@@ -194,9 +194,9 @@ pub(super) fn switch(headers: HeaderMap) -> Response<Body> {
 
 /// What is spoken, and the headers of the answer that says so.
 fn handshake(headers: &HeaderMap) -> Result<(Carrier, Protocol, HeaderMap), Refused> {
-    let names = Protocol::ALL.map(Protocol::name);
-    let (carrier, chosen, answer) = upgrade(headers, &names, &names)?;
-    let protocol = Protocol::ALL.into_iter().find(|it| it.name() == chosen).unwrap_or(Protocol::V4);
+    let over_websocket = Protocol::OVER_WEBSOCKET.map(Protocol::name);
+    let (carrier, chosen, answer) = upgrade(headers, &Protocol::OVER_SPDY.map(Protocol::name), &over_websocket)?;
+    let protocol = Protocol::OVER_WEBSOCKET.into_iter().find(|it| it.name() == chosen).unwrap_or(Protocol::V4);
     Ok((carrier, protocol, answer))
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::timeout;
 use wire::execd::{FromTerminal, ToTerminal, channel};
 use wire::websocket::{Message, Opcode, Side, frame};
@@ -178,8 +178,13 @@ async fn to_execd<W: AsyncWrite + Unpin>(
     }
 }
 
-/// Hands on what a process is told. What it does not take any more is not missed.
-async fn hand_on(mut told: mpsc::Receiver<Tell>, mut stdin: Option<Writer>, mut resize: Option<Resize>) {
+/// Hands on what a process is told, and says when its input has ended. What it does not take any more is not missed.
+async fn hand_on(
+    mut told: mpsc::Receiver<Tell>,
+    mut stdin: Option<Writer>,
+    mut resize: Option<Resize>,
+    mut gave: Option<oneshot::Sender<()>>,
+) {
     while let Some(tell) = told.recv().await {
         match tell {
             Tell::Input(input) => {
@@ -193,6 +198,7 @@ async fn hand_on(mut told: mpsc::Receiver<Tell>, mut stdin: Option<Writer>, mut 
                 if let Some(mut to) = stdin.take() {
                     let _ = to.shutdown().await;
                 }
+                let _ = gave.take().map(|it| it.send(()));
             }
             Tell::Size { rows, columns } => {
                 if let Some(resize) = &mut resize {
@@ -236,13 +242,21 @@ async fn run(exec: Exec, told: mpsc::Receiver<Tell>, say: &mpsc::Sender<Says>) -
     };
     tokio::select! {
         code = ended => code,
-        () = lasting(hand_on(told, stdin, resize)) => None,
+        () = lasting(hand_on(told, stdin, resize, None)) => None,
     }
 }
 
-/// What a container prints until it ends.
+/// What a container prints until it ends, or until the client has given it all of its input.
 async fn follow(attach: Attach, told: mpsc::Receiver<Tell>, say: &mpsc::Sender<Says>) -> End {
-    let Attach { stdin, mut output, resize, exit } = attach;
+    let Attach { stdin, mut output, resize, exit, outlasts_input } = attach;
+    let leaves = stdin.is_some() && !outlasts_input;
+    let (gave, given) = oneshot::channel();
+    let exit = async {
+        tokio::select! {
+            () = exit => {}
+            Ok(()) = given, if leaves => {}
+        }
+    };
     let print = async |stream: Stream, bytes: bytes::Bytes| {
         let channel = match stream {
             Stream::Stdout => channel::STDOUT,
@@ -251,7 +265,7 @@ async fn follow(attach: Attach, told: mpsc::Receiver<Tell>, say: &mpsc::Sender<S
         let _ = say.send(Says::Output(channel, bytes.to_vec())).await;
     };
     let prints = async {
-        let mut exit = exit;
+        let mut exit = std::pin::pin!(exit);
         let ended = loop {
             tokio::select! {
                 biased;
@@ -278,6 +292,6 @@ async fn follow(attach: Attach, told: mpsc::Receiver<Tell>, say: &mpsc::Sender<S
     };
     tokio::select! {
         end = prints => end,
-        () = lasting(hand_on(told, stdin, resize)) => End::Done,
+        () = lasting(hand_on(told, stdin, resize, Some(gave))) => End::Done,
     }
 }

@@ -63,12 +63,14 @@ impl<F: Fn() -> Vec<Arc<Pod>> + Send + Sync + 'static> Pods for Running<F> {
     }
 
     fn attach(&self, uid: &str, container: &str, stdin: bool) -> Option<Attach> {
-        let pod::Attach { stdin, output, resize: size, mut exit } = self.runtime.attach(uid, container, stdin)?;
+        let pod::Attach { stdin, output, resize: size, mut exit, outlasts_input } =
+            self.runtime.attach(uid, container, stdin)?;
         Some(Attach {
             stdin: stdin.map(|it| Box::pin(it) as _),
             output,
             resize: size.map(resize),
             exit: async move { drop(exit.wait_for(Option::is_some).await) }.boxed(),
+            outlasts_input,
         })
     }
 

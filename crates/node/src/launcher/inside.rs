@@ -11,13 +11,16 @@ use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFl
 use rustix::process::{Resource, Rlimit as Limit};
 use rustix::thread::{Gid, Uid};
 
-use super::stage::{Lower, Stage, overlay, tmpfs};
+use super::stage::{Lower, Stage, fill_dev, overlay, tmpfs};
 use super::{Answer, Failure, IdMap, Rlimit, Start, Step, message, shim};
 use crate::guard::{self, Guards};
 use crate::sys;
 
 /// Where the workspace is seen.
 pub(super) const WORKSPACE: &str = "/workspace";
+
+/// What a container may keep in its /dev, in bytes.
+const DEV: u64 = 64 << 20;
 
 /// What the root has besides what comes from the host, with modes.
 const DIRECTORIES: &[(&str, u32)] = &[
@@ -248,7 +251,13 @@ pub(super) fn mount_all(stage: &Stage, view: &View<'_>, base: &Base<'_>) -> Resu
     if let Some(tmp) = view.tmp {
         tmpfs(&root.join("tmp"), tmp, "1777", flags)?;
     }
-    rustix::mount::mount_bind_recursive("dev", root.join("dev")).step(|| "mount /dev".into())?;
+    match view.shm {
+        Shm::Own(_) => {
+            rustix::mount::mount_bind_recursive("dev", root.join("dev")).step(|| "mount /dev".into())?;
+        }
+        // Volumes are mounted below it, and programs of containers make their sockets there.
+        Shm::Shared(_) => fill_dev(&root.join("dev"), Path::new("dev"), DEV)?,
+    }
     let gid = if view.ids.iter().any(|it| it.inside <= 5 && 5 - it.inside < it.count) { ",gid=5,mode=620" } else { "" };
     let options = CString::new(format!("newinstance,ptmxmode=0666{gid}")).step(|| "name options".into())?;
     let no = MountFlags::NOSUID | MountFlags::NOEXEC;

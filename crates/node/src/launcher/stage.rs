@@ -296,10 +296,18 @@ fn copy(from: &Path, to: &Path, left: &mut u64) -> io::Result<()> {
     Ok(())
 }
 
-/// A read-only /dev with the few devices that programs need, places for terminals and shared memory, and nothing else.
+/// A read-only /dev, for all that need none of their own.
 fn build_dev(at: &Path) -> Result<(), Failure> {
     fs::create_dir(at).step(|| "make dev".into())?;
-    tmpfs(at, 64 << 10, "0755", MountFlags::NOSUID | MountFlags::NOEXEC)?;
+    fill_dev(at, Path::new("/dev"), 64 << 10)?;
+    let tree = rustix::mount::open_tree(CWD, at, OpenTreeFlags::OPEN_TREE_CLOEXEC).step(|| "open dev".into())?;
+    // The devices too, which are the host's: nobody may change their modes, and writing to one needs no such right.
+    sys::mount_setattr(tree.as_fd(), sys::ATTR_RDONLY, None, true).step(|| "make /dev read-only".into())
+}
+
+/// The few devices that programs need, as they are at `from`, places for terminals and shared memory, and nothing else.
+pub(super) fn fill_dev(at: &Path, from: &Path, bytes: u64) -> Result<(), Failure> {
+    tmpfs(at, bytes, "0755", MountFlags::NOSUID | MountFlags::NOEXEC)?;
     for name in ["pts", "shm", "mqueue"] {
         fs::create_dir(at.join(name)).step(|| format!("make /dev/{name}"))?;
     }
@@ -315,12 +323,10 @@ fn build_dev(at: &Path) -> Result<(), Failure> {
     // Where the last words of a pod's container are mounted.
     fs::write(at.join("termination-log"), "").step(|| "make /dev/termination-log".into())?;
     for name in DEVICES {
-        let (from, to) = (Path::new("/dev").join(name), at.join(name));
+        let to = at.join(name);
         rustix::fs::open(&to, rustix::fs::OFlags::CREATE | rustix::fs::OFlags::CLOEXEC, Mode::from_raw_mode(0o666))
             .step(|| format!("make /dev/{name}"))?;
-        rustix::mount::mount_bind(&from, &to).step(|| format!("show /dev/{name}"))?;
+        rustix::mount::mount_bind(from.join(name), &to).step(|| format!("show /dev/{name}"))?;
     }
-    let tree = rustix::mount::open_tree(CWD, at, OpenTreeFlags::OPEN_TREE_CLOEXEC).step(|| "open dev".into())?;
-    // The devices too, which are the host's: nobody may change their modes, and writing to one needs no such right.
-    sys::mount_setattr(tree.as_fd(), sys::ATTR_RDONLY, None, true).step(|| "make /dev read-only".into())
+    Ok(())
 }

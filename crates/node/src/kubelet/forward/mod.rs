@@ -1,6 +1,7 @@
 //! `portForward`: connections to a pod's ports, many at once over one connection, as streams of SPDY. kubectl puts that
-//! into the messages of a WebSocket since 1.31.
+//! into the messages of a WebSocket since 1.31; other clients have two channels of a WebSocket for each port.
 
+mod ports;
 mod session;
 
 use std::sync::Arc;
@@ -17,6 +18,8 @@ use crate::proxy::Body;
 const PROTOCOL: &str = "portforward.k8s.io";
 /// A WebSocket whose messages are SPDY.
 const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+/// A WebSocket with channels.
+const CHANNELS: &str = "v4.channel.k8s.io";
 
 pub(super) fn answer(
     kubelet: &Kubelet,
@@ -33,13 +36,20 @@ pub(super) fn answer(
         let full_name = format!("{}_{}", target.name, target.namespace);
         return Ok(plain(StatusCode::INTERNAL_SERVER_ERROR, format!("pod not found ({full_name:?})")));
     }
-    let (carrier, _, switched) = upgrade(request.headers(), &[PROTOCOL], &[TUNNEL])?;
+    let (carrier, protocol, switched) = upgrade(request.headers(), &[PROTOCOL], &[TUNNEL, CHANNELS])?;
+    let named =
+        if protocol == CHANNELS { ports::ports(request.uri().query().unwrap_or_default())? } else { Vec::new() };
     let theirs = hyper::upgrade::on(&mut request);
     let name = target.name.to_owned();
     kubelet.session("port-forward", async move {
         if let Ok(Ok(theirs)) = tokio::time::timeout(UPGRADE, theirs).await {
             let to = session::To { pods, name, uid };
-            Box::pin(session::serve(TokioIo::new(theirs), carrier == Carrier::WebSocket, to)).await;
+            let theirs = TokioIo::new(theirs);
+            if protocol == CHANNELS {
+                Box::pin(ports::serve(theirs, &named, to)).await;
+            } else {
+                Box::pin(session::serve(theirs, carrier == Carrier::WebSocket, to)).await;
+            }
         }
     });
     Ok(switch(switched))

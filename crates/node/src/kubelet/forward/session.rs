@@ -20,10 +20,10 @@ use wire::websocket::{Broken, Message, Opcode, Side, close, frame};
 use super::super::channels::{Out, write};
 use super::super::door::Pods;
 use super::super::spdy::{self, Frame, Headers};
-use super::super::websocket::Messages;
+use super::super::websocket::{self, Messages};
 
 /// Frames that wait to be written. Then whoever has more waits.
-const WAITING: usize = 16;
+pub(super) const WAITING: usize = 16;
 /// Connections at once.
 const MOST: usize = 256;
 /// Streams that wait for their other one.
@@ -40,7 +40,7 @@ const STUCK: Duration = Duration::from_secs(30);
 /// How long a connection into the pod may take to come to something.
 const DIAL: Duration = Duration::from_secs(30);
 /// How long a client may take nothing: whoever reads from a forwarded connection may pause.
-const SLOWEST: Duration = Duration::from_secs(600);
+pub(super) const SLOWEST: Duration = Duration::from_secs(600);
 /// How long it may take to take our farewell.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -56,7 +56,7 @@ pub(super) struct To {
 pub(super) async fn serve<C: AsyncRead + AsyncWrite + Send>(client: C, tunnel: bool, to: To) {
     let (from, client) = tokio::io::split(client);
     let ((say, frames), (begin, mut begun)) = (mpsc::channel(WAITING), mpsc::channel(WAITING));
-    let say = Say { to: say, tunnel };
+    let say = Say { to: say, way: if tunnel { Way::Tunnel } else { Way::Spdy } };
     let from = if tunnel { Source::Tunnel(Messages::new(from, Side::Client)) } else { Source::Plain(from) };
     let ping = if tunnel { frame(Side::Server, Opcode::Ping, &[]) } else { spdy::ping() };
     let listener = Listener {
@@ -86,27 +86,60 @@ pub(super) async fn serve<C: AsyncRead + AsyncWrite + Send>(client: C, tunnel: b
         () = connections => None,
     };
     if tunnel {
-        let Broken { close: code, why } = over.unwrap_or(Broken { close: 1000, why: "" });
-        let last = Out { frame: close(Side::Server, code, why), last: true };
-        let _ = timeout(FAREWELL, async { tokio::join!(say.to.send(last), out) }).await;
+        say.farewell(over, out).await;
     }
+}
+
+/// How a client is told something.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Spdy,
+    Tunnel,
+    Channels,
 }
 
 /// To tell the client something.
 #[derive(Clone)]
-struct Say {
+pub(super) struct Say {
     to: mpsc::Sender<Out>,
-    tunnel: bool,
+    way: Way,
 }
 
 impl Say {
+    pub(super) fn over_channels(to: mpsc::Sender<Out>) -> Self {
+        Self { to, way: Way::Channels }
+    }
+
+    /// Data of a stream, or of a channel, whose end says nothing.
+    pub(super) async fn data(&self, id: u32, last: bool, data: &[u8]) {
+        match (self.way, u8::try_from(id)) {
+            (Way::Channels, Ok(channel)) if !data.is_empty() => {
+                let _ = self.to.send(websocket::output(channel, data).into()).await;
+            }
+            (Way::Channels, _) => {}
+            _ => self.say(spdy::data(id, last, data)).await,
+        }
+    }
+
+    /// To one who asks whether we are there, and knows it when he has not taken what waits for him.
+    pub(super) fn pong(&self, data: &[u8]) {
+        let _ = self.to.try_send(frame(Side::Server, Opcode::Pong, &[data]).into());
+    }
+
+    /// The end of a WebSocket.
+    pub(super) async fn farewell(&self, over: Option<Broken>, out: impl Future<Output = io::Result<()>>) {
+        let Broken { close: code, why } = over.unwrap_or(Broken { close: 1000, why: "" });
+        let last = Out { frame: close(Side::Server, code, why), last: true };
+        let _ = timeout(FAREWELL, async { tokio::join!(self.to.send(last), out) }).await;
+    }
+
     /// A client that has gone shows elsewhere.
     async fn say(&self, spdy: Vec<u8>) {
         let _ = self.to.send(self.packed(spdy)).await;
     }
 
     fn packed(&self, spdy: Vec<u8>) -> Out {
-        if self.tunnel { frame(Side::Server, Opcode::Binary, &[&spdy]) } else { spdy }.into()
+        if self.way == Way::Tunnel { frame(Side::Server, Opcode::Binary, &[&spdy]) } else { spdy }.into()
     }
 }
 
@@ -123,13 +156,50 @@ enum Piece {
 }
 
 /// Of a connection into the pod, which is closed when this is dropped.
-struct Input {
+pub(super) struct Input {
     pieces: mpsc::Sender<Piece>,
     room: Arc<Semaphore>,
     _wanted: oneshot::Sender<()>,
 }
 
-struct Output {
+/// What became of data for a connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fed {
+    Taken,
+    /// It is over.
+    Gone,
+    /// It has taken nothing for too long.
+    Stuck,
+}
+
+impl Input {
+    pub(super) fn new() -> (Self, Output) {
+        let ((pieces, taken), (wanted, unwanted)) = (mpsc::channel(PIECES), oneshot::channel());
+        let input = Self { pieces, room: Arc::new(Semaphore::new(ROOM)), _wanted: wanted };
+        (input, Output { pieces: taken, unwanted })
+    }
+
+    pub(super) async fn feed(&self, last: bool, data: Vec<u8>) -> Fed {
+        let fed = timeout(STUCK, async {
+            if !data.is_empty() {
+                let length = u32::try_from(data.len().min(ROOM)).unwrap_or(u32::MAX);
+                let room = self.room.clone().acquire_many_owned(length).await.ok()?;
+                self.pieces.send(Piece::Data(data, room)).await.ok()?;
+            }
+            if last {
+                self.pieces.send(Piece::End).await.ok()?;
+            }
+            Some(())
+        });
+        match fed.await {
+            Ok(Some(())) => Fed::Taken,
+            Ok(None) => Fed::Gone,
+            Err(_) => Fed::Stuck,
+        }
+    }
+}
+
+pub(super) struct Output {
     pieces: mpsc::Receiver<Piece>,
     /// Ends when nothing is wanted any more.
     unwanted: oneshot::Receiver<()>,
@@ -201,10 +271,7 @@ impl<C: AsyncRead + AsyncWrite + Send> Listener<C> {
                 Source::Tunnel(messages) => match messages.next().await? {
                     Some(Message::Binary(data)) => received.extend(data),
                     Some(Message::Text(_)) => return Err(Broken { close: 1003, why: "SPDY is no text" }),
-                    Some(Message::Ping(data)) => {
-                        let pong = frame(Side::Server, Opcode::Pong, &[&data]);
-                        let _ = self.say.to.try_send(pong.into());
-                    }
+                    Some(Message::Ping(data)) => self.say.pong(&data),
                     Some(Message::Pong) => {}
                     Some(Message::Close) | None => return Ok(None),
                 },
@@ -251,9 +318,9 @@ impl<C: AsyncRead + AsyncWrite + Send> Listener<C> {
         match kind {
             "error" if half.error.is_none() => half.error = Some(id),
             "data" if half.data.is_none() => {
-                let ((pieces, taken), (wanted, unwanted)) = (mpsc::channel(PIECES), oneshot::channel());
-                half.data = Some((id, Output { pieces: taken, unwanted }));
-                self.inputs.insert(id, Input { pieces, room: Arc::new(Semaphore::new(ROOM)), _wanted: wanted });
+                let (input, output) = Input::new();
+                half.data = Some((id, output));
+                self.inputs.insert(id, input);
             }
             "error" | "data" => return Err("the request has this stream"),
             _ => {
@@ -291,21 +358,10 @@ impl<C: AsyncRead + AsyncWrite + Send> Listener<C> {
     /// Hands data to its connection.
     async fn feed(&mut self, id: u32, last: bool, data: Vec<u8>) {
         let Some(input) = self.inputs.get(&id) else { return };
-        let fed = timeout(STUCK, async {
-            if !data.is_empty() {
-                let length = u32::try_from(data.len().min(ROOM)).unwrap_or(u32::MAX);
-                let room = input.room.clone().acquire_many_owned(length).await.ok()?;
-                input.pieces.send(Piece::Data(data, room)).await.ok()?;
-            }
-            if last {
-                input.pieces.send(Piece::End).await.ok()?;
-            }
-            Some(())
-        });
-        match fed.await {
-            Ok(Some(())) => {}
-            Ok(None) => drop(self.inputs.remove(&id)),
-            Err(_) => {
+        match input.feed(last, data).await {
+            Fed::Taken => {}
+            Fed::Gone => drop(self.inputs.remove(&id)),
+            Fed::Stuck => {
                 self.inputs.remove(&id);
                 self.say.say(spdy::reset(id)).await;
             }
@@ -315,13 +371,13 @@ impl<C: AsyncRead + AsyncWrite + Send> Listener<C> {
 
 /// Which streams are a connection's.
 #[derive(Clone, Copy)]
-struct Streams {
-    error: u32,
-    data: u32,
+pub(super) struct Streams {
+    pub(super) error: u32,
+    pub(super) data: u32,
 }
 
 /// Connects, and carries bytes both ways until the pod's side has no more, or the client wants none.
-async fn forward(to: To, port: u16, streams: Streams, output: Output, say: Say) {
+pub(super) async fn forward(to: To, port: u16, streams: Streams, output: Output, say: Say) {
     let dialled =
         timeout(DIAL, to.pods.dial(&to.uid, port)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     let said = match dialled {
@@ -347,14 +403,14 @@ async fn forward(to: To, port: u16, streams: Streams, output: Output, say: Say) 
         }
     };
     // The client waits for the end of both.
-    say.say(spdy::data(streams.error, true, said.as_bytes())).await;
-    say.say(spdy::data(streams.data, true, b"")).await;
+    say.data(streams.error, true, said.as_bytes()).await;
+    say.data(streams.data, true, b"").await;
 }
 
 async fn down(mut from: impl AsyncRead + Unpin, id: u32, say: &Say) {
     let mut block = vec![0; BLOCK];
     while let Ok(length @ 1..) = from.read(&mut block).await {
-        say.say(spdy::data(id, false, block.get(..length).unwrap_or_default())).await;
+        say.data(id, false, block.get(..length).unwrap_or_default()).await;
     }
 }
 

@@ -1,5 +1,7 @@
 //! portForward.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use wire::websocket::{Decoder, Message, Opcode, Side, frame};
@@ -203,4 +205,45 @@ async fn what_goes_wrong_with_one_connection_is_its_own_affair() {
     told.sort_by_key(|it| !matches!(it, Said::Reset(_)));
     assert_eq!(told, [Said::Reset(303), Said::Last(301, "".into()), Said::Last(303, "".into())]);
     drop(stuck);
+}
+
+#[tokio::test]
+async fn who_names_the_ports_has_two_channels_for_each() {
+    let pods = Scripted::new(json!({}));
+    let mut web = pods.listen(80);
+    let headers = TUNNEL.replace("SPDY/3.1+portforward", "v4.channel");
+    let path = format!("portForward/n/p/{UID}");
+    for query in ["", "?port=", "?port=0", "?port=80,x"] {
+        assert_eq!(ask(&pods.kubelet(), "GET", &format!("{path}{query}"), &headers).await.1.0, 400, "{query}");
+    }
+    let (mut stream, (status, said)) = ask(&pods.kubelet(), "GET", &format!("{path}?port=80%2C81"), &headers).await;
+    assert_eq!(status, 101, "{said}");
+    let mut decoder = Decoder::new(Side::Server);
+    let mut said: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
+    let why = format!(
+        "error forwarding port 81 to pod p, uid {UID}: failed to connect to localhost:81 inside the pod: connect: connection refused"
+    );
+    let refused = [&[81, 0], why.as_bytes()].concat();
+    let mut connection = None;
+    loop {
+        match decoder.message().unwrap() {
+            Some(Message::Binary(data)) => said.entry(data[0]).or_default().extend(&data[1..]),
+            Some(Message::Close) => break,
+            Some(other) => panic!("{other:?}"),
+            None => assert!(stream.read_buf(decoder.received()).await.unwrap() > 0),
+        }
+        if said.get(&3) == Some(&refused) && said.len() == 4 && connection.is_none() {
+            // One that is not there says nothing of the others.
+            stream.write_all(&frame(Side::Client, Opcode::Binary, &[b"\0", b"ask"])).await.unwrap();
+            stream.write_all(&frame(Side::Client, Opcode::Binary, &[b"\x08", b"nobody"])).await.unwrap();
+            let it = connection.insert(web.recv().await.unwrap());
+            let mut asked = [0; 3];
+            it.read_exact(&mut asked).await.unwrap();
+            assert_eq!(&asked, b"ask");
+            it.write_all(b"answer").await.unwrap();
+            it.shutdown().await.unwrap();
+        }
+    }
+    assert_eq!(said[&0], b"P\0answer");
+    assert_eq!((said[&1].as_slice(), said[&2].as_slice()), (&b"P\0"[..], &b"Q\0"[..]));
 }

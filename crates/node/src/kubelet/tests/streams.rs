@@ -30,7 +30,11 @@ struct Client(DuplexStream);
 
 impl Client {
     async fn open(kubelet: &Arc<Kubelet>, path: &str) -> Self {
-        let (stream, (status, said)) = ask(kubelet, "GET", path, WEBSOCKET).await;
+        Self::with(kubelet, path, WEBSOCKET).await
+    }
+
+    async fn with(kubelet: &Arc<Kubelet>, path: &str, headers: &str) -> Self {
+        let (stream, (status, said)) = ask(kubelet, "GET", path, headers).await;
         assert_eq!(status, 101, "{said}");
         Self(stream)
     }
@@ -108,6 +112,26 @@ async fn a_command_runs_in_a_container_with_its_streams_and_its_code() {
     it.exit.closed().await;
 }
 
+#[tokio::test]
+async fn an_old_client_is_told_what_went_wrong_in_words() {
+    let pods = running();
+    let (kubelet, mut commands) = (pods.kubelet(), pods.commands());
+    let old = WEBSOCKET.replace("v5.channel", "channel");
+    for (code, says) in [(0, None), (7, Some("command terminated with non-zero exit code: "))] {
+        let mut client = Client::with(&kubelet, "exec/n/p/c?command=x&output=1", &old).await;
+        let mut it = commands.recv().await.unwrap();
+        it.stdout.write_all(b"out").await.unwrap();
+        drop((it.stdout, it.stderr));
+        it.exit.send(code).unwrap();
+        assert_eq!(client.next().await, (1, b"out".to_vec()));
+        if let Some(says) = says {
+            let (channel, said) = client.next().await;
+            assert!(channel == 3 && said.starts_with(says.as_bytes()), "{}", String::from_utf8_lossy(&said));
+        }
+        assert_eq!(client.next().await, (8, vec![3, 232]));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_command_ends_although_another_process_keeps_its_outputs() {
     let pods = running();
@@ -150,7 +174,7 @@ async fn what_does_not_run_or_start_is_said_as_a_kubelet_says_it() {
 async fn who_attaches_sees_what_comes_until_the_container_ends() {
     let pods = running();
     let kubelet = pods.kubelet();
-    let attach = || {
+    let attach = |outlasts_input| {
         let ((into, stdin), (exit, ended)) = (tokio::io::duplex(100), oneshot::channel::<()>());
         let (size, sizes) = mpsc::unbounded_channel();
         let resize = move |rows, columns| {
@@ -161,11 +185,12 @@ async fn who_attaches_sees_what_comes_until_the_container_ends() {
             output: pods.output.subscribe(),
             resize: Some(Box::new(resize)),
             exit: ended.map(drop).boxed(),
+            outlasts_input,
         });
         (stdin, sizes, exit)
     };
     let print = |text: &'static [u8]| drop(pods.output.send((Stream::Stdout, Bytes::from_static(text))));
-    let (mut stdin, mut sizes, exit) = attach();
+    let (mut stdin, mut sizes, exit) = attach(false);
     let mut client = Client::open(&kubelet, "attach/n/p/c?input=1&output=1&error=1&tty=1").await;
     client.send(4, br#"{"Width":80,"Height":24}"#).await;
     assert_eq!(sizes.recv().await, Some((24, 80)));
@@ -179,8 +204,25 @@ async fn who_attaches_sees_what_comes_until_the_container_ends() {
     assert_eq!(client.next().await, (1, b"bye".to_vec()));
     assert_eq!(client.outcome().await, json!({"metadata": {}, "status": "Success"}));
 
+    // Who has no more input is done, unless that is the end of the container's too.
+    for outlasts in [false, true] {
+        let (mut stdin, _sizes, exit) = attach(outlasts);
+        let mut client = Client::open(&kubelet, "attach/n/p/c?input=1&output=1").await;
+        client.send(0, b"all").await;
+        client.send(255, &[0]).await;
+        let mut input = String::new();
+        stdin.read_to_string(&mut input).await.unwrap();
+        assert_eq!(input, "all");
+        if outlasts {
+            print(b"more");
+            assert_eq!(client.next().await, (1, b"more".to_vec()));
+            drop(exit);
+        }
+        assert_eq!(client.outcome().await, json!({"metadata": {}, "status": "Success"}));
+    }
+
     // One who does not keep up is cut off: the container waits for nobody.
-    let (mut stdin, _sizes, _exit) = attach();
+    let (mut stdin, _sizes, _exit) = attach(false);
     for _ in 0..10 {
         print(b"much");
     }

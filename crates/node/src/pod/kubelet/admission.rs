@@ -49,6 +49,11 @@ pub(crate) fn requests(pod: &Pod) -> Promised {
 /// # Errors
 /// Reason and message as of a kubelet's `status`, without its "Pod was rejected: ".
 pub(super) fn admit(pod: &Pod, node: &Node, others: &Promised) -> Result<(), Refused> {
+    let system = pod.spec.as_ref().and_then(|it| it.os.as_ref());
+    if system.is_some_and(|it| it.name != "linux") {
+        let message = "Failed to admit pod as the OS field doesn't match node OS";
+        return Err(Refused { reason: "PodOSNotSupported".into(), message: message.to_owned() });
+    }
     let Promised { cpu, memory, .. } = requests(pod);
     let wants = [
         ("pods", 1, others.pods as u64, node.pods as u64),
@@ -69,7 +74,8 @@ pub(super) fn admit(pod: &Pod, node: &Node, others: &Promised) -> Result<(), Ref
     Ok(())
 }
 
-fn selected(pod: &Pod, node: &Node) -> bool {
+/// Whether the pod wants a node with such labels.
+pub(super) fn selected(pod: &Pod, node: &Node) -> bool {
     let Some(spec) = &pod.spec else { return true };
     if spec.node_selector.iter().flatten().any(|(name, value)| node.labels.get(name) != Some(value)) {
         return false;
@@ -152,6 +158,11 @@ mod tests {
             (expression("Gt", "4"), None),
             (expression("Lt", "4"), affinity),
             (term(json!({})), affinity),
+            (json!({"containers": [], "os": {"name": "linux"}}), None),
+            (
+                json!({"containers": [], "os": {"name": "windows"}}),
+                Some("Failed to admit pod as the OS field doesn't match node OS"),
+            ),
             (term(json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["here"]}]})), None),
         ];
         for (spec, says) in table {

@@ -86,6 +86,10 @@ pub(crate) struct Part {
     /// It is being started, as this attempt.
     pub starting: Option<u32>,
     pub failed: Option<Failed>,
+    /// The image that was asked for when it was last looked at.
+    pub asked: Option<String>,
+    /// This attempt ends for another one, whatever becomes of it.
+    pub replaced: Option<u32>,
     /// Attempts that never ran.
     pub stillborn: Vec<Stillborn>,
     pub backoff: Option<Backoff>,

@@ -75,6 +75,8 @@ pub(crate) struct Attach {
     pub resize: Option<Resize>,
     /// Becomes something when it ends.
     pub exit: watch::Receiver<Option<Exit>>,
+    /// The end of the input is the container's own, and what it says of that is wanted; else the client is done with it.
+    pub outlasts_input: bool,
 }
 
 impl Runtime {
@@ -264,7 +266,8 @@ impl Runtime {
                 }
             })
         });
-        Some(Attach { stdin, output, resize: resize.map(Resize::new), exit })
+        let outlasts_input = running.stdin_once && resize.is_none();
+        Some(Attach { stdin, output, resize: resize.map(Resize::new), exit, outlasts_input })
     }
 
     /// A connection to a port of the pod's loopback, from inside its network.

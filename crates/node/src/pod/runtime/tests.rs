@@ -150,6 +150,24 @@ async fn a_container_is_its_command_and_its_end_is_known() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_container_has_a_dev_of_its_own() {
+    let place = Place::open().await;
+    place.pod("one", |_| {}).await;
+    let script =
+        "echo words > /dev/mine/words; echo x > /dev/null; ln -s null /dev/other; chmod 666 /dev/zero; exec sleep 1000";
+    let words = "/dev/mine/words".to_owned();
+    place.start("one", ContainerConfig { termination_message_path: words, ..container("c", script) }).await;
+    place.start("one", container("d", "exec sleep 1000")).await;
+    let seen =
+        "until [ -e /dev/other ]; do :; done; cat /dev/mine/words; echo x > /dev/other; head -c 2 /dev/zero | wc -c";
+    assert_eq!(place.exec("one", "c", seen).await, (0, "words\n2\n".to_owned()));
+    assert_eq!(place.exec("one", "d", "ls -d /dev/mine /dev/other").await.1, "");
+    place.runtime.kill("one", "c").await.unwrap();
+    assert_eq!(place.end("one", "c", 0).await.0.message, "words\n");
+    place.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_executed_is_said() {
     use std::os::unix::fs::PermissionsExt;
     let place = Place::open().await;

@@ -220,8 +220,15 @@ fn why_end(work: &mut Work<'_>) {
 
 /// Reasons of events are few.
 fn known_reason(reason: &str) -> &'static str {
-    const ALL: [&str; 6] =
-        ["OutOfpods", "OutOfcpu", "OutOfmemory", "NodeAffinity", "TooManyContainers", "UnexpectedAdmissionError"];
+    const ALL: [&str; 7] = [
+        "OutOfpods",
+        "OutOfcpu",
+        "OutOfmemory",
+        "NodeAffinity",
+        "PodOSNotSupported",
+        "TooManyContainers",
+        "UnexpectedAdmissionError",
+    ];
     ALL.into_iter().find(|it| *it == reason).unwrap_or("Forbidden")
 }
 

@@ -94,7 +94,11 @@ fn containers(work: &mut Work<'_>) {
         let again = |it: &&View<'_>| match it.last.as_ref().map(|it| it.end.as_ref()) {
             None => true,
             Some(None) => false,
-            Some(Some(end)) => it.unit.restarts(pod, end.code),
+            Some(Some(end)) => {
+                let part = work.memory.parts.get(it.unit.name());
+                let replaced = part.and_then(|part| part.replaced);
+                it.unit.restarts(pod, end.code) || replaced == it.last.as_ref().map(|it| it.number)
+            }
         };
         let regular: Vec<&View<'_>> = of(Kind::Regular).filter(again).collect();
         let some_run = of(Kind::Regular).any(|it| it.running().is_some());
@@ -106,6 +110,7 @@ fn containers(work: &mut Work<'_>) {
         wanted.extend(regular);
     }
     for view in &views {
+        redefined(work, view);
         if view.running().is_some() {
             unhealthy(work, view);
         }
@@ -117,6 +122,27 @@ fn containers(work: &mut Work<'_>) {
         if may && free {
             start(work, view);
             free = false;
+        }
+    }
+}
+
+/// Another image begins from the beginning: without the waits of the one before, and at once.
+fn redefined(work: &mut Work<'_>, view: &View<'_>) {
+    let name = view.unit.name();
+    let part = work.memory.part(name);
+    if part.starting.is_some() || part.asked.as_ref() == view.unit.spec.image.as_ref() {
+        return;
+    }
+    let known = std::mem::replace(&mut part.asked, view.unit.spec.image.clone()).is_some();
+    if !known {
+        return;
+    }
+    (part.backoff, part.pull, part.failed) = (None, None, None);
+    let stays = matches!(view.unit.kind, Kind::Init | Kind::Ephemeral);
+    if let Some(attempt) = view.running().filter(|_| !stays) {
+        part.replaced = Some(attempt.number);
+        if part.stopping.is_none() {
+            ending::begin(work, view, format!("Container {name} definition changed, will be restarted"), None);
         }
     }
 }

@@ -7,12 +7,13 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{ContainerUser, LinuxContainerUser, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerUser, LinuxContainerUser, Node as NodeObject, Pod, PodStatus};
 use kit::{Backoff, Shutdown};
+use kube::Api;
 use tokio::sync::watch;
 
 use super::act::{Acting, Outcome};
-use super::{Inner, Told};
+use super::{CALL, Inner, Told};
 use crate::pod::kubelet::memory::{Memory, Step, later};
 use crate::pod::kubelet::plan::{Action, Plan, Seen, plan};
 use crate::pod::kubelet::world::{Node, World};
@@ -83,6 +84,14 @@ impl<'a, W: World> Task<'a, W> {
     pub(super) async fn run(&mut self) {
         let inner = self.inner;
         let mut jobs: Jobs<'a> = FuturesUnordered::new();
+        let mut node = inner.world.node();
+        if !admission::selected(&self.pod, &node) {
+            // Others may have labelled it since.
+            let asked = tokio::time::timeout(CALL, Api::<NodeObject>::all(inner.client.clone()).get(&node.name)).await;
+            if let Ok(Ok(found)) = asked {
+                node.labels = found.metadata.labels.unwrap_or_default();
+            }
+        }
         loop {
             let told = self.told.borrow_and_update().clone();
             self.hear(&told);
@@ -98,7 +107,6 @@ impl<'a, W: World> Task<'a, W> {
                 self.stale = false;
                 self.memory.changed(now);
             }
-            let node = inner.world.node();
             let mut plan = self.plan(&told, state.as_ref(), &node, now);
             self.memory = plan.memory.clone();
             for note in plan.notes.drain(..) {

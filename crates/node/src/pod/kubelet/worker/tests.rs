@@ -188,6 +188,22 @@ async fn a_kubelet_that_comes_back_goes_on_with_what_lives_and_ends_what_is_nobo
 }
 
 #[tokio::test(start_paused = true)]
+async fn pods_find_the_labels_that_others_gave_the_node() {
+    let house = House::open().await;
+    let _kubelet = house.start();
+    let label = json!({"metadata": {"labels": {"disk": "fast"}}});
+    let nodes = Api::<Node>::all(house.client.clone());
+    nodes.patch(NODE, &PatchParams::default(), &Patch::Merge(&label)).await.unwrap();
+    house.create("p", json!({"nodeSelector": {"disk": "fast"}})).await;
+    house.until("p", ready).await;
+    house.create("q", json!({"nodeSelector": {"disk": "slow"}})).await;
+    let over = |it: Option<&Pod>| it.is_some_and(|it| spec::phase(it) == "Failed");
+    let status = house.until("q", over).await.pop().unwrap().status.unwrap();
+    assert_eq!(status.reason.as_deref(), Some("NodeAffinity"));
+    house.tasks.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_crashes_again_and_again_is_one_event_that_counts() {
     let house = House::open().await;
     house.stage.brief.lock().unwrap().insert("c".to_owned(), 1);

@@ -11,6 +11,31 @@ fn inits(policy: &str, init: Value) -> Story {
 }
 
 #[test]
+fn another_image_is_started_at_once_whatever_the_policy_and_the_waits() {
+    let change = |it: &mut Story, image: &str| {
+        it.pod.spec.as_mut().unwrap().containers[0].image = Some(image.into());
+    };
+    for policy in ["Always", "Never"] {
+        let mut it = pod(policy, json!([c("c")]));
+        it.run();
+        change(&mut it, "other");
+        let killing = "Killing: Container c definition changed, will be restarted";
+        assert_eq!(it.run(), [killing, "signal 15 c", "start c 1"], "{policy}");
+        assert_eq!(it.shows(), "Running; c: running x1 ready");
+    }
+    let mut it = pod("Always", json!([c("c")]));
+    it.run();
+    for _ in 0..3 {
+        it.exit("c", 1);
+        it.pass(300);
+    }
+    it.exit("c", 1);
+    assert_eq!(it.run(), [""; 0]);
+    change(&mut it, "other");
+    assert_eq!(it.run(), ["start c 4"]);
+}
+
+#[test]
 fn init_containers_run_one_after_the_other() {
     let mut it = inits("Always", json!([c("i"), c("j")]));
     assert_eq!(it.run(), ["create", "start i 0"]);
