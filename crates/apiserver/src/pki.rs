@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,13 +14,15 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     SanType,
 };
+use rustls::client::verify_server_name;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 
 use crate::access::MASTERS;
 use crate::access::tokens::{KeyError, Tokens};
+use crate::kinds::strategy::OWN_ADDRESS;
 
 /// Certificates outlive the machine: there is nobody to renew them.
 const YEARS: i64 = 10;
@@ -64,7 +67,16 @@ impl Pki {
             None => None,
         };
         let [authority, serving, admin] = match found {
-            Some(found) => found,
+            Some([authority, mut serving, admin]) => {
+                if !is_for_all_names(&serving) {
+                    // Of an earlier version. Under the key that it has, so that killed here nothing has changed.
+                    serving.certificate = signed_again(&authority, &serving, now)?;
+                    if let Some(directory) = directory {
+                        keep_one(directory, &format!("{SERVING}.crt"), &serving.certificate)?;
+                    }
+                }
+                [authority, serving, admin]
+            }
             None => {
                 let made = make(now)?;
                 if let Some(directory) = directory {
@@ -119,43 +131,73 @@ fn params(name: &str, now: jiff::Timestamp) -> CertificateParams {
     params
 }
 
-fn make(now: jiff::Timestamp) -> Result<[Pair; 3], PkiError> {
-    let key = KeyPair::generate()?;
+/// The names under which the server is asked: on this machine, and from within pods.
+const DNS: [&str; 5] =
+    ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"];
+
+fn addresses() -> [IpAddr; 3] {
+    [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into(), OWN_ADDRESS.into()]
+}
+
+fn authority(now: jiff::Timestamp) -> CertificateParams {
     let mut authority = params("insula-ca", now);
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     authority.key_usages =
         vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    authority
+}
+
+fn serving(now: jiff::Timestamp) -> Result<CertificateParams, rcgen::Error> {
+    let mut serving = params("kubernetes", now);
+    for name in DNS {
+        serving.subject_alt_names.push(SanType::DnsName(name.try_into()?));
+    }
+    serving.subject_alt_names.extend(addresses().map(SanType::IpAddress));
+    Ok(serving)
+}
+
+/// The certificate of a key, for this use.
+fn signed(
+    mut params: CertificateParams,
+    usage: ExtendedKeyUsagePurpose,
+    key: &KeyPair,
+    issuer: &Issuer<'_, KeyPair>,
+) -> Result<String, rcgen::Error> {
+    params.use_authority_key_identifier_extension = true;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![usage];
+    Ok(params.signed_by(key, issuer)?.pem())
+}
+
+fn make(now: jiff::Timestamp) -> Result<[Pair; 3], PkiError> {
+    let key = KeyPair::generate()?;
+    let authority = authority(now);
     let certificate = authority.self_signed(&key)?;
     let root = Pair { certificate: certificate.pem(), key: key.serialize_pem() };
     let issuer = Issuer::new(authority, key);
-
-    let signed = |mut params: CertificateParams, usage: ExtendedKeyUsagePurpose| -> Result<Pair, PkiError> {
-        params.use_authority_key_identifier_extension = true;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![usage];
+    let pair = |params: CertificateParams, usage: ExtendedKeyUsagePurpose| -> Result<Pair, PkiError> {
         let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &issuer)?;
-        Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem() })
+        Ok(Pair { certificate: signed(params, usage, &key, &issuer)?, key: key.serialize_pem() })
     };
-    let mut serving = params("kubernetes", now);
-    for name in [
-        "localhost",
-        "kubernetes",
-        "kubernetes.default",
-        "kubernetes.default.svc",
-        "kubernetes.default.svc.cluster.local",
-    ] {
-        serving.subject_alt_names.push(SanType::DnsName(name.try_into()?));
-    }
-    serving.subject_alt_names.push(SanType::IpAddress(std::net::Ipv4Addr::LOCALHOST.into()));
-    serving.subject_alt_names.push(SanType::IpAddress(std::net::Ipv6Addr::LOCALHOST.into()));
     let mut admin = params("system:admin", now);
     admin.distinguished_name.push(DnType::OrganizationName, MASTERS);
-    Ok([
-        root,
-        signed(serving, ExtendedKeyUsagePurpose::ServerAuth)?,
-        signed(admin, ExtendedKeyUsagePurpose::ClientAuth)?,
-    ])
+    let serving = pair(serving(now)?, ExtendedKeyUsagePurpose::ServerAuth)?;
+    Ok([root, serving, pair(admin, ExtendedKeyUsagePurpose::ClientAuth)?])
+}
+
+/// The serving certificate as it is made now, for the key that there is.
+fn signed_again(root: &Pair, pair: &Pair, now: jiff::Timestamp) -> Result<String, PkiError> {
+    let issuer = Issuer::new(authority(now), KeyPair::from_pem(&root.key)?);
+    Ok(signed(serving(now)?, ExtendedKeyUsagePurpose::ServerAuth, &KeyPair::from_pem(&pair.key)?, &issuer)?)
+}
+
+/// What is no certificate at all is said where it is used.
+fn is_for_all_names(serving: &Pair) -> bool {
+    let Ok(certificate) = CertificateDer::from_pem_slice(serving.certificate.as_bytes()) else { return true };
+    let Ok(certificate) = ParsedCertificate::try_from(&certificate) else { return true };
+    let names = DNS.into_iter().filter_map(|it| ServerName::try_from(it).ok());
+    let mut all = names.chain(addresses().into_iter().map(|it| ServerName::IpAddress(it.into())));
+    all.all(|it| verify_server_name(&certificate, &it).is_ok())
 }
 
 /// The key of service accounts that is kept, or a new one.
@@ -177,7 +219,9 @@ fn tokens(directory: Option<&Path>) -> Result<Tokens, PkiError> {
     Tokens::new(&key).map_err(|source| PkiError::Tokens { path, source })
 }
 
-const NAMES: [&str; 3] = ["ca", "apiserver", "admin"];
+/// Of the serving certificate's files.
+const SERVING: &str = "apiserver";
+const NAMES: [&str; 3] = ["ca", SERVING, "admin"];
 
 fn load(directory: &Path) -> Result<Option<[Pair; 3]>, PkiError> {
     let read = |name: &str| -> Result<Option<String>, PkiError> {
@@ -192,8 +236,8 @@ fn load(directory: &Path) -> Result<Option<[Pair; 3]>, PkiError> {
         let (certificate, key) = (read(&format!("{name}.crt"))?, read(&format!("{name}.key"))?);
         Ok(certificate.zip(key).map(|(certificate, key)| Pair { certificate, key }))
     };
-    let [ca, apiserver, admin] = NAMES;
-    Ok(match (pair(ca)?, pair(apiserver)?, pair(admin)?) {
+    let [ca, serving, admin] = NAMES;
+    Ok(match (pair(ca)?, pair(serving)?, pair(admin)?) {
         (Some(root), Some(serving), Some(admin)) => Some([root, serving, admin]),
         _ => None,
     })
@@ -253,4 +297,59 @@ fn config(authority: &str, serving: &Pair) -> Result<ServerConfig, PkiError> {
         .with_single_cert(vec![chain], key)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::time::Duration;
+
+    use rustls::client::WebPkiServerVerifier;
+    use rustls::client::danger::ServerCertVerifier;
+    use rustls::pki_types::UnixTime;
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_lacks_a_name_is_signed_again_under_the_same_key_and_authority() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = dir.path().join("pki");
+        let now: jiff::Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let [root, mut pair, admin] = make(now).unwrap();
+        let mut params = serving(now).unwrap();
+        params.subject_alt_names.retain(|it| !matches!(it, SanType::IpAddress(it) if *it == OWN_ADDRESS));
+        let issuer = Issuer::new(authority(now), KeyPair::from_pem(&root.key).unwrap());
+        let key = KeyPair::from_pem(&pair.key).unwrap();
+        pair.certificate = signed(params, ExtendedKeyUsagePurpose::ServerAuth, &key, &issuer).unwrap();
+        assert!(!is_for_all_names(&pair));
+        let made = [root, pair, admin];
+        keep(&pki, &made).unwrap();
+
+        let (opened, _) = Pki::open(Some(&pki), now).unwrap();
+        let [root, serving, _] = load(&pki).unwrap().unwrap();
+        assert_eq!((&serving.key, opened.authority()), (&made[1].key, made[0].certificate.as_str()));
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(root.certificate.as_bytes()).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build().unwrap();
+        let certificate = CertificateDer::from_pem_slice(serving.certificate.as_bytes()).unwrap();
+        let at = UnixTime::since_unix_epoch(Duration::from_secs(now.as_second() as u64));
+        for (name, is_ours) in [
+            ("10.96.0.1", true),
+            ("127.0.0.1", true),
+            ("::1", true),
+            ("kubernetes", true),
+            ("kubernetes.default", true),
+            ("kubernetes.default.svc", true),
+            ("kubernetes.default.svc.cluster.local", true),
+            ("10.96.0.2", false),
+            ("web.default.svc", false),
+        ] {
+            let verified = verifier.verify_server_cert(&certificate, &[], &name.try_into().unwrap(), &[], at);
+            assert_eq!(verified.is_ok(), is_ours, "{name}: {verified:?}");
+        }
+        // What is whole is left as it is.
+        drop(Pki::open(Some(&pki), now).unwrap());
+        assert_eq!(load(&pki).unwrap().unwrap()[1].certificate, serving.certificate);
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -10,7 +11,7 @@ use anyhow::{Context, Result};
 use apiserver::Kubelets;
 use kit::{Clock, Tasks};
 use ledger::Ledger;
-use node::{ImageMap, Node, PodOptions, projection};
+use node::{Egress, ImageMap, Node, PodOptions, projection};
 use sandbox::{Options, Sandboxes};
 use tokio::io::DuplexStream;
 use tokio::net::UnixStream;
@@ -76,12 +77,17 @@ pub(crate) struct Open<'a> {
     pub(crate) images: ImageMap,
     /// What Pods may have of this machine.
     pub(crate) host_paths: Vec<PathBuf>,
+    /// Where the Kubernetes API is answered.
+    pub(crate) kube: SocketAddr,
+    /// Where Pods may go.
+    pub(crate) egress: Egress,
 }
 
 /// The sandboxes of the node that answers `elsewhere`, else of one in this process, which Kubernetes sees
 /// as Pods from here on. `None` where this machine makes none, which is told: runs then go without tools.
 pub(crate) async fn open(options: Open<'_>) -> Result<Option<Sandboxes>> {
-    let Open { home, client, ledger, clock, tasks, warm, elsewhere, kubelet, images, host_paths } = options;
+    let Open { home, client, ledger, clock, tasks, warm, elsewhere, kubelet, images, host_paths, kube, egress } =
+        options;
     let name = projection::machine_name();
     let mut shown = projection::Options::new(client.clone(), name.as_str(), home.dir(), clock.clone(), tasks.clone());
     let (at, way) = match elsewhere {
@@ -94,6 +100,8 @@ pub(crate) async fn open(options: Open<'_>) -> Result<Option<Sandboxes>> {
                     claims: home.path("volumes"),
                     host_paths,
                     most: shown.most,
+                    api: kube,
+                    egress,
                 };
                 node.run_pods(pods).await.context("run pods")?;
                 shown.runs_pods = true;

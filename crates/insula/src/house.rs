@@ -11,7 +11,7 @@ use apiserver::{ApiServer, AuditLog};
 use gateway::Gateway;
 use kit::{Clock, SecretString, Shutdown, Tasks};
 use ledger::{Ledger, Location};
-use node::ImageMap;
+use node::{Egress, ImageMap};
 use runner::{Hands, Runner, Tools};
 
 use crate::hands::{self, Kubelet};
@@ -39,6 +39,8 @@ pub(crate) struct Options {
     pub(crate) images: ImageMap,
     /// Directories of this machine that Pods may have as volumes, with what is below them.
     pub(crate) host_paths: Vec<PathBuf>,
+    /// Where Pods may go outside of their own network.
+    pub(crate) egress: Egress,
     /// Where it is written who asked the Kubernetes API for what.
     pub(crate) audit: Option<AuditLog>,
 }
@@ -56,6 +58,7 @@ impl Default for Options {
             node: None,
             images: ImageMap::default(),
             host_paths: Vec::new(),
+            egress: Egress::default(),
             audit: None,
         }
     }
@@ -117,6 +120,8 @@ impl House {
         .await?;
         api.install(api::crds()).await?;
         let client = api.client();
+        // Pods that are there already, or are soon, ask for it.
+        let kube = listen_again(home, "kubernetes", options.kube_listen, async |at| Ok(api.listen(at).await?)).await?;
         let http = kit::http::client().context("set up the HTTP client")?;
         let hands = hands::Open {
             home,
@@ -129,6 +134,8 @@ impl House {
             kubelet: &kubelet,
             images: options.images,
             host_paths: options.host_paths,
+            kube,
+            egress: options.egress,
         };
         let sandboxes = hands::open(hands).await?;
 
@@ -168,7 +175,6 @@ impl House {
             Ok(Gateway::listen(options, at).await?)
         })
         .await?;
-        let kube = listen_again(home, "kubernetes", options.kube_listen, async |at| Ok(api.listen(at).await?)).await?;
         Ok(Roles { kubeconfig: api.kubeconfig(kube), client, gateway, api_key })
     }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use apiserver::AuditLog;
 use clap::Args;
 use kit::ExposeSecret;
-use node::ImageMap;
+use node::{Egress, ImageMap};
 use serde_json::json;
 
 use crate::home::write_private;
@@ -55,6 +55,9 @@ pub(crate) struct Up {
     /// Let Pods have hostPath volumes of this directory and what is below it; repeatable
     #[arg(long = "allow-host-path", value_name = "DIR")]
     host_paths: Vec<PathBuf>,
+    /// Where Pods may go outside of their own network, by the proxy that their environment names: `allow` (all public addresses), `deny`, names (example.org, *.example.org; as far as they are public), HOST:PORT (wherever it is; this machine is host.insula.internal); several, with commas
+    #[arg(long, value_name = "RULE", value_delimiter = ',', default_value = "allow")]
+    egress: Vec<String>,
     /// Write who asked the Kubernetes API for what here, one JSON document a line: no bodies and no tokens, but what policies and webhooks annotate
     #[arg(long, value_name = "FILE")]
     audit_log: Option<PathBuf>,
@@ -118,6 +121,7 @@ impl Up {
                 bail!("--allow-host-path {}: it is no absolute path", path.display());
             }
         }
+        let egress = Egress::new(&self.egress).map_err(|why| anyhow::anyhow!("--egress: {why}"))?;
         let house = House::start(Options {
             data_dir,
             kube_listen: self.kube_listen,
@@ -128,6 +132,7 @@ impl Up {
             node: self.node,
             images,
             host_paths: self.host_paths,
+            egress,
             audit: self.audit_log.map(|path| AuditLog {
                 path,
                 max_bytes: u64::from(self.audit_log_maxsize) << 20,

@@ -1,12 +1,15 @@
-//! What every room needs and none owns: supervised tasks, time, retries, ids, secrets, and how errors are told.
+//! What every room needs and none owns: supervised tasks, time, retries, ids, secrets, what addresses lead to, and how
+//! errors are told.
 //!
 //! Nothing here knows what Insula does. HTTP (`http`) is a feature, off by default.
 
+mod address;
 mod clock;
 mod error;
 mod retry;
 mod tasks;
 
+pub use address::{is_global_unicast, is_public};
 pub use clock::Clock;
 pub use error::{Class, chain};
 pub use retry::Backoff;

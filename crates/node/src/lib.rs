@@ -43,7 +43,7 @@ pub use image::{Credential, ImageError, ImageMap, Images, Limits as ImageLimits,
 /// The file in the directory of a workspace that is bounded, and the extended attribute that says that it is ours.
 pub use launcher::{IMAGE as WORKSPACE_IMAGE, MARK as WORKSPACE_MARK};
 
-pub use pod::PodOptions;
+pub use pod::{Egress, PodOptions};
 
 use engine::Engine;
 use kubelet::Kubelet;

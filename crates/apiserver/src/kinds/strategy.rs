@@ -1,6 +1,7 @@
 //! What is particular about a kind when it is created, updated or deleted: upstream's `pkg/registry/*/strategy.go`.
 
 use std::collections::HashSet;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
@@ -424,7 +425,7 @@ fn job_selector(object: &mut Value) {
 }
 
 /// The cluster address of the API server itself: the first one of the range.
-pub(crate) const OWN_ADDRESS: &str = "10.96.0.1";
+pub(crate) const OWN_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 
 /// What a service had by its type goes with the type, when whoever changes that left it as it was
 /// (`dropTypeDependentFields` of upstream).
@@ -511,9 +512,10 @@ fn allocate(call: &Call, object: &mut Value, old: Option<&Value>) -> Result<(), 
             let host: u16 = rand::random();
             format!("10.96.{}.{}", host >> 8, host & 0xff)
         });
+        let own = OWN_ADDRESS.to_string();
         let Some(address) = free
             .into_iter()
-            .find(|it| *it != OWN_ADDRESS && !addresses.contains(it) && !it.ends_with(".0") && !it.ends_with(".255"))
+            .find(|it| *it != own && !addresses.contains(it) && !it.ends_with(".0") && !it.ends_with(".255"))
         else {
             return Err(Problem::internal("failed to allocate IP: range is full"));
         };

@@ -1,5 +1,5 @@
 //! What every namespace has: a ServiceAccount `default`, and the authority's certificate in a ConfigMap. What the default one
-//! has besides: the Service by which the API server is known within a cluster.
+//! has besides: the Service by which the API server is known within a cluster, and where it is.
 
 use std::sync::Arc;
 
@@ -15,6 +15,8 @@ use crate::verbs::{create, meta, update};
 
 const ACCOUNT: &str = "default";
 const SERVICE: &str = "kubernetes";
+const DISCOVERY: &str = "discovery.k8s.io";
+const SLICES: &str = "endpointslices";
 const AUTHORITY: &str = "kube-root-ca.crt";
 /// Whose work this is in a cluster.
 const MANAGER: &str = "kube-controller-manager";
@@ -26,8 +28,13 @@ pub(super) async fn follow(core: Arc<Core>, authority: Arc<str>) {
     let (core, authority) = (&core, &*authority);
     let rev = core.store.revision();
     let watch = |resource| core.store.watch("", resource, None, rev);
-    let (Ok(mut namespaces), Ok(mut accounts), Ok(mut maps), Ok(mut services)) =
-        (watch("namespaces"), watch("serviceaccounts"), watch("configmaps"), watch("services"))
+    let (Ok(mut namespaces), Ok(mut accounts), Ok(mut maps)) =
+        (watch("namespaces"), watch("serviceaccounts"), watch("configmaps"))
+    else {
+        return;
+    };
+    let (Ok(mut services), Ok(mut endpoints), Ok(mut slices)) =
+        (watch("services"), watch("endpoints"), core.store.watch(DISCOVERY, SLICES, None, rev))
     else {
         return;
     };
@@ -51,7 +58,9 @@ pub(super) async fn follow(core: Arc<Core>, authority: Arc<str>) {
             change = namespaces.next() => change.map(|it| (!it.deleted && it.prev.is_none()).then(|| it.entry.key.name.clone())),
             change = accounts.next() => change.map(|it| concerns(&it, ACCOUNT)),
             change = maps.next() => change.map(|it| concerns(&it, AUTHORITY)),
-            change = services.next() => change.map(|it| concerns(&it, SERVICE)),
+            change = services.next() => change.map(|it| concerns_server(&it)),
+            change = endpoints.next() => change.map(|it| concerns_server(&it)),
+            change = slices.next() => change.map(|it| concerns_server(&it)),
             () = agenda.again() => Some(None),
         };
         match change {
@@ -65,38 +74,38 @@ fn concerns(change: &Event, name: &str) -> Option<Arc<str>> {
     (*change.entry.key.name == *name).then(|| change.entry.key.namespace.clone())
 }
 
+fn concerns_server(change: &Event) -> Option<Arc<str>> {
+    concerns(change, SERVICE).filter(|it| **it == *"default")
+}
+
 /// Makes what the namespace lacks, unless it is about to go.
 async fn complete(core: &Arc<Core>, name: &Arc<str>, authority: &str) -> Result<(), Problem> {
     match core.store.get(&Key::new("", "namespaces", "", name.clone())) {
         Some(namespace) if !Meta::of(&namespace).is_deleting() => {}
         _ => return Ok(()),
     }
-    let data = json!({"ca.crt": authority});
     let account =
         json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": ACCOUNT, "namespace": **name}});
     let map = json!({
-        "apiVersion": "v1", "kind": "ConfigMap", "data": data,
+        "apiVersion": "v1", "kind": "ConfigMap", "data": {"ca.crt": authority},
         "metadata": {"name": AUTHORITY, "namespace": **name, "annotations": {"kubernetes.io/description": DESCRIPTION}},
     });
     let account = ensure(core, Key::new("", "serviceaccounts", name.clone(), ACCOUNT), account, MANAGER);
-    let service = async {
+    let map = ensure_is(core, Key::new("", "configmaps", name.clone(), AUTHORITY), map, &["data"], MANAGER);
+    let server = async {
         if **name != *"default" {
             return Ok(());
         }
-        ensure(core, Key::new("", "services", name.clone(), SERVICE), service(), SERVER).await
+        ensure(core, Key::new("", "services", name.clone(), SERVICE), service(), SERVER).await?;
+        let key = Key::new("", "endpoints", name.clone(), SERVICE);
+        ensure_is(core, key, endpoints(), &["subsets"], SERVER).await?;
+        let key = Key::new(DISCOVERY, SLICES, name.clone(), SERVICE);
+        ensure_is(core, key, slice(), &["endpoints", "ports"], SERVER).await
     };
-    let map = async {
-        let key = Key::new("", "configmaps", name.clone(), AUTHORITY);
-        match core.store.get(&key) {
-            Some(entry) if entry.value().get("data") != Some(&data) => restore(core, &key, &data).await,
-            Some(_) => Ok(()),
-            None => ensure(core, key, map, MANAGER).await,
-        }
-    };
-    futures::future::try_join3(account, map, service).await.map(drop)
+    futures::future::try_join3(account, map, server).await.map(drop)
 }
 
-/// Without a selector: where the API server is, whoever carries connections to services knows.
+/// Without a selector: who answers there is said by [`endpoints`].
 fn service() -> Value {
     json!({
         "apiVersion": "v1", "kind": "Service",
@@ -106,6 +115,31 @@ fn service() -> Value {
             "internalTrafficPolicy": "Cluster", "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": 6443}],
         },
+    })
+}
+
+/// Where pods reach the server: at the service's own address, by way of their node. The server itself listens on loopback,
+/// which no endpoint may be, and nothing else reaches.
+fn endpoints() -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Endpoints",
+        "metadata": {
+            "name": SERVICE, "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
+        },
+        "subsets": [{
+            "addresses": [{"ip": OWN_ADDRESS}], "ports": [{"name": "https", "port": 443, "protocol": "TCP"}],
+        }],
+    })
+}
+
+fn slice() -> Value {
+    json!({
+        "apiVersion": format!("{DISCOVERY}/v1"), "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {
+            "name": SERVICE, "namespace": "default", "labels": {"kubernetes.io/service-name": SERVICE},
+        },
+        "endpoints": [{"addresses": [OWN_ADDRESS], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": 443, "protocol": "TCP"}],
     })
 }
 
@@ -121,12 +155,21 @@ async fn ensure(core: &Arc<Core>, key: Key, object: Value, manager: &str) -> Res
     }
 }
 
-async fn restore(core: &Arc<Core>, key: &Key, data: &Value) -> Result<(), Problem> {
-    let Some(mut call) = call(core, key) else { return Ok(()) };
-    update::guaranteed(&mut call, &options(MANAGER), false, |call, current| {
-        let mut object = current.cloned().ok_or_else(|| call.not_found(&call.name))?;
-        meta::map(&mut object).insert("data".into(), data.clone());
-        Ok(object)
+/// The same, and what somebody else has made of these fields is undone.
+async fn ensure_is(core: &Arc<Core>, key: Key, object: Value, fields: &[&str], manager: &str) -> Result<(), Problem> {
+    let differs = |current: &Value| fields.iter().any(|it| current.get(it) != object.get(it));
+    match core.store.get(&key) {
+        Some(entry) if differs(&entry.value()) => {}
+        Some(_) => return Ok(()),
+        None => return ensure(core, key, object, manager).await,
+    }
+    let Some(mut call) = call(core, &key) else { return Ok(()) };
+    update::guaranteed(&mut call, &options(manager), false, |call, current| {
+        let mut changed = current.cloned().ok_or_else(|| call.not_found(&call.name))?;
+        for field in fields {
+            meta::map(&mut changed).insert((*field).to_owned(), object.get(field).cloned().unwrap_or_default());
+        }
+        Ok(changed)
     })
     .await
     .map(drop)

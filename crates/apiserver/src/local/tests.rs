@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Event, Namespace, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount,
+    ConfigMap, Endpoints, Event, Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Service, ServiceAccount,
 };
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kit::{Clock, Shutdown, Tasks};
@@ -376,6 +377,33 @@ async fn every_namespace_has_its_account_and_the_authority_whatever_is_done_to_t
     let first = accounts.get("default").await.unwrap().uid();
     accounts.delete("default", &DeleteParams::default()).await.unwrap();
     until(&accounts, "default", |it| it.is_some_and(|it| it.uid() != first)).await;
+}
+
+#[tokio::test]
+async fn the_server_says_where_pods_reach_it_whatever_is_done_to_that() {
+    let house = house().await;
+    let services = house.of::<Service>("default");
+    let (endpoints, slices) = (house.of::<Endpoints>("default"), house.of::<EndpointSlice>("default"));
+    there(&services, "kubernetes").await;
+    there(&endpoints, "kubernetes").await;
+    there(&slices, "kubernetes").await;
+    let address = services.get("kubernetes").await.unwrap().spec.unwrap().cluster_ip.unwrap();
+    let subsets = endpoints.get("kubernetes").await.unwrap().subsets;
+    let slice = slices.get("kubernetes").await.unwrap();
+    let first = &subsets.as_ref().unwrap()[0];
+    assert_eq!(first.addresses.as_ref().unwrap()[0].ip, address);
+    assert_eq!(slice.endpoints[0].addresses, [address]);
+    let port = &first.ports.as_ref().unwrap()[0];
+    assert_eq!(slice.ports.as_ref().unwrap()[0].port, Some(port.port));
+    // Nobody sends pods elsewhere, by a slice or by endpoints that are mirrored.
+    let elsewhere =
+        json!({"subsets": [{"addresses": [{"ip": "203.0.113.9"}], "ports": [{"name": "https", "port": 1}]}]});
+    endpoints.patch("kubernetes", &PatchParams::default(), &Patch::Merge(elsewhere)).await.unwrap();
+    until(&endpoints, "kubernetes", |it| it.unwrap().subsets == subsets).await;
+    slices.delete("kubernetes", &DeleteParams::default()).await.unwrap();
+    until(&slices, "kubernetes", |it| it.is_some_and(|it| it.endpoints == slice.endpoints)).await;
+    let all = slices.list(&Default::default()).await.unwrap().items;
+    assert_eq!(all.into_iter().map(|it| it.name_any()).collect::<Vec<_>>(), ["kubernetes"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use kit::is_global_unicast;
 use rand::Rng;
 use serde_json::Value;
 
@@ -81,16 +82,6 @@ fn addresses(pod: &Value) -> Vec<&str> {
     if first.is_empty() || all.first() == Some(&first) { all } else { vec![first] }
 }
 
-/// Go's `IsGlobalUnicast`.
-fn is_proxyable(address: IpAddr) -> bool {
-    let address = address.to_canonical();
-    let link_local = match address {
-        IpAddr::V4(it) => it.is_link_local() || it.is_broadcast(),
-        IpAddr::V6(it) => it.is_unicast_link_local(),
-    };
-    !(link_local || address.is_loopback() || address.is_multicast() || address.is_unspecified())
-}
-
 fn not_allowed() -> Problem {
     Problem::bad_request("address not allowed")
 }
@@ -120,7 +111,7 @@ fn pod(core: &Core, namespace: &str, id: &Id<'_>) -> Result<Option<Place>, Probl
         }
         return Err(not_allowed());
     };
-    let address: IpAddr = address.parse().ok().filter(|it| is_proxyable(*it)).ok_or_else(not_allowed)?;
+    let address: IpAddr = address.parse().ok().filter(|it| is_global_unicast(*it)).ok_or_else(not_allowed)?;
     Ok(Some(at(id.is_tls(), address, chosen)))
 }
 
@@ -164,7 +155,7 @@ fn service(core: &Core, namespace: &str, id: &str, parsed: &Id<'_>) -> Result<Pl
         let ports = subset.ports.iter().filter(|(name, _)| *name == wanted).map(|(_, port)| *port);
         for port in ports {
             let asked = |(address, pod): &(String, Value)| {
-                let may = address.parse().ok().filter(|it| is_proxyable(*it));
+                let may = address.parse().ok().filter(|it| is_global_unicast(*it));
                 may.filter(|_| is_of(core, namespace, address, pod))
             };
             if let Some(address) = from_random(&subset.ready).find_map(asked) {
@@ -246,7 +237,7 @@ async fn node(core: &Core, id: &Id<'_>) -> Result<Option<Place>, Problem> {
         _ => return Err(Problem::bad_request(format!("lookup {host}: no such host"))),
     };
     // What was looked at is what is asked: a name may lead elsewhere the next time.
-    if found.is_empty() || !found.iter().all(|it| is_proxyable(it.ip())) {
+    if found.is_empty() || !found.iter().all(|it| is_global_unicast(it.ip())) {
         return Err(not_allowed());
     }
     if is_kubelet {
@@ -255,29 +246,4 @@ async fn node(core: &Core, id: &Id<'_>) -> Result<Option<Place>, Problem> {
     }
     let host = if host.contains(':') { format!("[{host}]:{wanted}") } else { format!("{host}:{wanted}") };
     Ok(Some(Place::Network { tls: id.is_tls(), host, at: found }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn this_machine_and_its_links_are_not_asked() {
-        for (address, may) in [
-            ("10.1.2.3", true),
-            ("fd00::1", true),
-            ("127.0.0.1", false),
-            ("::1", false),
-            ("::ffff:127.0.0.1", false),
-            ("169.254.169.254", false),
-            ("fe80::1", false),
-            ("0.0.0.0", false),
-            ("::", false),
-            ("255.255.255.255", false),
-            ("224.0.0.1", false),
-            ("ff02::1", false),
-        ] {
-            assert_eq!(is_proxyable(address.parse().unwrap()), may, "{address}");
-        }
-    }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +20,8 @@ use super::given::{Allowed, Dns, Given, NodeFacts, PodFacts, VolumeError, host_n
 use super::kubelet::{self, Download, Found, Ran, Refused, Used, Wire, World};
 use super::upkeep;
 use super::{
-    ContainerConfig, ContainerState, ExecConfig, ImageFacts, Network, NetworkOptions, PodConfig, PodState, Runtime,
-    StartError,
+    ContainerConfig, ContainerState, Egress, ExecConfig, ImageFacts, Network, NetworkOptions, PodConfig, PodState,
+    Runtime, StartError,
 };
 use crate::Error;
 use crate::image::{Credential, Image, Images, Listed, PullPolicy};
@@ -45,6 +45,10 @@ pub struct PodOptions {
     pub host_paths: Vec<PathBuf>,
     /// Most pods at once.
     pub most: usize,
+    /// Where the API server listens: pods reach it as `kubernetes.default.svc`.
+    pub api: SocketAddr,
+    /// Where pods may go outside of their own network.
+    pub egress: Egress,
 }
 
 /// Everything that a pod of this machine is made of.
@@ -67,7 +71,7 @@ impl Here {
         clock: Clock,
         tasks: Tasks,
     ) -> Result<Arc<dyn Pods>, Error> {
-        let PodOptions { client, name, claims, host_paths, most } = options;
+        let PodOptions { client, name, claims, host_paths, most, api, egress } = options;
         let allowed = Allowed { host_paths };
         let machine = Machine::read();
         let address = IpAddr::from(Ipv4Addr::LOCALHOST);
@@ -77,7 +81,8 @@ impl Here {
             clock: clock.clone(),
             tasks: tasks.clone(),
             runtime: runtime.clone(),
-            api: None,
+            api,
+            egress,
         });
         let network = network.await?;
         for state in runtime.list().into_iter().filter(|it| it.alive) {
@@ -103,6 +108,7 @@ impl Here {
             memory: machine.memory,
             claims,
             dns: dns.clone(),
+            proxy: network.proxy(),
             ids: runtime.ids(),
         };
         let labels = machine.labels(&name);

@@ -14,6 +14,7 @@ pub use here::PodOptions;
 #[cfg(test)]
 pub(crate) use log::Rotation;
 pub(crate) use log::{Log, LogOptions, Stream};
+pub use network::Egress;
 pub(crate) use network::{Network, NetworkOptions};
 pub(crate) use runtime::{Attach, Resize, Runtime};
 pub(crate) use types::*;

@@ -45,7 +45,7 @@ pub(super) async fn config(
     }
     let name = names::host_name(pod, &inner.node.dns).map_err(wrong)?;
     let tty = container.tty == Some(true);
-    let env = env::whole(&name.kernel, tty, &who.home, &image.env, &given).map_err(wrong)?;
+    let env = env::whole(&name.kernel, tty, &who.home, &inner.node.proxy, &image.env, &given).map_err(wrong)?;
     let own = container.security_context.as_ref();
     let dir = container.working_dir.as_deref().filter(|it| !it.is_empty()).unwrap_or(&image.cwd);
     let shared = pod.spec.as_ref().and_then(|it| it.share_process_namespace) == Some(true);

@@ -228,7 +228,8 @@ fn text(key: &str, value: &[u8]) -> Result<String, String> {
     String::from_utf8(value.to_vec()).map_err(bad)
 }
 
-/// The whole environment: a runtime's defaults, over them the image's, over them what the PodSpec gives.
+/// The whole environment: a runtime's defaults, over them the image's, over them what the PodSpec gives. The variables of the
+/// proxy in both cases of letters, as some programs know only the one; where something else says either, neither.
 ///
 /// # Errors
 /// That it is more than a process can be given.
@@ -236,6 +237,7 @@ pub(super) fn whole(
     hostname: &str,
     tty: bool,
     home: &str,
+    proxy: &[(&str, String)],
     image: &[(String, String)],
     given: &Environment,
 ) -> Result<Vec<(String, String)>, String> {
@@ -250,6 +252,14 @@ pub(super) fn whole(
     }
     if env.get("HOME").is_none() {
         env.set("HOME", home.to_owned())?;
+    }
+    for (name, value) in proxy {
+        let both = [name.to_string(), name.to_lowercase()];
+        if both.iter().all(|it| env.get(it).is_none()) {
+            for name in both {
+                env.set(&name, value.clone())?;
+            }
+        }
     }
     Ok(env.into_vec())
 }
@@ -370,8 +380,15 @@ mod tests {
         let mut given = Environment::default();
         given.set("A", "pod".into()).unwrap();
         let image = [("A".to_owned(), "image".to_owned()), ("PATH".to_owned(), "/bin".to_owned())];
-        let env = whole("h", true, "/root", &image, &given).unwrap();
+        let env = whole("h", true, "/root", &[], &image, &given).unwrap();
         let is = [("PATH", "/bin"), ("HOSTNAME", "h"), ("TERM", "xterm"), ("A", "pod"), ("HOME", "/root")];
         assert_eq!(env, is.map(|(name, value)| (name.to_owned(), value.to_owned())));
+
+        let proxy = [("HTTP_PROXY", "ours".to_owned()), ("NO_PROXY", "ours".to_owned())];
+        given.set("http_proxy", String::new()).unwrap();
+        let env = whole("h", false, "/root", &proxy, &[], &given).unwrap();
+        let of_proxy: Vec<_> = env.iter().filter(|(it, _)| it.to_uppercase().ends_with("_PROXY")).collect();
+        let is = [("http_proxy", ""), ("NO_PROXY", "ours"), ("no_proxy", "ours")];
+        assert_eq!(of_proxy, is.map(|(name, value)| (name.to_owned(), value.to_owned())).each_ref());
     }
 }

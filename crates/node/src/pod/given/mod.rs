@@ -53,6 +53,8 @@ pub(crate) struct NodeFacts {
     /// The directory below which those of PersistentVolumes are that were made for this node.
     pub(crate) claims: PathBuf,
     pub(crate) dns: Dns,
+    /// The variables that name its proxy, in capital letters.
+    pub(crate) proxy: Vec<(&'static str, String)>,
     /// Which ids files have whose owners are these inside.
     pub(crate) ids: Ids,
 }
@@ -66,6 +68,7 @@ impl Default for NodeFacts {
             memory: 0,
             claims: PathBuf::new(),
             dns: Dns::default(),
+            proxy: Vec::new(),
             ids: Ids::Own { count: 1 },
         }
     }

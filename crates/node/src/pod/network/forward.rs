@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kit::{Backoff, Shutdown, Tasks};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Accepts until `stop`, and carries each connection to what `connect` makes for its client. Connections that are there
 /// outlive `stop`, and end with the tasks. Those that find the limit reached wait until another ends.
@@ -16,6 +16,26 @@ pub(super) async fn serve<C, F>(listener: TcpListener, stop: Shutdown, tasks: Ta
 where
     C: Fn(SocketAddr) -> F + Send + Sync + Clone + 'static,
     F: Future<Output = io::Result<TcpStream>> + Send,
+{
+    let ended = tasks.shutdown().clone();
+    let handle = move |stream, from, permit| {
+        let (connect, ended) = (connect.clone(), ended.clone());
+        async move {
+            let _permit: OwnedSemaphorePermit = permit;
+            tokio::select! {
+                () = ended.begun() => {}
+                () = carry(stream, connect(from)) => {}
+            }
+        }
+    };
+    accept(listener, stop, tasks, limit, handle).await;
+}
+
+/// Accepts until `stop`, and has each connection handled for itself, as many at once as the limit has permits.
+pub(super) async fn accept<H, F>(listener: TcpListener, stop: Shutdown, tasks: Tasks, limit: Arc<Semaphore>, handle: H)
+where
+    H: Fn(TcpStream, SocketAddr, OwnedSemaphorePermit) -> F + Send + Sync + 'static,
+    F: Future<Output = ()> + Send + 'static,
 {
     let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
     let end = stop.begun();
@@ -34,14 +54,7 @@ where
         match accepted {
             Ok((stream, from, permit)) => {
                 backoff.reset();
-                let (connect, ended) = (connect.clone(), tasks.shutdown().clone());
-                tasks.tenant("forwarded connection", async move {
-                    let _permit = permit;
-                    tokio::select! {
-                        () = ended.begun() => {}
-                        () = carry(stream, connect(from)) => {}
-                    }
-                });
+                tasks.tenant("connection of a pod", handle(stream, from, permit));
             }
             Err(error) => {
                 // No descriptors are left, say: those that there are have to end first.

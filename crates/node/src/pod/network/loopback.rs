@@ -1,5 +1,5 @@
-//! Addresses of pods where this machine lets us make no network: the host's own, of its loopback network, at which the
-//! node listens for the ports that a pod declares. Who connects there is connected from within the pod.
+//! Addresses of pods that are the host's own, of its loopback network, at which the node listens for the ports that a pod
+//! declares. Who connects there is connected from within the pod. So the host reaches pods where we can make no other way.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use super::forward;
+use super::netlink::Prefix;
 use super::switch::hash;
 use crate::Error;
 use crate::pod::Runtime;
@@ -41,8 +42,9 @@ impl Loopback {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) async fn join(&self, uid: &str, ports: &[u16]) -> Result<Ipv4Addr, Error> {
-        let all = || addresses(&self.seed, uid);
+    /// `within`: the pod's address in a network of the pods' own, which is known then from the one that it gets here.
+    pub(super) async fn join(&self, uid: &str, ports: &[u16], within: Option<Ipv4Addr>) -> Result<Ipv4Addr, Error> {
+        let all = || addresses(&self.seed, uid, within);
         for (address, strict) in all().take(TRIES).map(|it| (it, true)).chain(all().map(|it| (it, false))) {
             // Taken before anybody else looks.
             let stop = {
@@ -108,14 +110,27 @@ async fn listen(address: Ipv4Addr, ports: &[u16], strict: bool) -> Option<BTreeM
     Some(listeners)
 }
 
+/// Where they all are.
+const ALL: Prefix = Prefix::new(Ipv4Addr::new(127, 64, 0, 0), 10);
+
 /// Where to look for an address, the same for the same pod of the same node. Never what is conventionally somebody's,
 /// such as 127.0.0.1 and 127.0.1.1.
-fn addresses(seed: &str, uid: &str) -> impl Iterator<Item = Ipv4Addr> {
+fn addresses(seed: &str, uid: &str, within: Option<Ipv4Addr>) -> impl Iterator<Item = Ipv4Addr> {
     let start = hash(&format!("{seed}\n{uid}"));
-    (0..1 << 16).map(move |it: u64| {
-        let low = start.wrapping_add(it.wrapping_mul(7919));
-        Ipv4Addr::from_bits(0x7f40_0000 | (low % (1 << 22)) as u32)
+    let low = move |it: u64| match within {
+        None => start.wrapping_add(it.wrapping_mul(7919)) % (1 << 22),
+        // The lower half says which pod it is.
+        Some(within) => ((start.wrapping_add(it) % (1 << 6)) << 16) | u64::from(within.to_bits() & 0xffff),
+    };
+    (0..1 << if within.is_none() { 16 } else { 6 }).map(move |it| {
+        let low = low(it);
+        Ipv4Addr::from_bits(ALL.address.to_bits() | low as u32)
     })
+}
+
+/// The address in the pods' own network of the pod that has this one here.
+pub(super) fn within(subnet: Prefix, address: Ipv4Addr) -> Option<Ipv4Addr> {
+    ALL.contains(address).then(|| Ipv4Addr::from_bits(subnet.address.to_bits() | address.to_bits() & 0xffff))
 }
 
 #[cfg(test)]
@@ -124,11 +139,15 @@ mod tests {
 
     #[test]
     fn the_same_pod_has_the_same_address() {
-        let of = |seed, uid| addresses(seed, uid).take(TRIES).collect::<Vec<_>>();
+        let of = |seed, uid| addresses(seed, uid, None).take(TRIES).collect::<Vec<_>>();
         assert_eq!(of("a", "one"), of("a", "one"));
         assert!(of("a", "one")[0] != of("a", "two")[0] && of("a", "one")[0] != of("b", "one")[0]);
         let all = of("a", "one");
         assert!(all.iter().all(|it| it.octets()[0] == 127 && (64..128).contains(&it.octets()[1])));
         assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), all.len());
+        let inner: Ipv4Addr = "10.70.1.2".parse().unwrap();
+        let all: Vec<_> = addresses("a", "one", Some(inner)).collect();
+        let known = all.iter().filter(|it| within(Prefix::new(Ipv4Addr::new(10, 70, 0, 0), 16), **it) == Some(inner));
+        assert_eq!((known.count(), all.iter().collect::<std::collections::BTreeSet<_>>().len()), (64, 64));
     }
 }

@@ -1,10 +1,12 @@
-//! What pods reach each other by: addresses, services, names.
+//! What pods reach each other by: addresses, services, names; and what they reach the rest of the world by.
 //!
-//! As root a pod has an address of its own in a network of this node's pods ([`switch`]), with ClusterIPs and a name
-//! server in it. As anybody else it has an address of the host's loopback network, at which the node listens for the ports
-//! that the pod declares ([`loopback`]). Either way NodePorts are the host's, at 127.0.0.1.
+//! A pod has an address of its own in a network of this node's pods ([`switch`]), with ClusterIPs, a name server and a
+//! [proxy](egress) in it. As root, the host has a way into it. Else a pod has an address of the host's loopback network,
+//! too, at which the node listens for the ports that the pod declares ([`loopback`]), and nothing but that where this
+//! machine lets us make no network. Either way NodePorts are the host's, at 127.0.0.1.
 
 mod dns;
+mod egress;
 mod forward;
 mod loopback;
 mod netlink;
@@ -15,7 +17,7 @@ mod switch;
 mod tests;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -26,6 +28,7 @@ use tokio::sync::Semaphore;
 
 use super::Runtime;
 use crate::Error;
+pub use egress::Egress;
 use loopback::Loopback;
 use switch::Switch;
 
@@ -43,19 +46,23 @@ pub(crate) struct NetworkOptions {
     pub clock: Clock,
     pub tasks: Tasks,
     pub runtime: Runtime,
-    /// Where connections to the service `default/kubernetes` go; its endpoints when nothing is said.
-    pub api: Option<SocketAddrV4>,
+    /// Where connections to the service `default/kubernetes` go.
+    pub api: SocketAddr,
+    /// Where pods may go by the proxy.
+    pub egress: Egress,
 }
 
 /// The network of this node's pods. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Network {
-    kind: Arc<Kind>,
+    ways: Arc<Ways>,
 }
 
-enum Kind {
-    Switch(Switch),
-    Loopback(Loopback),
+/// At least one.
+struct Ways {
+    switch: Option<Switch>,
+    /// Where the switch leaves the host without a way to pods.
+    loopback: Option<Loopback>,
 }
 
 /// Who may have a connection carried.
@@ -64,30 +71,37 @@ enum To {
     /// A pod: an address that is not one of this node's pods is refused.
     Pod(SocketAddrV4),
     /// The API server, wherever it is.
-    Api(SocketAddrV4),
+    Api(SocketAddr),
 }
 
 impl Network {
     /// Makes the network, takes over what an earlier node has left of it, and serves services and names in it until the
     /// shutdown of the tasks begins. Call it once the runtime has taken over its pods, before any of them joins.
     pub(crate) async fn open(options: NetworkOptions) -> Result<Self, Error> {
-        let NetworkOptions { dir, client, clock, tasks, runtime, api } = options;
+        let NetworkOptions { dir, client, clock, tasks, runtime, api, egress } = options;
         let seed = dir.to_string_lossy().into_owned();
         let limit = Arc::new(Semaphore::new(CONNECTIONS));
-        let kind = match Switch::open(runtime.clone(), &seed).await {
-            Ok(switch) => Kind::Switch(switch),
+        let switch = match Switch::open(runtime.clone(), &seed).await {
+            Ok(switch) => Some(switch),
             Err(error) => {
-                tracing::info!(why = kit::chain(&error), "pods have addresses of the host's loopback network");
-                Kind::Loopback(Loopback::new(runtime, seed, tasks.clone(), limit.clone()))
+                tracing::info!(why = kit::chain(&error), "pods have addresses of the host's loopback network alone");
+                None
             }
         };
-        let network = Self { kind: Arc::new(kind) };
+        let loopback = match &switch {
+            Some(switch) if switch.has_host() => None,
+            _ => Some(Loopback::new(runtime.clone(), seed, tasks.clone(), limit.clone())),
+        };
+        let network = Self { ways: Arc::new(Ways { switch, loopback }) };
         let names = network.serve_names(&tasks).await?;
+        if let Some(switch) = &network.ways.switch {
+            egress::start(switch.clone(), names.clone(), runtime, egress, &tasks).await?;
+        }
         services::start(network.clone(), client, clock, &tasks, limit, api, names);
         let (ending, shutdown) = (network.clone(), tasks.shutdown().clone());
         tasks.tenant("pod network", async move {
             shutdown.begun().await;
-            if let Kind::Switch(switch) = &*ending.kind {
+            if let Some(switch) = &ending.ways.switch {
                 switch.close().await;
             }
         });
@@ -98,31 +112,51 @@ impl Network {
     /// Idempotent; the same pod has the same address, if it can be. `ports`: the TCP ports that its containers declare, for where the
     /// node forwards them.
     pub(crate) async fn join(&self, uid: &str, ports: &[u16]) -> Result<IpAddr, Error> {
-        match &*self.kind {
-            Kind::Switch(switch) => switch.join(uid).await.map(IpAddr::V4),
-            Kind::Loopback(loopback) => loopback.join(uid, ports).await.map(IpAddr::V4),
-        }
+        let within = match &self.ways.switch {
+            Some(switch) => Some(switch.join(uid).await?),
+            None => None,
+        };
+        let address = match (&self.ways.loopback, within) {
+            (None, Some(within)) => within,
+            (Some(loopback), within) => loopback.join(uid, ports, within).await?,
+            (None, None) => return Err(Error::machine("give a pod its network")(io::Error::other("there is none"))),
+        };
+        Ok(IpAddr::V4(address))
     }
 
     /// Takes a pod its address, before or after it is removed. Idempotent.
     pub(crate) async fn leave(&self, uid: &str) {
-        match &*self.kind {
-            Kind::Switch(switch) => switch.leave(uid).await,
-            Kind::Loopback(loopback) => loopback.leave(uid),
+        if let Some(loopback) = &self.ways.loopback {
+            loopback.leave(uid);
+        }
+        if let Some(switch) = &self.ways.switch {
+            switch.leave(uid).await;
         }
     }
 
     /// The name server of pods: what their /etc/resolv.conf names. None where they have none.
     pub(crate) fn dns(&self) -> Option<IpAddr> {
-        match &*self.kind {
-            Kind::Switch(switch) => Some(IpAddr::V4(switch.address())),
-            Kind::Loopback(_) => None,
+        self.ways.switch.as_ref().map(|it| IpAddr::V4(it.address()))
+    }
+
+    /// The variables that tell programs in pods of their proxy: names in capital letters, and values.
+    pub(crate) fn proxy(&self) -> Vec<(&'static str, String)> {
+        self.ways.switch.as_ref().map(egress::variables).unwrap_or_default()
+    }
+
+    /// Where a pod is within the pods' network that is known by this address.
+    fn within(&self, address: Ipv4Addr) -> Ipv4Addr {
+        match &*self.ways {
+            Ways { switch: Some(switch), loopback: Some(_) } => {
+                loopback::within(switch.subnet(), address).unwrap_or(address)
+            }
+            _ => address,
         }
     }
 
     async fn serve_names(&self, tasks: &Tasks) -> Result<dns::Names, Error> {
         let names = dns::Names::default();
-        if let Kind::Switch(switch) = &*self.kind {
+        if let Some(switch) = &self.ways.switch {
             let at = SocketAddrV4::new(switch.address(), dns::PORT);
             let what = "listen for questions about names";
             let datagrams = switch.listen_udp(at).await.map_err(Error::machine(what))?;
@@ -134,16 +168,16 @@ impl Network {
 
     /// A connection to a port of one of this node's pods, by its address.
     pub(crate) async fn dial(&self, to: SocketAddrV4) -> io::Result<TcpStream> {
-        self.connect(To::Pod(to)).await
+        self.connect(To::Pod(SocketAddrV4::new(self.within(*to.ip()), to.port()))).await
     }
 
     async fn connect(&self, to: To) -> io::Result<TcpStream> {
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
-        match (to, &*self.kind) {
-            (To::Pod(to), Kind::Switch(switch)) if switch.has(*to.ip()) => switch.connect(to).await,
-            (To::Pod(to), Kind::Loopback(loopback)) => loopback.connect(to).await,
+        match (to, &*self.ways) {
+            (To::Pod(to), Ways { switch: Some(switch), .. }) if switch.has(*to.ip()) => switch.connect(to).await,
+            (To::Pod(to), Ways { switch: None, loopback: Some(loopback) }) => loopback.connect(to).await,
             (To::Pod(_), _) => Err(refused()),
-            (To::Api(to), _) => TcpStream::connect(SocketAddr::V4(to)).await,
+            (To::Api(to), _) => TcpStream::connect(to).await,
         }
     }
 }

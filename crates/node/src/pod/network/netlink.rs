@@ -7,6 +7,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 const NEWLINK: u16 = 16;
@@ -166,7 +167,9 @@ impl Netlink {
         // One question at a time: neither a sequence number nor a port is needed.
         bytes.extend([0; 8]);
         bytes.extend(message.0);
-        rustix::net::send(&self.socket, &bytes, SendFlags::empty())?;
+        // With the kernel's address, what counts is what we may, not what the process may that has opened the socket: a
+        // pair of devices between two pods' networks is nothing that one of the pods may make.
+        rustix::net::sendto(&self.socket, &bytes, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
         Ok(())
     }
 
@@ -256,21 +259,20 @@ impl Netlink {
         Ok(all)
     }
 
-    /// Makes a pair of devices, each in a namespace of its own; `None` is this one.
-    pub(super) fn pair(
-        &self,
-        (name, here): (&str, Option<BorrowedFd<'_>>),
-        (peer, there): (&str, BorrowedFd<'_>),
-    ) -> io::Result<()> {
+    /// Whether we may change anything here.
+    pub(super) fn may_change(&self) -> bool {
+        // What makes no sense is refused, but not to everybody for that reason.
+        let refused = self.change(DELLINK, 0, Message::link(0, 0)).err();
+        refused.is_none_or(|it| it.kind() != io::ErrorKind::PermissionDenied)
+    }
+
+    /// Makes a pair of devices, one here, one in another namespace.
+    pub(super) fn pair(&self, name: &str, (peer, there): (&str, BorrowedFd<'_>)) -> io::Result<()> {
         let fd = |it: BorrowedFd<'_>| it.as_raw_fd().cast_unsigned();
         let other = Message::link(0, 0).text(IFLA_IFNAME, peer).number(IFLA_NET_NS_FD, fd(there));
         let info =
             Message::default().text(INFO_KIND, "veth").nest(INFO_DATA, Message::default().nest(VETH_INFO_PEER, other));
-        let mut message = Message::link(0, 0).text(IFLA_IFNAME, name).nest(IFLA_LINKINFO, info);
-        if let Some(here) = here {
-            message = message.number(IFLA_NET_NS_FD, fd(here));
-        }
-        self.change(NEWLINK, CREATE | EXCL, message)
+        self.change(NEWLINK, CREATE | EXCL, Message::link(0, 0).text(IFLA_IFNAME, name).nest(IFLA_LINKINFO, info))
     }
 
     /// Brings a device up, with settings and something written on it.

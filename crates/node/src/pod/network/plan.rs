@@ -1,7 +1,7 @@
 //! What is to be listened for and answered, from the services and endpoints that there are.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
@@ -44,8 +44,13 @@ pub(super) struct Target {
     pub affinity: Option<Duration>,
 }
 
-/// `api`: where the API server is, if it is not where its endpoints are.
-pub(super) fn plan(services: &[&Service], slices: &[&EndpointSlice], api: Option<SocketAddrV4>) -> Plan {
+/// `api`: where the API server is. `within`: where in the pods' network somebody is who is known by another address.
+pub(super) fn plan(
+    services: &[&Service],
+    slices: &[&EndpointSlice],
+    api: SocketAddr,
+    within: impl Fn(Ipv4Addr) -> Ipv4Addr,
+) -> Plan {
     let mut by_service: BTreeMap<(String, String), Vec<&EndpointSlice>> = BTreeMap::new();
     for slice in slices.iter().filter(|it| it.address_type == "IPv4") {
         if let (Some(namespace), Some(service)) = (slice.namespace(), slice.labels().get(SERVICE)) {
@@ -67,7 +72,7 @@ pub(super) fn plan(services: &[&Service], slices: &[&EndpointSlice], api: Option
             continue;
         }
         if cluster == "None" {
-            headless(&mut plan.zone, &name, slices);
+            headless(&mut plan.zone, &name, slices, &within);
             continue;
         }
         let Ok(address) = cluster.parse::<Ipv4Addr>() else { continue };
@@ -87,9 +92,13 @@ pub(super) fn plan(services: &[&Service], slices: &[&EndpointSlice], api: Option
         });
         let is_api = name.0 == "default" && name.1 == "kubernetes";
         for port in ports.iter().filter(|it| it.protocol.as_deref().unwrap_or("TCP") == "TCP") {
-            let endpoints: Vec<To> = match api.filter(|_| is_api) {
-                Some(api) => vec![To::Api(api)],
-                None => endpoints(slices, port).into_iter().map(if is_api { To::Api } else { To::Pod }).collect(),
+            // Whatever its endpoints say: somebody else may have written them.
+            let endpoints: Vec<To> = match is_api {
+                true => vec![To::Api(api)],
+                false => {
+                    let all = endpoints(slices, port).into_iter();
+                    all.map(|it| To::Pod(SocketAddrV4::new(within(*it.ip()), it.port()))).collect()
+                }
             };
             // Nobody listens for what nobody answers: connections are refused at once.
             if endpoints.is_empty() {
@@ -154,7 +163,12 @@ fn address(endpoint: &Endpoint) -> Option<Ipv4Addr> {
     endpoint.addresses.first()?.parse().ok()
 }
 
-fn headless(zone: &mut Zone, name: &(String, String), slices: &[&EndpointSlice]) {
+fn headless(
+    zone: &mut Zone,
+    name: &(String, String),
+    slices: &[&EndpointSlice],
+    within: impl Fn(Ipv4Addr) -> Ipv4Addr,
+) {
     zone.headless(name);
     for slice in slices {
         let ports = slice.ports.iter().flatten().filter_map(|it| {
@@ -164,7 +178,7 @@ fn headless(zone: &mut Zone, name: &(String, String), slices: &[&EndpointSlice])
         });
         let ports: Vec<_> = ports.collect();
         for endpoint in slice.endpoints.iter().filter(|it| is_ready(it)) {
-            if let Some(address) = address(endpoint) {
+            if let Some(address) = address(endpoint).map(&within) {
                 zone.endpoint(name, endpoint.hostname.as_deref(), address, &ports);
             }
         }
@@ -220,6 +234,11 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::pod::network::dns::Known;
+
+    fn api() -> SocketAddr {
+        "127.0.0.1:6443".parse().unwrap()
+    }
 
     fn service(name: &str, spec: Value) -> Service {
         serde_json::from_value(json!({"metadata": {"name": name, "namespace": "d"}, "spec": spec})).unwrap()
@@ -281,7 +300,7 @@ mod tests {
             ),
         ] {
             let (service, slice) = (service("s", spec), slice("s", ports.clone(), endpoints.clone()));
-            let plan = plan(&[&service], &[&slice], None);
+            let plan = plan(&[&service], &[&slice], api(), |it| it);
             assert_eq!(said(&plan), wanted, "{service:?}");
         }
     }
@@ -293,13 +312,31 @@ mod tests {
         let ports = json!([{"name": "https", "port": 6443}]);
         let slice = slice("kubernetes", ports, json!([{"addresses": ["192.0.2.1"]}]));
         // Of another namespace: refused when somebody connects, for it is no pod's.
-        assert_eq!(said(&plan(&[&kubernetes], &[&slice], None)), ["10.96.0.1:443 -> 192.0.2.1:6443"]);
+        let told = |service: &Service, slices: &[&EndpointSlice]| said(&plan(&[service], slices, api(), |it| it));
+        assert_eq!(told(&kubernetes, &[&slice]), ["10.96.0.1:443 -> 192.0.2.1:6443"]);
         kubernetes.metadata.namespace = Some("default".into());
         let mut slice = slice;
         slice.metadata.namespace = Some("default".into());
-        assert_eq!(said(&plan(&[&kubernetes], &[&slice], None)), ["10.96.0.1:443 -> api 192.0.2.1:6443"]);
-        let api = Some("127.0.0.1:6443".parse().unwrap());
-        assert_eq!(said(&plan(&[&kubernetes], &[], api)), ["10.96.0.1:443 -> api 127.0.0.1:6443"]);
+        for slices in [&[][..], &[&slice][..]] {
+            assert_eq!(told(&kubernetes, slices), ["10.96.0.1:443 -> api 127.0.0.1:6443"]);
+        }
+    }
+
+    #[test]
+    fn who_is_known_by_another_address_is_reached_within() {
+        let within = |it: Ipv4Addr| match it.is_loopback() {
+            true => Ipv4Addr::from_bits(it.to_bits() & 0xffff | 0x0a46_0000),
+            false => it,
+        };
+        let ports = json!([{"name": "http", "port": 80}]);
+        let endpoints = json!([{"addresses": ["127.64.1.2"], "hostname": "one"}]);
+        let (web, bare) = (json!({"clusterIP": "10.96.0.9", "ports": ports}), json!({"clusterIP": "None"}));
+        let services = [service("web", web), service("bare", bare)];
+        let slices = [slice("web", ports.clone(), endpoints.clone()), slice("bare", ports.clone(), endpoints)];
+        let plan = plan(&services.each_ref(), &slices.each_ref(), api(), within);
+        assert_eq!(said(&plan), ["10.96.0.9:80 -> 10.70.1.2:80"]);
+        let named = plan.zone.known("one.bare.d.svc.cluster.local");
+        assert_eq!(named, Some(Known::Addresses(vec!["10.70.1.2".parse().unwrap()])));
     }
 
     #[test]

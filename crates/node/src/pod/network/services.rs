@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::dns::Names;
 use super::plan::{Place, Plan, Target, Turns, plan};
-use super::{Kind, Network, forward};
+use super::{Network, forward};
 use crate::Error;
 
 /// Endpoints that are tried for one connection.
@@ -30,7 +30,7 @@ pub(super) fn start(
     clock: Clock,
     tasks: &Tasks,
     limit: Arc<Semaphore>,
-    api: Option<SocketAddrV4>,
+    api: SocketAddr,
     names: Names,
 ) {
     let (ends, own) = (tasks.shutdown().clone(), tasks.clone());
@@ -43,7 +43,7 @@ pub(super) fn start(
     });
 }
 
-async fn follow(mut served: Served, client: Client, api: Option<SocketAddrV4>) {
+async fn follow(mut served: Served, client: Client, api: SocketAddr) {
     let (services, write_services) = reflector::store::<Service>();
     let (slices, write_slices) = reflector::store::<EndpointSlice>();
     let config = watcher::Config::default;
@@ -81,7 +81,8 @@ async fn follow(mut served: Served, client: Client, api: Option<SocketAddrV4>) {
         let (services, slices) = (services.state(), slices.state());
         let services: Vec<&Service> = services.iter().map(AsRef::as_ref).collect();
         let slices: Vec<&EndpointSlice> = slices.iter().map(AsRef::as_ref).collect();
-        again = match served.apply(plan(&services, &slices, api)).await {
+        let plan = plan(&services, &slices, api, |it| served.network.within(it));
+        again = match served.apply(plan).await {
             Ok(()) => {
                 backoff.reset();
                 false
@@ -156,7 +157,7 @@ impl Served {
     }
 
     async fn own(&mut self, wanted: BTreeSet<Ipv4Addr>) -> Result<(), Error> {
-        let Kind::Switch(switch) = &*self.network.kind else { return Ok(()) };
+        let Some(switch) = &self.network.ways.switch else { return Ok(()) };
         // Whatever a service says, pods stay at their addresses.
         let wanted: BTreeSet<_> = wanted.into_iter().filter(|it| !switch.has(*it)).collect();
         let owned = match self.owned.take() {
@@ -172,8 +173,8 @@ impl Served {
 
     /// None: nobody could reach it.
     async fn listen(&self, place: Place) -> io::Result<Option<TcpListener>> {
-        match (place, &*self.network.kind) {
-            (Place::Cluster(at), Kind::Switch(switch)) if !switch.has(*at.ip()) => switch.listen(at).await.map(Some),
+        match (place, &self.network.ways.switch) {
+            (Place::Cluster(at), Some(switch)) if !switch.has(*at.ip()) => switch.listen(at).await.map(Some),
             (Place::Cluster(_), _) => Ok(None),
             (Place::Node(port), _) => TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.map(Some),
         }

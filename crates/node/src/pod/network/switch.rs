@@ -1,4 +1,4 @@
-//! A network of the pods' own, where this machine lets us make one (as root).
+//! A network of the pods' own, where this machine lets us make one.
 //!
 //! Its middle is a network namespace that is nobody's but ours (the *switch*), held by a shim of its own as pods' are, so
 //! that it outlives the node. To each pod leads a pair of devices, with a route to the pod's one address; the pod has one
@@ -7,7 +7,8 @@
 //! for in it (services, names) are sockets that were opened in it: two nodes of one machine can have the same services.
 //!
 //! One pair more leads to the host, so that the host reaches pods at their addresses. A filter on it lets pods answer, and
-//! begin nothing: where the kernel has no such filter there is no such pair.
+//! begin nothing: where the kernel has no such filter there is no such pair. Nor is there one where we are an ordinary user,
+//! who has the networks of his pods to himself, but not the host's.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,7 +28,7 @@ use crate::launcher::shim::Socket;
 use crate::pod::{PodConfig, Runtime};
 
 /// Where ClusterIPs come from: pods are elsewhere.
-const SERVICES: Prefix = Prefix::new(Ipv4Addr::new(10, 96, 0, 0), 12);
+pub(super) const SERVICES: Prefix = Prefix::new(Ipv4Addr::new(10, 96, 0, 0), 12);
 /// How much of a machine's network a route may be and still be no more than a default route.
 const DEFAULT: u8 = 7;
 /// How long a connection within this machine may take to be made.
@@ -50,6 +51,8 @@ struct Shared {
     subnet: Prefix,
     /// The host's end of its pair.
     leg: String,
+    /// Whether the host's network is ours to change.
+    has_host: bool,
     /// Its work is done one piece after another.
     inner: Mutex<Inner>,
 }
@@ -92,12 +95,13 @@ impl Switch {
         let (name, seed) = (leg.clone(), hash(seed));
         let built = blocking(move || -> io::Result<_> {
             let (host, switch) = (Netlink::open()?, Netlink::over(socket));
+            let has_host = host.may_change();
             let known = switch.addresses()?;
             let known = known.iter().find(|(device, it)| *device == LOOPBACK && !it.address.is_loopback());
             let subnet = match known {
                 // The first that it was given.
                 Some((_, it)) => Prefix::new(network(it.address), 16),
-                None => found(&host, &switch, &name, seed)?,
+                None => found(&host, &switch, has_host.then_some(&*name), seed)?,
             };
             let mut pods = BTreeMap::new();
             for device in switch.devices()? {
@@ -108,11 +112,29 @@ impl Switch {
                     switch.remove(&device.name)?;
                 }
             }
-            Ok((subnet, Inner { host, switch, pods }))
+            Ok((subnet, has_host, Inner { host, switch, pods }))
         });
-        let (subnet, inner) = built.await?.map_err(Error::machine("make a network for pods"))?;
+        let (subnet, has_host, inner) = built.await?.map_err(Error::machine("make a network for pods"))?;
         let inner = Mutex::new(inner);
-        Ok(Self { shared: Arc::new(Shared { runtime: runtime.clone(), subnet, leg, inner }) })
+        Ok(Self { shared: Arc::new(Shared { runtime: runtime.clone(), subnet, leg, has_host, inner }) })
+    }
+
+    /// Whether the host has a way to pods, as far as its kernel knows one; else somebody has to make it one.
+    pub(super) fn has_host(&self) -> bool {
+        self.shared.has_host
+    }
+
+    /// Where all its addresses are.
+    pub(super) fn subnet(&self) -> Prefix {
+        self.shared.subnet
+    }
+
+    /// The pod that has an address.
+    pub(super) async fn whose(&self, address: Ipv4Addr) -> Option<String> {
+        let find = move |_: &Shared, inner: &mut Inner| {
+            Ok(inner.pods.iter().find(|(_, it)| **it == address).map(|(uid, _)| uid.clone()))
+        };
+        self.work("look for a pod", find).await.ok().flatten()
     }
 
     /// The switch's own address, to which all that pods send goes first.
@@ -129,6 +151,11 @@ impl Switch {
     /// Whether it is the place of a pod, or of ourselves.
     pub(super) fn has(&self, address: Ipv4Addr) -> bool {
         self.shared.subnet.contains(address)
+    }
+
+    /// Whether it is the place of a pod, or what looks like a service's: all that pods reach here, but for ourselves.
+    pub(super) fn is_within(&self, address: Ipv4Addr) -> bool {
+        SERVICES.contains(address) || (pods(self.shared.subnet).contains(address) && address != self.address())
     }
 
     async fn work<T: Send + 'static>(
@@ -241,33 +268,38 @@ impl Switch {
 
     /// What of it is on the host goes; the rest goes with the shims.
     pub(super) async fn close(&self) {
-        if let Err(error) = self.work("remove the pods' network", |shared, inner| inner.host.remove(&shared.leg)).await
-        {
+        let remove = |shared: &Shared, inner: &mut Inner| match shared.has_host {
+            true => inner.host.remove(&shared.leg),
+            false => Ok(()),
+        };
+        if let Err(error) = self.work("remove the pods' network", remove).await {
             tracing::warn!(error = kit::chain(&error), "the host's way to pods stays until they end");
         }
     }
 }
 
-/// Makes a network: a range of addresses that this machine does not know yet, and the host's way into it.
-fn found(host: &Netlink, switch: &Netlink, leg: &str, seed: u64) -> io::Result<Prefix> {
-    // Left by a node whose shims are gone, and with them all but the name.
-    host.remove(leg)?;
-    switch.remove(HOST)?;
-    let there = switch.namespace()?;
-    host.pair((leg, None), (HOST, there.as_fd()))?;
-    let way = match filtered(host, switch, leg) {
-        Ok(ends) => Some(ends),
-        Err(error) => {
-            host.remove(leg)?;
-            tracing::warn!(%error, "this machine does not reach pods at their addresses; they reach each other");
-            None
+/// Makes a network: a range of addresses that this machine does not know yet, and the host's way into it if it is to have
+/// one, by a device that is called so.
+fn found(host: &Netlink, switch: &Netlink, leg: Option<&str>, seed: u64) -> io::Result<Prefix> {
+    let mut way = None;
+    if let Some(leg) = leg {
+        // Left by a node whose shims are gone, and with them all but the name.
+        host.remove(leg)?;
+        switch.remove(HOST)?;
+        host.pair(leg, (HOST, switch.namespace()?.as_fd()))?;
+        match filtered(host, switch, leg) {
+            Ok(ends) => way = Some(ends),
+            Err(error) => {
+                host.remove(leg)?;
+                tracing::warn!(%error, "this machine does not reach pods at their addresses; they reach each other");
+            }
         }
-    };
+    }
     let mut taken = host.destinations()?;
     taken.extend(host.addresses()?.into_iter().map(|(_, it)| it));
     loop {
         let subnet = choose(seed, &taken).ok_or_else(|| io::Error::other("no range of private addresses is free"))?;
-        let pods = Prefix::new(subnet.address, 17);
+        let pods = pods(subnet);
         if let Some((ours, theirs)) = way {
             let (here, there) = ends(subnet);
             host.add_address(ours, Prefix::new(here, 30))?;
@@ -324,12 +356,11 @@ const ANSWERS: &[(u16, u8, u8, u32)] = &[
 
 /// Everything between the switch and a pod.
 fn connect(inner: &Inner, pod: &Netlink, address: Ipv4Addr, gateway: Ipv4Addr, uid: &str) -> io::Result<()> {
-    let Inner { host, switch, .. } = inner;
+    let switch = &inner.switch;
     let name = device(address);
-    let (here, there) = (switch.namespace()?, pod.namespace()?);
     // Of a network that is gone.
     pod.remove(DEVICE)?;
-    host.pair((&name, Some(here.as_fd())), (DEVICE, there.as_fd()))?;
+    pod.pair(DEVICE, (&name, switch.namespace()?.as_fd()))?;
     let missing = || io::Error::from(io::ErrorKind::NotFound);
     let ours = switch.index(&name)?.ok_or_else(missing)?;
     switch.up(ours, &[(FORWARDING, 1), (RP_FILTER, 1)], uid)?;
@@ -352,8 +383,13 @@ fn network(address: Ipv4Addr) -> Ipv4Addr {
     Ipv4Addr::from_bits(address.to_bits() & 0xffff_0000)
 }
 
-fn at(subnet: Prefix, index: u16) -> Ipv4Addr {
+pub(super) fn at(subnet: Prefix, index: u16) -> Ipv4Addr {
     Ipv4Addr::from_bits(subnet.address.to_bits() | u32::from(index))
+}
+
+/// Where the addresses of pods are; the host's are in the other half.
+fn pods(subnet: Prefix) -> Prefix {
+    Prefix::new(subnet.address, 17)
 }
 
 /// The addresses of the host's and of the other end.

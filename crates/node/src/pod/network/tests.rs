@@ -47,6 +47,23 @@ except OSError as e:
     print(type(e).__name__, end='')
 ";
 
+/// What a place answers by way of a proxy, after the proxy's own status.
+const TUNNEL: &str = "
+import socket, sys
+c = socket.create_connection((sys.argv[1], int(sys.argv[2])), 30)
+c.sendall(f'CONNECT {sys.argv[3]} HTTP/1.1\\r\\nconnection: close\\r\\n\\r\\n'.encode())
+f = c.makefile('rb')
+status = f.readline().split()[1].decode()
+while f.readline().strip(): pass
+if status == '200':
+    c.sendall(b'x' * int(sys.argv[4]))
+    c.shutdown(socket.SHUT_WR)
+    status += ' ' + f.read().decode()
+else:
+    status += ' '
+print(status, end='')
+";
+
 /// A datagram from somebody else, and one of its own.
 const SPOOFER: &str = "
 import socket, struct, sys, time
@@ -115,7 +132,7 @@ async fn pods_reach_each_other_services_and_names_and_nothing_of_the_host() {
             return place.close().await;
         }
     };
-    let network = Network { kind: Arc::new(Kind::Switch(switch.clone())) };
+    let network = Network { ways: Arc::new(Ways { switch: Some(switch.clone()), loopback: None }) };
     let gateway = switch.address();
     let names = network.serve_names(&place.tasks).await.unwrap();
     let resolv = format!("nameserver {gateway}\nsearch default.svc.cluster.local\noptions ndots:5 attempts:1\n");
@@ -133,7 +150,7 @@ async fn pods_reach_each_other_services_and_names_and_nothing_of_the_host() {
 
     // The API server of this story is on the host's loopback.
     let api = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let std::net::SocketAddr::V4(at) = api.local_addr().unwrap() else { panic!() };
+    let at = api.local_addr().unwrap();
     place.tasks.tenant("api", async move {
         let (mut stream, _) = api.accept().await.unwrap();
         let _ = stream.write_all(b"api").await;
@@ -151,9 +168,14 @@ async fn pods_reach_each_other_services_and_names_and_nothing_of_the_host() {
     let headless = service("bare", "None", 80);
     let slices = [slice("web", a), slice("thief", a), bare];
     let all: Vec<_> = services.iter().chain([&headless]).collect();
-    let mut served =
-        Served::new(network.clone(), kit::Clock::system(), place.tasks.clone(), Arc::new(Semaphore::new(100)), names);
-    served.apply(plan::plan(&all, &slices.iter().collect::<Vec<_>>(), Some(at))).await.unwrap();
+    let mut served = Served::new(
+        network.clone(),
+        kit::Clock::system(),
+        place.tasks.clone(),
+        Arc::new(Semaphore::new(100)),
+        names.clone(),
+    );
+    served.apply(plan::plan(&all, &slices.iter().collect::<Vec<_>>(), at, |it| it)).await.unwrap();
 
     for (host, port, bytes, said) in [
         (a.to_string(), 8080, 300_000, format!("{b} 300000")),
@@ -169,6 +191,36 @@ async fn pods_reach_each_other_services_and_names_and_nothing_of_the_host() {
         ("example.org".into(), 80, 0, "gaierror".into()),
     ] {
         assert_eq!(ask(&place, "b", &host, port, bytes).await, said, "{host}:{port}");
+    }
+
+    // By the proxy, whatever a program knows of exceptions: services as the pod names them, and of the host what is allowed.
+    let host_server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = host_server.local_addr().unwrap().port();
+    let greet = |mut stream: TcpStream, _, _| async move {
+        let _ = stream.write_all(b"host").await;
+        let _ = stream.shutdown().await;
+    };
+    let (stop, limit) = (place.tasks.shutdown().clone(), Arc::new(Semaphore::new(8)));
+    place.tasks.tenant("host", forward::accept(host_server, stop, place.tasks.clone(), limit, greet));
+    let policy = Egress::new(["deny".to_owned(), format!("host.insula.internal:{port}")]).unwrap();
+    egress::start(switch.clone(), names, place.runtime.clone(), policy, &place.tasks).await.unwrap();
+    let by_proxy = egress::variables(&switch);
+    assert_eq!(by_proxy[1].0, "HTTPS_PROXY");
+    let proxy = by_proxy[1].1.strip_prefix("http://").unwrap().replace(':', " ");
+    for (to, bytes, said) in [
+        (format!("host.insula.internal:{port}"), 0, "200 host".to_owned()),
+        ("web:80".into(), 5, format!("200 {gateway} 5")),
+        ("web.default:80".into(), 5, format!("200 {gateway} 5")),
+        ("10.96.7.7:80".into(), 5, format!("200 {gateway} 5")),
+        (format!("{a}:8080"), 5, format!("200 {gateway} 5")),
+        (format!("127.0.0.1:{port}"), 0, "403 ".into()),
+        ("example.org:80".into(), 0, "403 ".into()),
+        ("nobody.default.svc:80".into(), 0, "502 ".into()),
+        // The proxy is no way to what else listens where it does.
+        (format!("{gateway}:53"), 0, "403 ".into()),
+    ] {
+        let script = format!("exec python3 - {proxy} {to} {bytes} <<'END'\n{TUNNEL}\nEND");
+        assert_eq!(place.exec("b", "c", &script).await.1, said, "{to}");
     }
 
     // What listens at all addresses of the host, a pod reaches at none of them.
@@ -205,7 +257,7 @@ async fn pods_reach_each_other_services_and_names_and_nothing_of_the_host() {
     assert_eq!(next.join("b").await.unwrap(), b);
     assert_eq!(ask(&place, "b", a, 8080, 2).await, format!("{b} 2"));
     // A service that is gone is not served.
-    served.apply(plan::plan(&[], &[], None)).await.unwrap();
+    served.apply(plan::plan(&[], &[], at, |it| it)).await.unwrap();
     assert!(!ask(&place, "b", "10.96.7.7", 80, 0).await.starts_with(&gateway.to_string()));
     assert_eq!(next.owned().await.unwrap(), Vec::<Ipv4Addr>::new());
     next.close().await;
@@ -219,7 +271,7 @@ async fn without_a_network_the_host_reaches_the_ports_that_a_pod_declares() {
     let limit = Arc::new(Semaphore::new(100));
     let seed = place.runtime.dir("").to_string_lossy().into_owned();
     let loopback = Loopback::new(place.runtime.clone(), seed, place.tasks.clone(), limit);
-    let network = Network { kind: Arc::new(Kind::Loopback(loopback)) };
+    let network = Network { ways: Arc::new(Ways { switch: None, loopback: Some(loopback) }) };
     let ports = [8080, 8080];
     let mut addresses = Vec::new();
     for uid in ["a", "b"] {

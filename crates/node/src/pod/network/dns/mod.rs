@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 
-pub(super) use zone::Zone;
+pub(super) use zone::{Known, Zone};
 
 pub(super) const PORT: u16 = 53;
 /// The longest question that is read: one has no need of more, whatever its options.
@@ -34,6 +34,14 @@ pub(super) struct Names {
 impl Names {
     pub(super) fn set(&self, zone: Zone) {
         *self.zone.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(zone));
+    }
+
+    /// What a pod of this namespace means by a name, if it is one of the cluster: as its /etc/resolv.conf would have it.
+    pub(super) fn known(&self, namespace: &str, name: &str) -> Option<Known> {
+        let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let within = [format!("{namespace}.svc.cluster.local"), "svc.cluster.local".into(), "cluster.local".into()];
+        let mut all = within.into_iter().map(|it| format!("{name}.{it}")).chain([name.to_owned()]);
+        all.find_map(|it| zone.known(&it))
     }
 
     /// None where nothing can be said, not even that; and while nothing is known: who asks again is told what is, and who

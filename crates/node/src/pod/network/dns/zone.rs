@@ -61,6 +61,14 @@ pub(super) enum Found {
     NotOurs,
 }
 
+/// What is known of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in super::super) enum Known {
+    Addresses(Vec<Ipv4Addr>),
+    /// It is another name for somebody outside.
+    Elsewhere(String),
+}
+
 impl Zone {
     fn entry(&mut self, name: &str) -> &mut Entry {
         // Whatever is above a name is a name too.
@@ -172,6 +180,20 @@ impl Zone {
             return if records.is_empty() { Found::Nothing } else { Found::Records(records, more) };
         }
         Found::Records(records, Vec::new())
+    }
+
+    /// What a name stands for, if it is one of the cluster; all of its addresses, whoever's turn it is.
+    pub(in super::super) fn known(&self, name: &str) -> Option<Known> {
+        let Found::Records(records, _) = self.find(name, Kind::Address, 0) else { return None };
+        let addresses = records.iter().filter_map(|it| match it.data {
+            Data::Address(address) => Some(address),
+            _ => None,
+        });
+        let addresses: Vec<_> = addresses.collect();
+        match records.into_iter().last().map(|it| it.data) {
+            Some(Data::Alias(name)) if addresses.is_empty() => Some(Known::Elsewhere(name)),
+            _ => Some(Known::Addresses(addresses)),
+        }
     }
 
     fn reversed(&self, name: &str, reversed: &str, kind: Kind) -> Found {
