@@ -6,12 +6,13 @@ use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use apiserver::Kubelets;
 use kit::{Clock, Tasks};
 use ledger::Ledger;
-use node::{Egress, ImageMap, Node, PodOptions, projection};
+use node::{Allow, Egress, ImageMap, Node, PodOptions, projection};
 use sandbox::{Options, Sandboxes};
 use tokio::io::DuplexStream;
 use tokio::net::UnixStream;
@@ -43,6 +44,13 @@ impl Way {
 pub(crate) struct Kubelet(Arc<OnceLock<Way>>);
 
 impl Kubelet {
+    /// Ends the Pods of a node in this process, within this time.
+    pub(crate) async fn end_pods(&self, within: Duration) {
+        if let Some(Way::Within(node)) = self.0.get() {
+            node.end_pods(within).await;
+        }
+    }
+
     /// For an API server.
     pub(crate) fn reached(&self) -> Kubelets {
         let (it, ours) = (self.clone(), projection::machine_name());
@@ -81,12 +89,13 @@ pub(crate) struct Open<'a> {
     pub(crate) kube: SocketAddr,
     /// Where Pods may go.
     pub(crate) egress: Egress,
+    pub(crate) allow: Allow,
 }
 
 /// The sandboxes of the node that answers `elsewhere`, else of one in this process, which Kubernetes sees
 /// as Pods from here on. `None` where this machine makes none, which is told: runs then go without tools.
 pub(crate) async fn open(options: Open<'_>) -> Result<Option<Sandboxes>> {
-    let Open { home, client, ledger, clock, tasks, warm, elsewhere, kubelet, images, host_paths, kube, egress } =
+    let Open { home, client, ledger, clock, tasks, warm, elsewhere, kubelet, images, host_paths, kube, egress, allow } =
         options;
     let name = projection::machine_name();
     let mut shown = projection::Options::new(client.clone(), name.as_str(), home.dir(), clock.clone(), tasks.clone());
@@ -99,6 +108,7 @@ pub(crate) async fn open(options: Open<'_>) -> Result<Option<Sandboxes>> {
                     name,
                     claims: home.path("volumes"),
                     host_paths,
+                    allow,
                     most: shown.most,
                     api: kube,
                     egress,

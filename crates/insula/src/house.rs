@@ -11,12 +11,15 @@ use apiserver::{ApiServer, AuditLog};
 use gateway::Gateway;
 use kit::{Clock, SecretString, Shutdown, Tasks};
 use ledger::{Ledger, Location};
-use node::{Egress, ImageMap};
+use node::{Allow, Egress, ImageMap};
 use runner::{Hands, Runner, Tools};
 
 use crate::hands::{self, Kubelet};
 use crate::home::{self, Home};
+use crate::signals;
 
+/// How long Pods have to end, if nothing else is said.
+pub(crate) const POD_GRACE: Duration = Duration::from_secs(3);
 /// How long what is going on may take to end before the process goes all the same.
 pub(crate) const GRACE: Duration = Duration::from_secs(4);
 
@@ -41,6 +44,8 @@ pub(crate) struct Options {
     pub(crate) host_paths: Vec<PathBuf>,
     /// Where Pods may go outside of their own network.
     pub(crate) egress: Egress,
+    /// What else of this machine Pods may have.
+    pub(crate) allow: Allow,
     /// Where it is written who asked the Kubernetes API for what.
     pub(crate) audit: Option<AuditLog>,
 }
@@ -59,6 +64,7 @@ impl Default for Options {
             images: ImageMap::default(),
             host_paths: Vec::new(),
             egress: Egress::default(),
+            allow: Allow::default(),
             audit: None,
         }
     }
@@ -80,6 +86,7 @@ pub(crate) struct House {
     pub(crate) api_key: SecretString,
     tasks: Tasks,
     home: Home,
+    kubelet: Kubelet,
 }
 
 impl House {
@@ -90,10 +97,11 @@ impl House {
             None => Home::ephemeral()?,
         };
         let tasks = Tasks::new(Shutdown::new());
-        let started = Self::start_roles(&home, options, &tasks).await;
+        let kubelet = Kubelet::default();
+        let started = Self::start_roles(&home, options, &tasks, &kubelet).await;
         match started {
             Ok(Roles { client, kubeconfig, gateway, api_key }) => {
-                Ok(Self { client, kubeconfig, gateway, api_key, tasks, home })
+                Ok(Self { client, kubeconfig, gateway, api_key, tasks, home, kubelet })
             }
             Err(error) => {
                 // What runs already must not see its directory go.
@@ -103,12 +111,11 @@ impl House {
         }
     }
 
-    async fn start_roles(home: &Home, options: Options, tasks: &Tasks) -> Result<Roles> {
+    async fn start_roles(home: &Home, options: Options, tasks: &Tasks, kubelet: &Kubelet) -> Result<Roles> {
         let api_key = home.api_key()?;
         let clock = Clock::system();
 
         let ledger = Ledger::open(Location::File(home.private("ledger.db")?), clock.clone())?;
-        let kubelet = Kubelet::default();
         let api = ApiServer::open(apiserver::Options {
             data: apiserver::Data::Dir(home.dir().to_owned()),
             clock: clock.clone(),
@@ -131,11 +138,12 @@ impl House {
             tasks,
             warm: options.warm,
             elsewhere: options.node.as_deref(),
-            kubelet: &kubelet,
+            kubelet,
             images: options.images,
             host_paths: options.host_paths,
             kube,
             egress: options.egress,
+            allow: options.allow,
         };
         let sandboxes = hands::open(hands).await?;
 
@@ -198,8 +206,10 @@ impl House {
         Ok(self.tasks.watch().await?)
     }
 
-    pub(crate) fn tasks(&self) -> &Tasks {
-        &self.tasks
+    /// Takes signals from now on: the first begins the end, in which Pods have so much time; a second one cuts it short.
+    pub(crate) fn end_on_signal(&self, grace: Duration) {
+        let kubelet = self.kubelet.clone();
+        signals::end_on_signal_after(&self.tasks, async move { kubelet.end_pods(grace).await });
     }
 
     /// Ends every role in order and gives the data directory back.

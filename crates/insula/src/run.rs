@@ -13,8 +13,7 @@ use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-use crate::house::{House, Options};
-use crate::signals;
+use crate::house::{House, Options, POD_GRACE};
 
 /// Give one task to an agent and show its work, with everything in a temporary directory.
 #[derive(Args)]
@@ -47,7 +46,7 @@ impl Run {
     pub(crate) async fn run(self) -> Result<()> {
         let key = self.key()?;
         let house = House::start(Options::default()).await?;
-        signals::end_on_signal(house.tasks());
+        house.end_on_signal(POD_GRACE);
         let done = tokio::select! {
             done = self.go(&house, key) => done,
             ended = house.watch() => ended.and_then(|()| bail!("interrupted")),

@@ -3,18 +3,17 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use apiserver::AuditLog;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use kit::ExposeSecret;
-use node::{Egress, ImageMap};
+use node::{Allow, Egress, ImageMap};
 use serde_json::json;
 
 use crate::home::write_private;
-use crate::house::{House, Options, default_data_dir};
-use crate::signals;
+use crate::house::{House, Options, POD_GRACE, default_data_dir};
 
 /// Start everything on loopback: Kubernetes API, controllers, runner, gateway.
 #[derive(Args)]
@@ -58,6 +57,12 @@ pub(crate) struct Up {
     /// Where Pods may go outside of their own network, by the proxy that their environment names: `allow` (all public addresses), `deny`, names (example.org, *.example.org; as far as they are public), HOST:PORT (wherever it is; this machine is host.insula.internal); several, with commas
     #[arg(long, value_name = "RULE", value_delimiter = ',', default_value = "allow")]
     egress: Vec<String>,
+    /// Let Pods have what the machine has in place of their own: its network (hostNetwork), its processes (hostPID), its IPC (hostIPC), ports at its addresses (hostPort), or all rights over it (privileged). As root, such a Pod has no user namespace of its own, but for ports; repeatable
+    #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',')]
+    allow: Vec<Reach>,
+    /// How many seconds Pods have to end when this process is asked to: critical ones the last third of it. A second Ctrl-C cuts it short
+    #[arg(long, value_name = "SECONDS", default_value_t = POD_GRACE.as_secs(), value_parser = clap::value_parser!(u64).range(0..=3_600))]
+    pod_grace: u64,
     /// Write who asked the Kubernetes API for what here, one JSON document a line: no bodies and no tokens, but what policies and webhooks annotate
     #[arg(long, value_name = "FILE")]
     audit_log: Option<PathBuf>,
@@ -67,6 +72,16 @@ pub(crate) struct Up {
     /// How many older files of the audit log are kept
     #[arg(long, value_name = "N", default_value_t = 10, requires = "audit_log", value_parser = clap::value_parser!(u32).range(0..=1_000))]
     audit_log_maxbackup: u32,
+}
+
+/// What Pods may reach.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Reach {
+    Network,
+    Pid,
+    Ipc,
+    Ports,
+    Privileged,
 }
 
 fn provider(text: &str) -> Result<(String, String), String> {
@@ -122,6 +137,14 @@ impl Up {
             }
         }
         let egress = Egress::new(&self.egress).map_err(|why| anyhow::anyhow!("--egress: {why}"))?;
+        let may = |what| self.allow.contains(&what);
+        let allow = Allow {
+            network: may(Reach::Network),
+            pid: may(Reach::Pid),
+            ipc: may(Reach::Ipc),
+            ports: may(Reach::Ports),
+            privileged: may(Reach::Privileged),
+        };
         let house = House::start(Options {
             data_dir,
             kube_listen: self.kube_listen,
@@ -133,6 +156,7 @@ impl Up {
             images,
             host_paths: self.host_paths,
             egress,
+            allow,
             audit: self.audit_log.map(|path| AuditLog {
                 path,
                 max_bytes: u64::from(self.audit_log_maxsize) << 20,
@@ -141,7 +165,7 @@ impl Up {
         })
         .await?;
         // Whoever finds the ready file may ask it to end at once.
-        signals::end_on_signal(house.tasks());
+        house.end_on_signal(Duration::from_secs(self.pod_grace));
         let kubeconfig = house.write_kubeconfig()?;
         if let Some(path) = &self.kubeconfig {
             write_private(path, &house.kubeconfig).with_context(|| format!("write {}", path.display()))?;

@@ -121,6 +121,11 @@ impl Cgroups {
         self.of(Use::Pids).is_some()
     }
 
+    /// There are groups at all.
+    pub(crate) fn holds(&self) -> bool {
+        !self.hierarchies.is_empty()
+    }
+
     pub(crate) fn freezes(&self) -> bool {
         self.of(Use::Freeze).is_some()
     }
@@ -292,6 +297,22 @@ impl Cgroups {
                 }
             }
         }
+    }
+
+    /// Kills whatever is in a pod's groups until nothing is: one that forks meanwhile is found the next time.
+    pub(crate) async fn end_pod(&self, id: &str) -> io::Result<()> {
+        let mut pause = std::time::Duration::from_micros(200);
+        for _ in 0..14 {
+            self.kill_pod(id);
+            let groups: Vec<String> = self.below(id).iter().map(|it| format!("{id}/{it}")).chain([id.into()]).collect();
+            let empty = |dir: PathBuf| fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().is_empty();
+            if self.hierarchies.iter().all(|it| groups.iter().all(|group| empty(it.base.join(group)))) {
+                return Ok(());
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        Err(io::ErrorKind::TimedOut.into())
     }
 
     /// Removes a sandbox's groups. They can be busy for a moment after their last process has ended.

@@ -30,7 +30,8 @@ mod state;
 mod sys;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tokio::io::DuplexStream;
 
@@ -43,7 +44,7 @@ pub use image::{Credential, ImageError, ImageMap, Images, Limits as ImageLimits,
 /// The file in the directory of a workspace that is bounded, and the extended attribute that says that it is ours.
 pub use launcher::{IMAGE as WORKSPACE_IMAGE, MARK as WORKSPACE_MARK};
 
-pub use pod::{Egress, PodOptions};
+pub use pod::{Allow, Egress, PodOptions};
 
 use engine::Engine;
 use kubelet::Kubelet;
@@ -66,6 +67,7 @@ pub struct Node {
     pub(crate) engine: Arc<Engine>,
     pub(crate) kubelet: Arc<Kubelet>,
     runtime: Runtime,
+    close: Arc<OnceLock<pod::Close>>,
 }
 
 impl Node {
@@ -80,7 +82,7 @@ impl Node {
         let engine = Engine::open(options).await?;
         let runtime = Runtime::open(engine.clone(), pods).await?;
         let kubelet = Kubelet::new(engine.clock.clone(), engine.tasks.clone(), Some(engine.clone()));
-        Ok(Self { engine, kubelet: Arc::new(kubelet), runtime })
+        Ok(Self { engine, kubelet: Arc::new(kubelet), runtime, close: Arc::default() })
     }
 
     /// Runs the Pods of a cluster that are bound to this node, from now on: as a kubelet does. To be called once.
@@ -90,8 +92,19 @@ impl Node {
     pub async fn run_pods(&self, options: PodOptions) -> Result<(), Error> {
         let (clock, tasks) = (self.engine.clock.clone(), self.engine.tasks.clone());
         let dir = self.engine.directory().to_owned();
-        self.kubelet.serve(pod::Here::start(self.runtime.clone(), dir, options, clock, tasks).await?);
+        let (pods, close) = pod::Here::start(self.runtime.clone(), dir, options, clock, tasks).await?;
+        self.kubelet.serve(pods);
+        let _ = self.close.set(close);
         Ok(())
+    }
+
+    /// Ends the Pods in order, before the shutdown of the node's tasks begins: their hooks run, they are asked to end, and
+    /// have their grace as far as this time allows; critical ones last, in its last third. They run again with the next
+    /// node, and none is begun in this one from here on.
+    pub async fn end_pods(&self, within: Duration) {
+        if let Some(close) = self.close.get() {
+            close(within).await;
+        }
     }
 
     /// A connection to this node's protocol within this process: one HTTP/1.1 connection, served until it is dropped. Below

@@ -14,8 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use kube::Api;
 use llm::scripted::{Script, Server};
 
-use crate::house::{House, Options};
-use crate::signals;
+use crate::house::{House, Options, POD_GRACE};
 
 const MODEL: &str = include_str!("model.yaml");
 const MANIFESTS: [(&str, &str); 3] = [
@@ -61,7 +60,7 @@ impl Demo {
         let kubeconfig = house.write_kubeconfig()?;
         println!("Everything is up after {} ms, in {}.", began.elapsed().as_millis(), house.home().dir().display());
         println!("The model is a scripted one at {}.\n", model.base_url());
-        signals::end_on_signal(house.tasks());
+        house.end_on_signal(POD_GRACE);
 
         let shown = tokio::select! {
             shown = show(&house) => shown,

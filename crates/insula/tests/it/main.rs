@@ -1,9 +1,10 @@
 //! The built program, from outside.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on has failed")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test that cannot go on has failed")]
 
 mod apart;
 mod backup;
+mod pods;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

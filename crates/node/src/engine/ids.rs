@@ -46,6 +46,11 @@ impl Ids {
         }
     }
 
+    /// Of a pod that has no user namespace of its own.
+    pub(crate) fn same() -> Vec<IdMap> {
+        vec![IdMap { inside: 0, outside: 0, count: u32::MAX }]
+    }
+
     /// The host's number of an id inside. None where it is the same, or where only the launcher knows.
     pub(crate) fn outside(&self, slot: Option<u32>, id: u32) -> Option<u32> {
         match self {
@@ -73,6 +78,11 @@ impl Ids {
 
     pub(super) fn needs_slot(&self) -> bool {
         *self == Self::Slots
+    }
+
+    /// The node is root.
+    pub(crate) fn is_root(&self) -> bool {
+        !matches!(self, Self::Own { .. })
     }
 
     pub(crate) fn shift(&self) -> bool {

@@ -161,6 +161,7 @@ pub(crate) struct Defaults {
     pub(crate) entrypoint: Option<Vec<String>>,
     pub(crate) cmd: Option<Vec<String>>,
     pub(crate) working_dir: Option<String>,
+    pub(crate) stop_signal: Option<String>,
 }
 
 impl ImageConfig {

@@ -89,6 +89,8 @@ pub(crate) struct Image {
     pub(crate) groups: Vec<u32>,
     /// The image names its user by a name, so that nobody can know it is not root.
     pub(crate) user_name: Option<String>,
+    /// The signal by which it is told to end.
+    pub(crate) stop_signal: Option<String>,
     /// What there is to tell of how it came; `None` when it was there.
     pub(crate) pulled: Option<Pulled>,
 }
@@ -352,6 +354,7 @@ fn host(name: &str, cmd: Vec<String>, means: Option<String>) -> Image {
         group: 0,
         groups: Vec::new(),
         user_name: None,
+        stop_signal: None,
         pulled: means.map(|means| Pulled { means: Some(means), now: None }),
     }
 }
@@ -388,6 +391,7 @@ fn image(name: &Name, id: &Digest, record: &Record, config: ImageConfig, root: P
         group: gid,
         groups,
         user_name,
+        stop_signal: defaults.stop_signal.filter(|it| !it.is_empty()),
         pulled: None,
     })
 }

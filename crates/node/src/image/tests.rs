@@ -64,7 +64,10 @@ fn packed(mark: &str, architecture: &str) -> Packed {
     let sized: Vec<_> = plain.iter().map(|it| gzip(it)).map(|it| (it.len(), put(it))).collect();
     let config = json!({
         "os": "linux", "architecture": architecture,
-        "config": {"User": "app", "Env": ["A=b=c"], "Entrypoint": ["/bin/x"], "Cmd": null, "WorkingDir": "/srv"},
+        "config": {
+            "User": "app", "Env": ["A=b=c"], "Entrypoint": ["/bin/x"], "Cmd": null, "WorkingDir": "/srv",
+            "StopSignal": "SIGQUIT",
+        },
         "rootfs": {"type": "layers", "diff_ids": plain.iter().map(|it| Digest::of(it)).collect::<Vec<_>>()},
     });
     let config = config.to_string().into_bytes();
@@ -307,6 +310,7 @@ async fn an_image_is_pulled_by_whoever_may_and_a_broken_connection_goes_on_where
         (image.entrypoint.as_slice(), image.cmd.len(), image.cwd.as_str()),
         (["/bin/x".to_owned()].as_slice(), 0, "/srv")
     );
+    assert_eq!(image.stop_signal.as_deref(), Some("SIGQUIT"));
     assert_eq!(image.env, [("A".to_owned(), "b=c".to_owned()), ("PATH".to_owned(), PATH.to_owned())]);
     assert!(image.pulled.as_ref().is_some_and(|it| it.now.is_some() && it.means.is_none()), "{image:?}");
     assert!(

@@ -12,6 +12,7 @@ use rustix::thread::ThreadNameSpaceType;
 use super::stage::{Stage, shifted};
 use super::{Answer, Attach, Cgroup, Failure, Join, Start, Step, Trees, Workspace, disk, inside, message};
 use crate::guard::Guards;
+use crate::pod::HostSpaces;
 use crate::sys::{self, Fork};
 
 /// Makes the sandbox's first process and tells the node about it.
@@ -27,7 +28,8 @@ pub(super) fn start(
         birth = join(cgroup)?.or(birth);
     }
     let (here, there) = message::pair().step(|| "make a socket".into())?;
-    match sys::clone_into(namespaces(stage.guards), birth.as_ref().map(AsFd::as_fd))
+    let host = start.pod.as_ref().map(|it| it.host).unwrap_or_default();
+    match sys::clone_into(namespaces(stage.guards, host), birth.as_ref().map(AsFd::as_fd))
         .step(|| "clone into namespaces".into())?
     {
         Fork::Child => {
@@ -36,7 +38,9 @@ pub(super) fn start(
         }
         Fork::Parent { child, pidfd } => {
             drop((there, inherits));
-            map_ids(child, start)?;
+            if !host.users {
+                map_ids(child, start)?;
+            }
             let mut trees = Vec::new();
             if start.shift {
                 let ids = user_namespace(child)?;
@@ -55,14 +59,15 @@ pub(super) fn start(
     }
 }
 
-fn namespaces(guards: Guards) -> u64 {
-    let always = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWUTS;
+fn namespaces(guards: Guards, host: HostSpaces) -> u64 {
+    let always = libc::CLONE_NEWNS | libc::CLONE_NEWUTS;
     let optional = [
-        (Guards::PROCESSES, libc::CLONE_NEWPID),
-        (Guards::NETWORK, libc::CLONE_NEWNET),
-        (Guards::IPC, libc::CLONE_NEWIPC),
+        (!host.users, libc::CLONE_NEWUSER),
+        (guards.has(Guards::PROCESSES) && !host.processes, libc::CLONE_NEWPID),
+        (guards.has(Guards::NETWORK) && !host.network, libc::CLONE_NEWNET),
+        (guards.has(Guards::IPC) && !host.ipc, libc::CLONE_NEWIPC),
     ];
-    optional.iter().filter(|(guard, _)| guards.has(*guard)).fold(always, |all, (_, flag)| all | flag) as u64
+    optional.iter().filter(|(own, _)| *own).fold(always, |all, (_, flag)| all | flag) as u64
 }
 
 /// Makes a control group and joins it, or opens it for the child to be born in.
@@ -150,10 +155,14 @@ pub(super) fn trees(stage: &Stage, asked: &Trees, answer: &OwnedFd) -> Result<()
     let pid = Pid::from_raw(asked.pid).ok_or_else(|| Failure { step: "find the pod".into(), errno: libc::ESRCH })?;
     let ids = if asked.shift { Some(user_namespace(pid)?) } else { None };
     const PATH: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let mut set = 0;
     if stage.guards.has(Guards::MOUNT_FLAGS) {
         set |= sys::ATTR_NOSUID | sys::ATTR_NODEV;
+    }
+    if asked.devices {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+        set &= !sys::ATTR_NODEV;
     }
     if asked.read_only {
         set |= sys::ATTR_RDONLY;
@@ -164,7 +173,7 @@ pub(super) fn trees(stage: &Stage, asked: &Trees, answer: &OwnedFd) -> Result<()
         // Somebody who may write there may have put a link into the path since it was looked at.
         let real = rustix::fs::openat2(CWD, path, PATH, Mode::empty(), ResolveFlags::NO_SYMLINKS).step(what)?;
         let tree = rustix::mount::open_tree(&real, "", flags).step(what)?;
-        sys::mount_setattr(tree.as_fd(), set, ids.as_ref().map(AsFd::as_fd), false)
+        sys::mount_setattr(tree.as_fd(), set, ids.as_ref().map(AsFd::as_fd), asked.devices)
             .step(|| format!("prepare the mount of {}", path.display()))?;
         trees.push(tree);
     }

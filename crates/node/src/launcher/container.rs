@@ -51,14 +51,14 @@ pub(super) fn run(
     ids: &[IdMap],
     lowers: &[PathBuf],
     container: &Container,
-    image: Option<OwnedFd>,
+    trees: (Option<OwnedFd>, Option<OwnedFd>),
     groups: &[(Join, OwnedFd)],
     words: &Path,
     stdio: Stdio,
     answer: &OwnedFd,
     newborn: Newborn<'_>,
 ) -> ! {
-    let done = build(stage, ids, lowers, container, image, groups, words)
+    let done = build(stage, ids, lowers, container, trees, groups, words)
         .and_then(|()| become_command(stage, container, &container.args, &container.env, stdio, answer, newborn));
     refuse(answer, done)
 }
@@ -107,11 +107,19 @@ fn build(
     ids: &[IdMap],
     lowers: &[PathBuf],
     container: &Container,
-    image: Option<OwnedFd>,
+    (image, devices): (Option<OwnedFd>, Option<OwnedFd>),
     groups: &[(Join, OwnedFd)],
     words: &Path,
 ) -> Result<(), Refusal> {
     join(groups, container.oom_score_adj)?;
+    let placed = |tree: Option<OwnedFd>, at: &'static str| {
+        let tree = tree.map(|tree| {
+            rustix::mount::move_mount(tree.as_fd(), "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+                .step(|| format!("place what is given as {at}"))
+                .map(|()| Path::new(at))
+        });
+        tree.transpose()
+    };
     let view = View {
         layer: container.layer,
         tmp: None,
@@ -120,14 +128,10 @@ fn build(
         hosts: &container.hosts,
         resolv: Some(&container.resolv),
         ids,
+        privileged: container.privileged,
+        devices: placed(devices, "devices")?,
     };
-    let image = image.map(|tree| {
-        let at = Path::new("image");
-        rustix::mount::move_mount(tree.as_fd(), "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-            .step(|| "place the image".into())
-            .map(|()| at)
-    });
-    let base = match image.transpose()? {
+    let base = match placed(image, "image")? {
         Some(at) => Base::Image(at),
         None => Base::Host(lowers),
     };
@@ -261,7 +265,7 @@ fn become_command(
     }
     // The node's socket is closed by the execution, which tells that it has come to it.
     sys::cloexec_from(3).step(|| "arrange descriptors".into())?;
-    if stage.guards.has(Guards::SECCOMP) {
+    if stage.guards.has(Guards::SECCOMP) && !container.privileged {
         guard::seccomp(&stage.seccomp)
             .map_err(std::io::Error::other)
             .step(|| "install the system call filter".into())?;
@@ -363,10 +367,12 @@ const CAPABILITIES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-/// Of the pod's user namespace: nothing of it reaches the machine.
+/// Of the pod's user namespace, where it has one: nothing of it reaches the machine then.
 fn privileges(stage: &Stage, container: &Container) -> Result<(), Refusal> {
     let kept = CAPABILITIES.iter().zip(0u32..).filter(|(name, _)| container.capabilities.iter().any(|it| it == *name));
     let kept = CapabilitySet::from_bits_truncate(kept.fold(0u64, |all, (_, bit)| all | 1 << bit));
+    // Without a user namespace of its own it has at most what the node has.
+    let kept = kept & rustix::thread::capabilities(None).step(|| "see our own capabilities".into())?.permitted;
     if stage.guards.has(Guards::CAPABILITIES) {
         for capability in (CapabilitySet::all() & !kept).iter() {
             match rustix::thread::remove_capability_from_bounding_set(capability) {
@@ -397,7 +403,7 @@ fn privileges(stage: &Stage, container: &Container) -> Result<(), Refusal> {
         let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
         rustix::thread::set_capabilities(None, sets).step(|| "drop capabilities".into())?;
     }
-    if stage.guards.has(Guards::NO_NEW_PRIVILEGES) {
+    if stage.guards.has(Guards::NO_NEW_PRIVILEGES) && !container.privileged {
         guard::no_new_privileges().step(|| "set no_new_privs".into())?;
     }
     Ok(())

@@ -102,6 +102,8 @@ fn become_program(
         hosts: &hosts(&start.hostname),
         resolv: None,
         ids: &start.ids,
+        privileged: false,
+        devices: None,
     };
     let root = mount_all(stage, &view, &Base::Host(&sources))?;
     enter(stage.guards, &root)?;
@@ -187,6 +189,10 @@ pub(super) struct View<'a> {
     pub hosts: &'a str,
     pub resolv: Option<&'a str>,
     pub ids: &'a [IdMap],
+    /// All of /proc, and /sys as far as that can be had.
+    pub privileged: bool,
+    /// Where the host's /dev is, if it is to be seen.
+    pub devices: Option<&'a Path>,
 }
 
 /// Where /dev/shm comes from.
@@ -256,7 +262,12 @@ pub(super) fn mount_all(stage: &Stage, view: &View<'_>, base: &Base<'_>) -> Resu
             rustix::mount::mount_bind_recursive("dev", root.join("dev")).step(|| "mount /dev".into())?;
         }
         // Volumes are mounted below it, and programs of containers make their sockets there.
-        Shm::Shared(_) => fill_dev(&root.join("dev"), Path::new("dev"), DEV)?,
+        Shm::Shared(_) => {
+            fill_dev(&root.join("dev"), Path::new("dev"), DEV)?;
+            if let Some(from) = view.devices {
+                super::devices::show(from, &root.join("dev"))?;
+            }
+        }
     }
     let gid = if view.ids.iter().any(|it| it.inside <= 5 && 5 - it.inside < it.count) { ",gid=5,mode=620" } else { "" };
     let options = CString::new(format!("newinstance,ptmxmode=0666{gid}")).step(|| "name options".into())?;
@@ -276,8 +287,15 @@ pub(super) fn mount_all(stage: &Stage, view: &View<'_>, base: &Base<'_>) -> Resu
         // There is no own one to be had.
         rustix::mount::mount_bind_recursive("/proc", &proc).step(|| "show /proc".into())?;
     }
-    if stage.guards.has(Guards::PROC) {
+    if stage.guards.has(Guards::PROC) && !view.privileged {
         mask(&proc)?;
+    }
+    if view.privileged {
+        match rustix::mount::mount("sysfs", root.join("sys"), "sysfs", no | MountFlags::NODEV, None::<&CStr>) {
+            // It is the machine's, over which a user namespace has no rights.
+            Ok(()) | Err(rustix::io::Errno::PERM) => {}
+            Err(error) => return Err(error).step(|| "mount /sys".into()),
+        }
     }
     Ok(root)
 }

@@ -12,6 +12,7 @@
 
 mod builder;
 mod container;
+mod devices;
 mod disk;
 mod handle;
 mod inside;
@@ -107,7 +108,7 @@ pub(crate) struct Start {
 }
 
 /// Directories or files of the host that a pod is to see.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Trees {
     /// The pod's first process.
     pub pid: i32,
@@ -116,6 +117,8 @@ pub(crate) struct Trees {
     pub read_only: bool,
     /// Show their owners as the same ids inside.
     pub shift: bool,
+    /// Whole trees, whose device nodes can be opened.
+    pub devices: bool,
 }
 
 /// A control group to make, to write into and to start the sandbox in.

@@ -27,7 +27,7 @@ use super::container::{self, Stdio};
 use super::stage::{Stage, tmpfs};
 use super::{Failure, Join, Rlimit, Start, Status, Step, inside, message};
 use crate::guard::Guards;
-use crate::pod::{Mount, Processes};
+use crate::pod::{HostSpaces, Mount, Processes};
 use crate::sys::{self, Fork};
 
 /// Bytes that are kept of a container's last words.
@@ -44,6 +44,7 @@ pub(crate) struct Pod {
     pub shm: u64,
     /// Settings of its namespaces, by their names with dots.
     pub sysctls: Vec<(String, String)>,
+    pub host: HostSpaces,
 }
 
 /// What a shim can be asked. The first descriptor is the socket for the answer.
@@ -59,11 +60,13 @@ pub(crate) enum Order {
         size: Option<u64>,
         group: Option<u32>,
     },
-    /// Descriptors: a file with a [`Container`], the control groups, the image's root if there is one.
+    /// Descriptors: a file with a [`Container`], the control groups, the image's root if there is one, and the host's
+    /// devices.
     Start {
         key: String,
         groups: Vec<Join>,
         image: bool,
+        devices: bool,
     },
     /// Descriptors: a file with a [`Command`], the control groups.
     Exec {
@@ -128,6 +131,7 @@ pub(crate) struct Container {
     pub read_only_root: bool,
     /// Names without CAP_.
     pub capabilities: Vec<String>,
+    pub privileged: bool,
     /// [`Processes::Of`] names a key.
     pub processes: Processes,
     pub stdin: bool,
@@ -258,8 +262,12 @@ pub(super) fn run(
         inside::enter(guards, Path::new("."))?;
     }
     rustix::system::sethostname(start.hostname.as_bytes()).step(|| "set the host name".into())?;
-    if guards.has(Guards::NETWORK) {
+    if guards.has(Guards::NETWORK) && !pod.host.network {
         inside::loopback()?;
+    }
+    if pod.host.processes {
+        // As the first process of a namespace would.
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid())).step(|| "reap for others".into())?;
     }
     for (name, value) in &pod.sysctls {
         let path = Path::new("/proc/sys").join(name.replace('.', "/"));
@@ -325,6 +333,9 @@ fn prepare(pod: &Pod) -> Result<(), Failure> {
     tmpfs(Path::new("pod"), 16 << 20, "0755", MountFlags::NOSUID | MountFlags::NODEV)?;
     for dir in [VOLUMES, MESSAGES, SHM] {
         fs::create_dir(dir).step(|| format!("make {dir}"))?;
+    }
+    if pod.host.ipc {
+        return rustix::mount::mount_bind_recursive("/dev/shm", SHM).step(|| "share the host's /dev/shm".into());
     }
     tmpfs(Path::new(SHM), pod.shm, "1777", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC)
 }
@@ -431,7 +442,9 @@ impl Shim<'_> {
 
     fn obey(&mut self, order: Order, answer: &OwnedFd, fds: Vec<OwnedFd>) -> Result<(), Refusal> {
         match order {
-            Order::Start { key, groups, image } => return self.start(key, groups, image, answer, fds),
+            Order::Start { key, groups, image, devices } => {
+                return self.start(key, groups, (image, devices), answer, fds);
+            }
             Order::Exec { key, groups } => return self.exec(key, groups, answer, fds),
             Order::Volumes { names } => {
                 for (name, tree) in names.iter().zip(fds) {
@@ -483,7 +496,7 @@ impl Shim<'_> {
         &mut self,
         key: String,
         groups: Vec<Join>,
-        image: bool,
+        (image, devices): (bool, bool),
         answer: &OwnedFd,
         fds: Vec<OwnedFd>,
     ) -> Result<(), Refusal> {
@@ -491,6 +504,7 @@ impl Shim<'_> {
         if self.processes.contains_key(&key) {
             return Err(Refusal::Config(format!("the container {key} is there already")));
         }
+        let devices = if devices { rest.pop() } else { None };
         let image = if image { rest.pop() } else { None };
         let words = Path::new(MESSAGES).join(&key);
         fs::write(&words, "").step(|| "make a file for last words".into())?;
@@ -519,7 +533,7 @@ impl Shim<'_> {
                 &self.start.ids,
                 &self.lowers,
                 &config,
-                image,
+                (image, devices),
                 &groups,
                 &words,
                 stdio,

@@ -127,7 +127,7 @@ impl Stage {
         for it in lowers
             .iter()
             .map(|it| format!("low/{}", it.name))
-            .chain(["new", "empty", "proc", "pod", "image"].map(Into::into))
+            .chain(["new", "empty", "proc", "pod", "image", "devices"].map(Into::into))
         {
             fs::create_dir_all(&it).step(|| format!("make {it}"))?;
         }

@@ -216,6 +216,13 @@ impl Family {
             while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
         }
         for base in &self.bases {
+            // A pod that sees the host's processes leaves its own behind.
+            for _ in 0..KILL_TRIES {
+                if !kill_below(base) {
+                    break;
+                }
+                let _ = rustix::thread::nanosleep(&Timespec { tv_sec: 0, tv_nsec: 10_000_000 });
+            }
             // Those too whose sandboxes had ended before.
             for group in fs::read_dir(base).into_iter().flatten().flatten() {
                 // Those of pods have some below them.
@@ -235,6 +242,24 @@ impl Family {
 
 /// A quarter of a second each: one minute.
 const HEIR_TRIES: u32 = 240;
+
+const KILL_TRIES: u32 = 100;
+
+/// Kills what is in the control groups of pods below a node's own; whether there was something.
+fn kill_below(base: &Path) -> bool {
+    let dirs = |at: &Path| fs::read_dir(at).into_iter().flatten().flatten().map(|it| it.path()).collect::<Vec<_>>();
+    let groups = dirs(base).into_iter().flat_map(|group| dirs(&group).into_iter().chain([group]));
+    let mut found = false;
+    for group in groups {
+        for pid in fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default().lines() {
+            if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
+                found = true;
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+    found
+}
 
 fn has_ended(pidfd: &OwnedFd) -> bool {
     wait(pidfd, Timespec { tv_sec: 0, tv_nsec: 0 })

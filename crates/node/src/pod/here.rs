@@ -9,20 +9,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kit::{Clock, Tasks};
 use kube::Api;
 use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 
-use super::given::{Allowed, Dns, Given, NodeFacts, PodFacts, VolumeError, host_name, hosts, resolv};
+use super::given::{
+    Allow, Allowed, Dns, Given, NodeFacts, PodFacts, VolumeError, host_name, host_ports, hosts, machine_hosts, resolv,
+    spaces,
+};
 use super::kubelet::{self, Download, Found, Ran, Refused, Used, Wire, World};
-use super::upkeep;
 use super::{
     ContainerConfig, ContainerState, Egress, ExecConfig, ImageFacts, Network, NetworkOptions, PodConfig, PodState,
     Runtime, StartError,
 };
+use super::{network, signals, upkeep};
 use crate::Error;
 use crate::image::{Credential, Image, Images, Listed, PullPolicy};
 use crate::kubelet::{Pods, Running};
@@ -43,6 +48,8 @@ pub struct PodOptions {
     pub claims: PathBuf,
     /// hostPath volumes may be these directories, or below one of them; others are refused.
     pub host_paths: Vec<PathBuf>,
+    /// What else of this machine they may have.
+    pub allow: Allow,
     /// Most pods at once.
     pub most: usize,
     /// Where the API server listens: pods reach it as `kubernetes.default.svc`.
@@ -51,11 +58,15 @@ pub struct PodOptions {
     pub egress: Egress,
 }
 
+/// Ends all pods of a node within a time.
+pub(crate) type Close = Box<dyn Fn(Duration) -> BoxFuture<'static, ()> + Send + Sync>;
+
 /// Everything that a pod of this machine is made of.
 pub(crate) struct Here {
     runtime: Runtime,
     images: Images,
     given: Given,
+    allowed: Allowed,
     network: Network,
     client: kube::Client,
     node: kubelet::Node,
@@ -70,11 +81,12 @@ impl Here {
         options: PodOptions,
         clock: Clock,
         tasks: Tasks,
-    ) -> Result<Arc<dyn Pods>, Error> {
-        let PodOptions { client, name, claims, host_paths, most, api, egress } = options;
-        let allowed = Allowed { host_paths };
+    ) -> Result<(Arc<dyn Pods>, Close), Error> {
+        let PodOptions { client, name, claims, host_paths, allow, most, api, egress } = options;
+        let (root, finds) = (runtime.ids().is_root(), runtime.finds_processes());
+        let allowed = Allowed { host_paths, host: allow, root, finds };
         let machine = Machine::read();
-        let address = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let address = IpAddr::from(network::ADDRESS);
         let network = Network::open(NetworkOptions {
             dir,
             client: client.clone(),
@@ -87,8 +99,15 @@ impl Here {
         let network = network.await?;
         for state in runtime.list().into_iter().filter(|it| it.alive) {
             // They had it from an earlier node.
-            let uid = &state.config.uid;
-            let joined = network.join(uid, &state.config.ports).await;
+            let config = &state.config;
+            let uid = &config.uid;
+            if let Err(error) = network.listen_for(uid, &config.host_ports).await {
+                tracing::warn!(pod = uid, error = kit::chain(&error), "a pod is not reached at its host ports");
+            }
+            let joined = match config.host.network {
+                true => Ok(address),
+                false => network.join(uid, &config.ports).await,
+            };
             if let Err(error) = joined.and_then(|address| runtime.set_address(uid, address)) {
                 // It is made anew; the others are none the worse for it.
                 tracing::warn!(pod = uid, error = kit::chain(&error), "a pod has no address any more: ending it");
@@ -96,7 +115,8 @@ impl Here {
             }
         }
         let servers = network.dns().into_iter().collect();
-        let dns = Dns { domain: "cluster.local".into(), servers, host: String::new() };
+        let called = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let dns = Dns { domain: "cluster.local".into(), servers, host: String::new(), machine: called };
         let quantity = |it: String| Quantity(it);
         let allocatable = BTreeMap::from([
             ("cpu".to_owned(), quantity(machine.cpus.to_string())),
@@ -120,13 +140,22 @@ impl Here {
             memory: machine.memory,
             pods: most,
         };
-        let given = Given::new(client.clone(), facts, allowed, clock.clone(), tasks.clone());
-        let here =
-            Arc::new(Self { images: runtime.images(), runtime, given, network, client: client.clone(), node, dns });
+        let given = Given::new(client.clone(), facts, allowed.clone(), clock.clone(), tasks.clone());
+        let here = Arc::new(Self {
+            images: runtime.images(),
+            runtime,
+            given,
+            allowed,
+            network,
+            client: client.clone(),
+            node,
+            dns,
+        });
         let (name, runtime) = (here.node.name.clone(), here.runtime.clone());
         let options = kubelet::Options { client, world: here.clone(), clock: clock.clone(), tasks: tasks.clone() };
         let kubelet = kubelet::start(options);
         let (kept, shutdown) = (kubelet.clone(), tasks.shutdown().clone());
+        let closed = kubelet.clone();
         tasks.platform("upkeep of pods", async move {
             tokio::select! {
                 () = shutdown.begun() => {}
@@ -134,7 +163,11 @@ impl Here {
             }
             Ok::<_, Infallible>(())
         });
-        Ok(Arc::new(Running::new(name, runtime, move || kubelet.known())))
+        let close: Close = Box::new(move |within| {
+            let kubelet = closed.clone();
+            Box::pin(async move { kubelet.close(within).await })
+        });
+        Ok((Arc::new(Running::new(name, runtime, move || kubelet.known())), close))
     }
 
     /// What the containers of a pod use of the machine's memory, in bytes.
@@ -157,6 +190,19 @@ impl Here {
             tracing::info!(removed, "removed images that nobody uses");
         }
         Ok(())
+    }
+
+    /// Whether there is a runtime for a class: there is one, which is no class's.
+    async fn runs(&self, class: &str) -> Result<(), String> {
+        let classes = Api::<RuntimeClass>::all(self.client.clone());
+        match classes.get_opt(class).await {
+            // In containerd's words.
+            Ok(Some(it)) => {
+                Err(format!("failed to get sandbox runtime: no runtime for {:?} is configured", it.handler))
+            }
+            Ok(None) => Err(format!("runtimeclass.node.k8s.io {class:?} not found")),
+            Err(error) => Err(format!("failed to lookup RuntimeClass {class}: {}", kit::chain(&error))),
+        }
     }
 
     async fn credentials(&self, pod: &Pod) -> Vec<Credential> {
@@ -213,23 +259,33 @@ impl World for Here {
         let volumes = self.given.volumes(pod, &self.runtime.dir(&uid)).await;
         let volumes = volumes.map_err(|error| refused(error.to_string()))?;
         let unable = |message| Refused { reason: "FailedCreatePodSandBox".into(), message };
-        let class = pod.spec.as_ref().and_then(|it| it.runtime_class_name.as_deref()).unwrap_or_default();
-        if !class.is_empty() {
-            return Err(unable(format!("Failed to create pod sandbox: no runtime for {class:?} is configured")));
+        if let Some(class) = pod.spec.as_ref().and_then(|it| it.runtime_class_name.as_deref()) {
+            self.runs(class).await.map_err(|why| unable(format!("Failed to create pod sandbox: {why}")))?;
         }
+        let host = spaces(pod, &self.allowed);
         let name = host_name(pod, &self.dns).map_err(unable)?;
+        let (hosts, resolv) = if host.network {
+            // What is not there says nothing.
+            let text = async |path| tokio::fs::read_to_string(path).await.unwrap_or_default();
+            let dns = Dns { host: text("/etc/resolv.conf").await, ..self.dns.clone() };
+            (machine_hosts(pod, &text("/etc/hosts").await), resolv(pod, &dns))
+        } else {
+            (hosts(pod), resolv(pod, &self.dns))
+        };
         Ok(PodConfig {
             uid,
             namespace: pod.metadata.namespace.clone().unwrap_or_default(),
             name: pod.metadata.name.clone().unwrap_or_default(),
             share_processes: pod.spec.as_ref().and_then(|it| it.share_process_namespace) == Some(true),
-            hosts: hosts(pod),
+            hosts,
             names: name.line(),
             ports: ports(pod),
-            resolv: resolv(pod, &self.dns),
+            resolv,
             hostname: name.kernel,
             volumes,
             sysctls: sysctls(pod),
+            host,
+            host_ports: host_ports(pod, &self.allowed),
         })
     }
 
@@ -281,9 +337,13 @@ impl World for Here {
     }
 
     async fn create(&self, config: PodConfig) -> Result<PodState, Error> {
-        let (uid, ports) = (config.uid.clone(), config.ports.clone());
+        let (uid, ports, host) = (config.uid.clone(), config.ports.clone(), config.host);
+        self.network.listen_for(&uid, &config.host_ports).await?;
         self.runtime.create(config).await?;
-        let address = self.network.join(&uid, &ports).await?;
+        let address = match host.network {
+            true => IpAddr::from(network::ADDRESS),
+            false => self.network.join(&uid, &ports).await?,
+        };
         self.runtime.set_address(&uid, address)
     }
 
@@ -359,8 +419,9 @@ impl World for Here {
 }
 
 fn facts(image: Image) -> ImageFacts {
-    let Image { entrypoint, cmd, env, cwd, user, group, groups, user_name, root, .. } = image;
-    ImageFacts { root, entrypoint, cmd, env, cwd, user, group, groups, user_name }
+    let Image { entrypoint, cmd, env, cwd, user, group, groups, user_name, stop_signal, root, .. } = image;
+    let stop_signal = stop_signal.as_deref().and_then(signals::number);
+    ImageFacts { root, entrypoint, cmd, env, cwd, user, group, groups, user_name, stop_signal }
 }
 
 fn ports(pod: &Pod) -> Vec<u16> {

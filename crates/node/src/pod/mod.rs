@@ -6,11 +6,13 @@ mod kubelet;
 mod log;
 mod network;
 mod runtime;
+mod signals;
 mod types;
 mod upkeep;
 
-pub(crate) use here::Here;
+pub use given::Allow;
 pub use here::PodOptions;
+pub(crate) use here::{Close, Here};
 #[cfg(test)]
 pub(crate) use log::Rotation;
 pub(crate) use log::{Log, LogOptions, Stream};

@@ -1,6 +1,6 @@
 //! What the parts of a pod say to each other: plain data.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,30 @@ pub(crate) struct PodConfig {
     /// Settings of the pod's own kernel namespaces.
     #[serde(default)]
     pub sysctls: Vec<(String, String)>,
+    /// What it has of the host in place of its own.
+    #[serde(default)]
+    pub host: HostSpaces,
+    /// What the node listens for at the host's addresses.
+    #[serde(default)]
+    pub host_ports: Vec<HostPort>,
+}
+
+/// Which namespaces of a pod are the host's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HostSpaces {
+    pub network: bool,
+    pub processes: bool,
+    pub ipc: bool,
+    /// Its ids are the host's, and its capabilities are over the machine. Who is in another namespace of the host's could
+    /// do nothing in it without them.
+    pub users: bool,
+}
+
+/// A TCP port of a pod that is reached at a place of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HostPort {
+    pub at: SocketAddr,
+    pub to: u16,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -68,6 +92,8 @@ pub(crate) struct ContainerConfig {
     pub no_new_privileges: bool,
     /// Names without CAP_; the whole set.
     pub capabilities: Vec<String>,
+    /// No filter of system calls, all of /proc, and the devices of the machine that it may open.
+    pub privileged: bool,
     pub processes: Processes,
     pub stdin: bool,
     /// The input ends with the first client that was attached to it.
@@ -77,6 +103,8 @@ pub(crate) struct ContainerConfig {
     pub oom_score_adj: i32,
     /// A path inside, whose content (or, by policy, the end of the log) is the message of its end.
     pub termination_message_path: String,
+    /// How its image wants to be told to end.
+    pub stop_signal: Option<i32>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -123,6 +151,9 @@ pub(crate) struct ContainerState {
     pub id: String,
     pub started: jiff::Timestamp,
     pub exit: Option<Exit>,
+    /// How its image wants to be told to end; SIGTERM when it says nothing.
+    #[serde(default)]
+    pub stop_signal: Option<i32>,
 }
 
 /// How a container ended.
@@ -179,4 +210,6 @@ pub(crate) struct ImageFacts {
     pub groups: Vec<u32>,
     /// The image names a user by a name (runAsNonRoot cannot verify it).
     pub user_name: Option<String>,
+    /// The signal by which it is told to end, if it says one.
+    pub stop_signal: Option<i32>,
 }

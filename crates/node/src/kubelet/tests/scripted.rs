@@ -102,7 +102,8 @@ impl Scripted {
             message: String::new(),
             unseen: false,
         });
-        let state = ContainerState { name: name.into(), attempt, id: id.into(), started, exit };
+        let (id, stop_signal) = (id.into(), None);
+        let state = ContainerState { name: name.into(), attempt, id, started, exit, stop_signal };
         self.states.lock().unwrap().push(state);
     }
 

@@ -27,7 +27,7 @@ pub(super) async fn config(
     facts: &PodFacts,
 ) -> Result<ContainerConfig, ConfigError> {
     let wrong = |message: String| ConfigError { reason: CONFIG, message };
-    security::check(pod, container).map_err(wrong)?;
+    security::check(pod, container, &inner.allowed).map_err(wrong)?;
     let mut seen = Seen::new();
     let found = look(inner, pod, container, &mut seen).await.map_err(wrong)?;
     let given = env::given(pod, container, &found, facts, &inner.node).map_err(|message| {
@@ -45,10 +45,14 @@ pub(super) async fn config(
     }
     let name = names::host_name(pod, &inner.node.dns).map_err(wrong)?;
     let tty = container.tty == Some(true);
-    let env = env::whole(&name.kernel, tty, &who.home, &inner.node.proxy, &image.env, &given).map_err(wrong)?;
+    // In the host's own network there is no proxy of ours.
+    let elsewhere = pod.spec.as_ref().and_then(|it| it.host_network) == Some(true);
+    let proxy = if elsewhere { &[] } else { inner.node.proxy.as_slice() };
+    let env = env::whole(&name.kernel, tty, &who.home, proxy, &image.env, &given).map_err(wrong)?;
     let own = container.security_context.as_ref();
     let dir = container.working_dir.as_deref().filter(|it| !it.is_empty()).unwrap_or(&image.cwd);
-    let shared = pod.spec.as_ref().and_then(|it| it.share_process_namespace) == Some(true);
+    let shared = pod.spec.as_ref().and_then(|it| it.share_process_namespace) == Some(true)
+        || security::spaces(pod, &inner.allowed).processes;
     let message = container.termination_message_path.as_deref().filter(|it| !it.is_empty());
     Ok(ContainerConfig {
         name: container.name.clone(),
@@ -64,6 +68,7 @@ pub(super) async fn config(
         read_only_root: own.and_then(|it| it.read_only_root_filesystem) == Some(true),
         no_new_privileges: own.and_then(|it| it.allow_privilege_escalation) == Some(false),
         capabilities: security::capabilities(container),
+        privileged: security::is_privileged(container),
         processes: match &facts.target {
             _ if shared => Processes::Pod,
             Some(target) => Processes::Of(target.clone()),
@@ -75,6 +80,7 @@ pub(super) async fn config(
         limits: resources::limits(pod, container),
         oom_score_adj: resources::oom_score_adj(pod, container, inner.node.memory),
         termination_message_path: message.unwrap_or("/dev/termination-log").to_owned(),
+        stop_signal: image.stop_signal,
     })
 }
 
@@ -219,6 +225,7 @@ mod tests {
             group: 0,
             groups: vec![],
             user_name: None,
+            stop_signal: None,
         };
         let table = [
             (json!({}), vec!["entry", "$(A)", "cmd"]),

@@ -203,7 +203,7 @@ mod tests {
         fs::write(root.join("allowed/f"), "").unwrap();
         symlink(root.join("other"), root.join("allowed/out")).unwrap();
         symlink(root.join("allowed/d"), root.join("in")).unwrap();
-        let allowed = Allowed { host_paths: vec![root.join("allowed")] };
+        let allowed = Allowed { host_paths: vec![root.join("allowed")], ..Allowed::default() };
         let refused = "is refused on this node: `insula up --allow-host-path DIRECTORY` allows what is below it";
         let table = [
             ("allowed/d", "Directory", Ok("allowed/d")),

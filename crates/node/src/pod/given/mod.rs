@@ -36,10 +36,11 @@ use tokio::sync::watch;
 
 use super::{ContainerConfig, ImageFacts, Volume};
 use crate::engine::Ids;
-pub(crate) use names::{Dns, host_name, hosts, resolv};
+pub(crate) use names::{Dns, host_name, hosts, machine_hosts, resolv};
 use objects::{ObjectKind, Objects, Seen, Watched, locked};
 pub(crate) use quantity::{millis, value};
-pub(crate) use security::{Allowed, Refusal};
+pub use security::Allow;
+pub(crate) use security::{Allowed, Refusal, host_ports, spaces};
 use tokens::Token;
 
 /// What a pod is told of its node.

@@ -21,6 +21,8 @@ pub(crate) struct Dns {
     pub(crate) servers: Vec<IpAddr>,
     /// The text of the machine's /etc/resolv.conf.
     pub(crate) host: String,
+    /// What the machine is called.
+    pub(crate) machine: String,
 }
 
 /// A pod's name for itself.
@@ -49,6 +51,10 @@ pub(crate) fn host_name(pod: &Pod, dns: &Dns) -> Result<HostName, String> {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let spec = pod.spec.as_ref();
+    if on_host(pod) {
+        let host = dns.machine.clone();
+        return Ok(HostName { kernel: host.clone(), host, domain: String::new() });
+    }
     if let Some(over) = spec.and_then(|it| it.hostname_override.as_deref()) {
         let host = cut(over);
         return Ok(HostName { kernel: host.clone(), host, domain: String::new() });
@@ -71,6 +77,10 @@ pub(crate) fn host_name(pod: &Pod, dns: &Dns) -> Result<HostName, String> {
     Ok(HostName { host, domain, kernel })
 }
 
+fn on_host(pod: &Pod) -> bool {
+    pod.spec.as_ref().and_then(|it| it.host_network) == Some(true)
+}
+
 fn cut(name: &str) -> String {
     let short: String = name.chars().take(HOST_NAME - 1).collect();
     if short.len() == name.len() { short } else { short.trim_end_matches(['-', '.']).to_owned() }
@@ -86,7 +96,18 @@ pub(crate) fn hosts(pod: &Pod) -> String {
                    fe00::1\tip6-allnodes\n\
                    fe00::2\tip6-allrouters\n"
         .to_owned();
+    out.push_str(&aliases(pod));
+    out
+}
+
+/// The text of /etc/hosts in the network of the machine, whose own this is.
+pub(crate) fn machine_hosts(pod: &Pod, text: &str) -> String {
+    format!("# Kubernetes-managed hosts file (host network).\n{text}{}", aliases(pod))
+}
+
+fn aliases(pod: &Pod) -> String {
     let aliases = pod.spec.as_ref().and_then(|it| it.host_aliases.as_deref()).unwrap_or_default();
+    let mut out = String::new();
     if !aliases.is_empty() {
         out.push_str("\n# Entries added by HostAliases.\n");
     }
@@ -109,7 +130,7 @@ struct Resolv {
 pub(crate) fn resolv(pod: &Pod, dns: &Dns) -> String {
     let spec = pod.spec.as_ref();
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let on_host = spec.and_then(|it| it.host_network) == Some(true);
+    let on_host = on_host(pod);
     let mut resolv = match spec.and_then(|it| it.dns_policy.as_deref()).unwrap_or("ClusterFirst") {
         "None" => Resolv::default(),
         policy @ ("ClusterFirst" | "ClusterFirstWithHostNet")
@@ -208,7 +229,12 @@ mod tests {
 
     fn dns() -> Dns {
         let host = "# x\nnameserver 192.0.2.53\nsearch old\nsearch example.com. .\noptions ndots:1 rotate\n";
-        Dns { domain: "cluster.local".into(), servers: vec!["10.0.0.10".parse().unwrap()], host: host.into() }
+        Dns {
+            domain: "cluster.local".into(),
+            servers: vec!["10.0.0.10".parse().unwrap()],
+            host: host.into(),
+            machine: "m".into(),
+        }
     }
 
     #[test]
@@ -221,6 +247,7 @@ mod tests {
                 json!({"hostname": "h", "subdomain": "s", "setHostnameAsFQDN": true}),
                 Ok(("h", "s.ns.svc.cluster.local", "h.s.ns.svc.cluster.local")),
             ),
+            (json!({"hostNetwork": true, "hostname": "h"}), Ok(("m", "", "m"))),
             (json!({"hostnameOverride": format!("{long}-y")}), Ok((long.as_str(), "", long.as_str()))),
             (
                 json!({"hostname": long, "subdomain": "s", "setHostnameAsFQDN": true}),
@@ -248,6 +275,8 @@ mod tests {
                    # Entries added by HostAliases.\n1.2.3.4\tx\tyy\n";
         assert!(text.starts_with("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n"), "{text}");
         assert!(text.ends_with(end), "{text}");
+        let end = "(host network).\n127.0.0.1 me\n\n# Entries added by HostAliases.\n1.2.3.4\tx\tyy\n";
+        assert!(machine_hosts(&pod, "127.0.0.1 me\n").ends_with(end));
     }
 
     #[test]

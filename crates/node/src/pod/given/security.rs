@@ -1,19 +1,40 @@
 //! As whom a container runs, and what of a PodSpec this node refuses.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SecurityContext};
+use k8s_openapi::api::core::v1::{Container, ContainerPort, Pod, PodSecurityContext, SecurityContext};
 
 use super::expand::quote;
 use crate::engine::Ids;
 use crate::pod::kubelet::plain;
-use crate::pod::types::ImageFacts;
+use crate::pod::types::{HostPort, HostSpaces, ImageFacts};
+
+/// What of the machine Pods may have that ask for it. Nothing, by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allow {
+    /// `hostNetwork`
+    pub network: bool,
+    /// `hostPID`
+    pub pid: bool,
+    /// `hostIPC`
+    pub ipc: bool,
+    /// `hostPort`
+    pub ports: bool,
+    /// `privileged`
+    pub privileged: bool,
+}
 
 /// What of a PodSpec this node allows that reaches out of the pod. Nothing, by default.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Allowed {
     /// hostPath volumes are these directories, or below one of them.
     pub(crate) host_paths: Vec<PathBuf>,
+    pub(crate) host: Allow,
+    /// This node is root: a pod can be without a user namespace of its own.
+    pub(crate) root: bool,
+    /// This node finds the processes of a pod by its control groups.
+    pub(crate) finds: bool,
 }
 
 /// Why a kubelet does not take a pod at all: the pod fails, with this reason, and a message after "Pod was rejected: ".
@@ -96,10 +117,15 @@ pub(super) fn refusal(pod: &Pod) -> Option<Refusal> {
     let spec = pod.spec.as_ref()?;
     for it in context(pod).and_then(|it| it.sysctls.as_ref()).into_iter().flatten() {
         let name = it.name.replace('/', ".");
-        if !SYSCTLS.contains(&name.as_str()) {
-            let message = format!("forbidden sysctl: {} not allowlisted", quote(&it.name));
-            return Some(Refusal { reason: "SysctlForbidden", message });
-        }
+        let why = match (SYSCTLS.contains(&name.as_str()), name.starts_with("net.")) {
+            (false, _) => "not allowlisted",
+            // It would be the machine's.
+            (_, true) if spec.host_network == Some(true) => "not allowed with host Net enabled",
+            (_, false) if spec.host_ipc == Some(true) => "not allowed with host IPC enabled",
+            _ => continue,
+        };
+        let message = format!("forbidden sysctl: {} {why}", quote(&it.name));
+        return Some(Refusal { reason: "SysctlForbidden", message });
     }
     let profile = |it: Option<&SecurityContext>| {
         it.and_then(|it| it.app_armor_profile.as_ref()).is_some_and(|it| it.type_ == "Localhost")
@@ -113,25 +139,75 @@ pub(super) fn refusal(pod: &Pod) -> Option<Refusal> {
     None
 }
 
+pub(super) fn is_privileged(container: &Container) -> bool {
+    container.security_context.as_ref().and_then(|it| it.privileged) == Some(true)
+}
+
+/// Which namespaces of the pod are the host's. What is not allowed it does not get; [`check`] says it.
+pub(crate) fn spaces(pod: &Pod, allowed: &Allowed) -> HostSpaces {
+    let Some(spec) = &pod.spec else { return HostSpaces::default() };
+    let Allowed { host, root, finds, .. } = allowed;
+    let network = host.network && spec.host_network == Some(true);
+    let processes = host.pid && *root && *finds && spec.host_pid == Some(true);
+    let ipc = host.ipc && spec.host_ipc == Some(true);
+    let mut containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let privileged = host.privileged && spec.host_users != Some(false) && containers.any(is_privileged);
+    HostSpaces { network, processes, ipc, users: *root && (network || processes || ipc || privileged) }
+}
+
+/// The ports that the node is to listen for.
+pub(crate) fn host_ports(pod: &Pod, allowed: &Allowed) -> Vec<HostPort> {
+    let Some(spec) = pod.spec.as_ref().filter(|it| allowed.host.ports && it.host_network != Some(true)) else {
+        return Vec::new();
+    };
+    let sidecars = spec.init_containers.iter().flatten().filter(|it| it.restart_policy.as_deref() == Some("Always"));
+    let containers = spec.containers.iter().chain(sidecars);
+    let ports = containers.flat_map(|it| it.ports.iter().flatten()).filter(|it| is_tcp(it));
+    let number = |it: i32| u16::try_from(it).ok().filter(|it| *it > 0);
+    let at = |it: &ContainerPort| {
+        // As all that this node listens for.
+        let address = it.host_ip.as_deref().filter(|it| !it.is_empty()).unwrap_or("127.0.0.1");
+        Some(SocketAddr::new(address.parse().ok()?, number(it.host_port?)?))
+    };
+    ports.filter_map(|it| Some(HostPort { at: at(it)?, to: number(it.container_port)? })).collect()
+}
+
+fn is_tcp(port: &ContainerPort) -> bool {
+    port.protocol.as_deref().is_none_or(|it| it == "TCP")
+}
+
 /// What no container has here.
-pub(super) fn check(pod: &Pod, container: &Container) -> Result<(), String> {
+pub(super) fn check(pod: &Pod, container: &Container, allowed: &Allowed) -> Result<(), String> {
     let Some(spec) = &pod.spec else { return Ok(()) };
     let own = container.security_context.as_ref();
-    let ports = container.ports.iter().flatten();
+    let host = allowed.host;
+    let ports = || {
+        let on_host = spec.host_network == Some(true);
+        container.ports.iter().flatten().filter(move |it| !on_host && it.host_port.is_some_and(|it| it != 0))
+    };
     let asked = [
-        (own.and_then(|it| it.privileged) == Some(true), "privileged containers"),
-        (spec.host_network == Some(true), "pods in the network of the host"),
-        (spec.host_pid == Some(true), "pods that see the processes of the host"),
-        (spec.host_ipc == Some(true), "pods in the IPC namespace of the host"),
-        (ports.into_iter().any(|it| it.host_port.is_some_and(|it| it != 0)), "host ports"),
-        (own.and_then(|it| it.proc_mount.as_deref()) == Some("Unmasked"), "containers with an unmasked /proc"),
+        (is_privileged(container), host.privileged, "privileged containers are", "privileged"),
+        (spec.host_network == Some(true), host.network, "hostNetwork is", "network"),
+        (spec.host_pid == Some(true), host.pid, "hostPID is", "pid"),
+        (spec.host_ipc == Some(true), host.ipc, "hostIPC is", "ipc"),
+        (ports().next().is_some(), host.ports, "host ports are", "ports"),
     ];
-    for (asked, what) in asked {
-        if asked {
-            return Err(format!(
-                "{what} are refused on this node: a pod reaches nothing beyond its own namespaces here"
-            ));
+    for (asked, allowed, what, flag) in asked {
+        if asked && !allowed {
+            return Err(format!("{what} refused on this node: `insula up --allow {flag}` allows it"));
         }
+    }
+    if spec.host_pid == Some(true) && !(allowed.root && allowed.finds) {
+        return Err("hostPID is not to be had on this node: only as root, and with control groups, does it find all \
+                    processes of such a pod again"
+            .to_owned());
+    }
+    if let Some(it) = ports().find(|it| !is_tcp(it)) {
+        let protocol = it.protocol.as_deref().unwrap_or_default();
+        return Err(format!("host ports are of TCP on this node: {protocol} is not carried"));
+    }
+    if own.and_then(|it| it.proc_mount.as_deref()) == Some("Unmasked") {
+        return Err("containers with an unmasked /proc are refused on this node, but for privileged ones".to_owned());
     }
     let profile = own
         .and_then(|it| it.seccomp_profile.as_ref())
@@ -148,6 +224,9 @@ pub(super) fn check(pod: &Pod, container: &Container) -> Result<(), String> {
 
 /// What the container gets although it asked for something else; an event says it.
 pub(super) fn remark(pod: &Pod, container: &Container) -> Option<&'static str> {
+    if is_privileged(container) {
+        return None;
+    }
     let own = container.security_context.as_ref().and_then(|it| it.seccomp_profile.as_ref());
     let profile = own.or_else(|| context(pod).and_then(|it| it.seccomp_profile.as_ref()))?;
     (profile.type_ == "Unconfined").then_some(
@@ -329,6 +408,7 @@ mod tests {
             group: user,
             groups: vec![7],
             user_name: user_name.map(str::to_owned),
+            stop_signal: None,
         }
     }
 
@@ -416,23 +496,75 @@ mod tests {
         assert_eq!(capabilities(&pod(json!({}), json!({"privileged": true})).1).len(), 41);
     }
 
+    fn all() -> Allowed {
+        let host = Allow { network: true, pid: true, ipc: true, ports: true, privileged: true };
+        Allowed { host, root: true, finds: true, ..Allowed::default() }
+    }
+
     #[test]
-    fn what_reaches_out_of_the_pod_is_refused() {
+    fn what_reaches_out_of_the_pod_is_refused_unless_it_is_allowed() {
+        let spaces_of = |network, processes, ipc, users| HostSpaces { network, processes, ipc, users };
         let table = [
-            (json!({}), json!({"privileged": true}), "privileged containers"),
-            (json!({"hostNetwork": true}), json!({}), "pods in the network of the host"),
-            (json!({"hostPID": true}), json!({}), "pods that see the processes of the host"),
-            (json!({"hostIPC": true}), json!({}), "pods in the IPC namespace of the host"),
-            (json!({}), json!({"procMount": "Unmasked"}), "containers with an unmasked /proc"),
+            (json!({}), json!({"privileged": true}), "privileged containers are", spaces_of(false, false, false, true)),
+            // As in Kubernetes it then has its rights over the pod alone.
+            (
+                json!({"hostUsers": false}),
+                json!({"privileged": true}),
+                "privileged containers are",
+                HostSpaces::default(),
+            ),
+            (json!({"hostNetwork": true}), json!({}), "hostNetwork is", spaces_of(true, false, false, true)),
+            (json!({"hostPID": true}), json!({}), "hostPID is", spaces_of(false, true, false, true)),
+            (json!({"hostIPC": true}), json!({}), "hostIPC is", spaces_of(false, false, true, true)),
         ];
-        for (spec, own, what) in table {
+        for (spec, own, what, spaces_are) in table {
             let (pod, container) = pod(spec, own);
-            let why = check(&pod, &container).unwrap_err();
-            assert!(why.starts_with(&format!("{what} are refused on this node: ")), "{why}");
+            let none = Allowed { root: true, finds: true, ..Allowed::default() };
+            let why = check(&pod, &container, &none).unwrap_err();
+            assert!(why.starts_with(&format!("{what} refused on this node: `insula up --allow ")), "{why}");
+            assert_eq!(spaces(&pod, &none), HostSpaces::default());
+            assert_eq!(check(&pod, &container, &all()), Ok(()));
+            assert_eq!(spaces(&pod, &all()), spaces_are);
+            // Nobody but root has a pod without a user namespace.
+            assert!(!spaces(&pod, &Allowed { root: false, ..all() }).users);
         }
-        let (pod, container) = pod(json!({"securityContext": {"seccompProfile": {"type": "Unconfined"}}}), json!({}));
-        assert_eq!(check(&pod, &container), Ok(()));
-        assert!(remark(&pod, &container).unwrap().contains("Unconfined"));
+        let (sees, container) = pod(json!({"hostPID": true}), json!({}));
+        for lacking in [Allowed { root: false, ..all() }, Allowed { finds: false, ..all() }] {
+            assert!(check(&sees, &container, &lacking).unwrap_err().starts_with("hostPID is not to be had"));
+            assert_eq!(spaces(&sees, &lacking), HostSpaces::default());
+        }
+        let (unmasked, container) = pod(json!({}), json!({"procMount": "Unmasked"}));
+        assert!(check(&unmasked, &container, &all()).unwrap_err().starts_with("containers with an unmasked /proc"));
+        let (free, container) = pod(json!({"securityContext": {"seccompProfile": {"type": "Unconfined"}}}), json!({}));
+        assert_eq!(check(&free, &container, &Allowed::default()), Ok(()));
+        assert!(remark(&free, &container).unwrap().contains("Unconfined"));
+    }
+
+    #[test]
+    fn host_ports_are_the_hosts_own_unless_an_address_is_named() {
+        let of = |on_host: bool, ports: Value| {
+            let (mut pod, mut container) = pod(json!({"hostNetwork": on_host}), json!({}));
+            container.ports = serde_json::from_value(ports).unwrap();
+            pod.spec.as_mut().unwrap().containers = vec![container.clone()];
+            (pod, container)
+        };
+        let ports = json!([
+            {"containerPort": 80, "hostPort": 8080}, {"containerPort": 81, "hostPort": 8081, "hostIP": "192.0.2.1"},
+            {"containerPort": 82},
+        ]);
+        let (with, container) = of(false, ports.clone());
+        let found = host_ports(&with, &all());
+        let found: Vec<_> = found.iter().map(|it| (it.at.to_string(), it.to)).collect();
+        assert_eq!(found, [("127.0.0.1:8080".to_owned(), 80), ("192.0.2.1:8081".to_owned(), 81)]);
+        assert_eq!(check(&with, &container, &all()), Ok(()));
+        let none = Allowed::default();
+        assert!(check(&with, &container, &none).unwrap_err().starts_with("host ports are refused"));
+        assert_eq!(host_ports(&with, &none), []);
+        // There they say where the pod itself listens.
+        assert_eq!(host_ports(&of(true, ports).0, &all()), []);
+        let (datagrams, container) = of(false, json!([{"containerPort": 53, "hostPort": 53, "protocol": "UDP"}]));
+        let why = check(&datagrams, &container, &all()).unwrap_err();
+        assert_eq!(why, "host ports are of TCP on this node: UDP is not carried");
     }
 
     #[test]
@@ -442,7 +574,11 @@ mod tests {
         let refused = refusal(&sysctl("kernel.msgmax")).unwrap();
         assert_eq!(refused.reason, "SysctlForbidden");
         assert_eq!(refused.message, "forbidden sysctl: \"kernel.msgmax\" not allowlisted");
-        assert_eq!(refusal(&sysctl("net.ipv4.tcp_syncookies")), None);
+        let mut own = sysctl("net.ipv4.tcp_syncookies");
+        assert_eq!(refusal(&own), None);
+        own.spec.as_mut().unwrap().host_network = Some(true);
+        let message = "forbidden sysctl: \"net.ipv4.tcp_syncookies\" not allowed with host Net enabled";
+        assert_eq!(refusal(&own).unwrap().message, message);
         let (armored, _) = pod(json!({}), json!({"appArmorProfile": {"type": "Localhost", "localhostProfile": "x"}}));
         assert_eq!(refusal(&armored).unwrap().reason, "AppArmor");
     }

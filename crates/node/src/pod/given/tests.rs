@@ -120,6 +120,7 @@ fn image() -> ImageFacts {
         group: 0,
         groups: vec![],
         user_name: None,
+        stop_signal: None,
     }
 }
 

@@ -78,6 +78,8 @@ pub(crate) enum Ending {
     Rejected { reason: String, message: String },
     /// The node ends it: a deadline, an eviction.
     Failed { reason: String, message: String, grace: Option<i64>, disruption: bool },
+    /// The node itself ends, and leaves it so many seconds: it is to run again with the next one.
+    Closed { grace: i64 },
 }
 
 /// What is remembered of one container.

@@ -116,6 +116,12 @@ pub(crate) fn grace(pod: &Pod) -> i64 {
     pod.metadata.deletion_grace_period_seconds.or(own).unwrap_or(GRACE).max(0)
 }
 
+/// As Kubernetes draws the line: what the cluster does not run without.
+pub(crate) fn is_critical(pod: &Pod) -> bool {
+    const SYSTEM: i32 = 2_000_000_000;
+    pod.spec.as_ref().and_then(|it| it.priority).is_some_and(|it| it >= SYSTEM)
+}
+
 pub(crate) fn uid(pod: &Pod) -> &str {
     pod.metadata.uid.as_deref().unwrap_or_default()
 }

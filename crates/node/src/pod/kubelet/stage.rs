@@ -61,7 +61,8 @@ impl Stage {
     pub(super) fn put(&self, uid: &str, container: &str) {
         let now = self.clock.now();
         let id = format!("{uid}-{container}-0");
-        let containers = vec![ContainerState { name: container.to_owned(), attempt: 0, id, started: now, exit: None }];
+        let (name, stop_signal) = (container.to_owned(), None);
+        let containers = vec![ContainerState { name, attempt: 0, id, started: now, exit: None, stop_signal }];
         let state = PodState { config: config(uid, "p"), alive: true, address: None, created: now, containers };
         self.pods().insert(uid.to_owned(), (state, watch::Sender::new(0)));
     }
@@ -164,6 +165,7 @@ impl World for Stage {
             read_only_root: false,
             no_new_privileges: false,
             capabilities: Vec::new(),
+            privileged: false,
             processes: Processes::Own,
             stdin: false,
             stdin_once: false,
@@ -171,6 +173,7 @@ impl World for Stage {
             limits: wire::node::Limits::default(),
             oom_score_adj: 0,
             termination_message_path: String::new(),
+            stop_signal: None,
         })
     }
 
@@ -187,7 +190,8 @@ impl World for Stage {
         self.log(format!("start {}", config.name));
         let (name, attempt, started) = (config.name, config.attempt, self.clock.now());
         let id = format!("{uid}-{name}-{attempt}");
-        let container = ContainerState { name: name.clone(), attempt, id, started, exit: None };
+        let stop_signal = config.stop_signal;
+        let container = ContainerState { name: name.clone(), attempt, id, started, exit: None, stop_signal };
         let code = self.brief.lock().unwrap().get(&name).copied();
         self.change(uid, |state| {
             state.containers.push(container.clone());

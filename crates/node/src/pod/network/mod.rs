@@ -8,6 +8,7 @@
 mod dns;
 mod egress;
 mod forward;
+mod host;
 mod loopback;
 mod netlink;
 mod plan;
@@ -26,9 +27,11 @@ use kube::Client;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
-use super::Runtime;
+use super::{HostPort, Runtime};
 use crate::Error;
 pub use egress::Egress;
+pub(crate) use host::ADDRESS;
+use host::Host;
 use loopback::Loopback;
 use switch::Switch;
 
@@ -56,6 +59,7 @@ pub(crate) struct NetworkOptions {
 #[derive(Clone)]
 pub(crate) struct Network {
     ways: Arc<Ways>,
+    host: Arc<Host>,
 }
 
 /// At least one.
@@ -81,6 +85,7 @@ impl Network {
         let NetworkOptions { dir, client, clock, tasks, runtime, api, egress } = options;
         let seed = dir.to_string_lossy().into_owned();
         let limit = Arc::new(Semaphore::new(CONNECTIONS));
+        let host = Arc::new(Host::new(runtime.clone(), tasks.clone(), limit.clone()));
         let switch = match Switch::open(runtime.clone(), &seed).await {
             Ok(switch) => Some(switch),
             Err(error) => {
@@ -92,7 +97,7 @@ impl Network {
             Some(switch) if switch.has_host() => None,
             _ => Some(Loopback::new(runtime.clone(), seed, tasks.clone(), limit.clone())),
         };
-        let network = Self { ways: Arc::new(Ways { switch, loopback }) };
+        let network = Self { ways: Arc::new(Ways { switch, loopback }), host };
         let names = network.serve_names(&tasks).await?;
         if let Some(switch) = &network.ways.switch {
             egress::start(switch.clone(), names.clone(), runtime, egress, &tasks).await?;
@@ -124,8 +129,14 @@ impl Network {
         Ok(IpAddr::V4(address))
     }
 
+    /// Listens at the host for ports of a pod, before it is made, until it leaves. Idempotent.
+    pub(crate) async fn listen_for(&self, uid: &str, ports: &[HostPort]) -> Result<(), Error> {
+        self.host.listen(self, uid, ports).await
+    }
+
     /// Takes a pod its address, before or after it is removed. Idempotent.
     pub(crate) async fn leave(&self, uid: &str) {
+        self.host.leave(uid).await;
         if let Some(loopback) = &self.ways.loopback {
             loopback.leave(uid);
         }
@@ -174,6 +185,7 @@ impl Network {
     async fn connect(&self, to: To) -> io::Result<TcpStream> {
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
         match (to, &*self.ways) {
+            (To::Pod(to), _) if self.host.has(to) => TcpStream::connect(SocketAddr::V4(to)).await,
             (To::Pod(to), Ways { switch: Some(switch), .. }) if switch.has(*to.ip()) => switch.connect(to).await,
             (To::Pod(to), Ways { switch: None, loopback: Some(loopback) }) => loopback.connect(to).await,
             (To::Pod(_), _) => Err(refused()),

@@ -9,13 +9,14 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use super::host::Host;
 use super::netlink::Netlink;
 use super::services::Served;
 use std::net::Ipv4Addr;
 
 use super::*;
-use crate::pod::ContainerConfig;
 use crate::pod::runtime::tests::{Place, container};
+use crate::pod::{ContainerConfig, HostSpaces};
 
 /// Says who has come and how much it was told, once it was told all.
 const SERVER: &str = "
@@ -114,6 +115,11 @@ fn slice(service: &str, address: Ipv4Addr) -> EndpointSlice {
     .unwrap()
 }
 
+fn network(place: &Place, ways: Ways) -> Network {
+    let host = Host::new(place.runtime.clone(), place.tasks.clone(), Arc::new(Semaphore::new(100)));
+    Network { ways: Arc::new(ways), host: Arc::new(host) }
+}
+
 async fn answer(mut stream: TcpStream, bytes: usize) -> String {
     let mut said = String::new();
     stream.write_all(&vec![b'x'; bytes]).await.unwrap();
@@ -132,7 +138,7 @@ async fn pods_reach_each_other_services_and_names_and_nothing_of_the_host() {
             return place.close().await;
         }
     };
-    let network = Network { ways: Arc::new(Ways { switch: Some(switch.clone()), loopback: None }) };
+    let network = network(&place, Ways { switch: Some(switch.clone()), loopback: None });
     let gateway = switch.address();
     let names = network.serve_names(&place.tasks).await.unwrap();
     let resolv = format!("nameserver {gateway}\nsearch default.svc.cluster.local\noptions ndots:5 attempts:1\n");
@@ -271,7 +277,7 @@ async fn without_a_network_the_host_reaches_the_ports_that_a_pod_declares() {
     let limit = Arc::new(Semaphore::new(100));
     let seed = place.runtime.dir("").to_string_lossy().into_owned();
     let loopback = Loopback::new(place.runtime.clone(), seed, place.tasks.clone(), limit);
-    let network = Network { ways: Arc::new(Ways { switch: None, loopback: Some(loopback) }) };
+    let network = network(&place, Ways { switch: None, loopback: Some(loopback) });
     let ports = [8080, 8080];
     let mut addresses = Vec::new();
     for uid in ["a", "b"] {
@@ -286,11 +292,33 @@ async fn without_a_network_the_host_reaches_the_ports_that_a_pod_declares() {
         let reached = TcpStream::connect((*address, 8080)).await.unwrap();
         assert_eq!(answer(reached, 300_000).await, "127.0.0.1 300000");
     }
+    // At a port of the host, which is one pod's alone.
+    let id = std::process::id();
+    let at = SocketAddr::from(([127, 78, (id >> 8) as u8, id as u8], 8080));
+    let host_ports = [HostPort { at, to: 8080 }];
+    place.runtime.set_address("a", addresses[0].into()).unwrap();
+    for _ in 0..2 {
+        network.listen_for("a", &host_ports).await.unwrap();
+    }
+    assert_eq!(answer(TcpStream::connect(at).await.unwrap(), 300_000).await, "127.0.0.1 300000");
+    let taken = kit::chain(&network.listen_for("b", &host_ports).await.unwrap_err());
+    assert!(taken.contains(&format!("listen at the host port {at}")), "{taken}");
     let to = To::Pod(SocketAddrV4::new(addresses[0], 8080));
     assert_eq!(answer(network.connect(to).await.unwrap(), 2).await, "127.0.0.1 2");
     network.leave("a").await;
     network.leave("a").await;
-    assert!(network.connect(to).await.is_err());
+    assert!(network.connect(to).await.is_err() && TcpStream::connect(at).await.is_err());
     assert_eq!(network.dns(), None);
+
+    // What pods in the host's network declare are endpoints, and nothing else that listens there.
+    let ours = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let theirs = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let to = |it: &TcpListener| To::Pod(SocketAddrV4::new(Ipv4Addr::LOCALHOST, it.local_addr().unwrap().port()));
+    let host = HostSpaces { network: true, users: place.runtime.ids().is_root(), ..HostSpaces::default() };
+    let ports = vec![ours.local_addr().unwrap().port()];
+    assert!(network.connect(to(&ours)).await.is_err());
+    place.pod("c", |it| (it.host, it.ports) = (host, ports)).await;
+    network.connect(to(&ours)).await.unwrap();
+    assert!(network.connect(to(&theirs)).await.is_err());
     place.close().await;
 }

@@ -123,7 +123,7 @@ impl Runtime {
     async fn clear(&self, uid: &str) -> Result<(), Error> {
         let cgroups = &self.shared.engine.cgroups;
         let group = group(uid);
-        cgroups.kill_pod(&group);
+        cgroups.end_pod(&group).await.map_err(Error::machine("end what an earlier node has left"))?;
         cgroups.remove_pod(&group).await.map_err(Error::disk("remove a control group of an earlier node"))
     }
 }

@@ -151,6 +151,11 @@ impl Runtime {
         self.shared.engine.images.clone()
     }
 
+    /// Whether the processes of a pod are found again by its control groups.
+    pub(crate) fn finds_processes(&self) -> bool {
+        self.shared.engine.cgroups.holds()
+    }
+
     /// Which ids files of a pod have on this machine.
     pub(crate) fn ids(&self) -> Ids {
         self.shared.engine.ids.clone()
@@ -345,6 +350,10 @@ impl Runtime {
             let pidfd = pidfd.try_clone().and_then(sys::watch).map_err(Error::disk("watch the shim of a pod"))?;
             let ended = tokio::time::timeout(END, pidfd.readable()).await;
             ended.map_err(Error::machine("see the shim of a pod end"))?.map(drop).unwrap_or_default();
+        }
+        if cell.live().state.config.host.processes {
+            // They do not end with the shim.
+            self.shared.engine.cgroups.end_pod(&group).await.map_err(Error::machine("end the processes of a pod"))?;
         }
         cell.settle(&self.shared.engine).await;
         point("pod: settled");

@@ -12,14 +12,14 @@ use super::link::{self, Link};
 use super::{Runtime, socket};
 use crate::cgroup;
 use crate::engine::pods::Seat;
-use crate::engine::{Engine, blocking};
+use crate::engine::{Engine, Ids, blocking};
 use crate::fault::point;
 use crate::launcher::message::DESCRIPTORS;
 use crate::launcher::shim::{Container, Ended, News, Order, Pod};
 use crate::launcher::{self, Rlimit, Start, Status, Trees};
 use crate::pod::log::{Log, Rotation, Stream};
 use crate::pod::{
-    ContainerConfig, ContainerState, Exit, PodConfig, PodState, Processes, Root, StartError, Volume, VolumeSource,
+    ContainerConfig, ContainerState, Exit, PodConfig, PodState, Processes, Root, StartError, VolumeSource,
 };
 use crate::state::Process;
 use crate::{Error, sys};
@@ -101,12 +101,13 @@ impl Runtime {
         });
         let listener = listener.await?.map_err(Error::disk("make the directory of a pod"))?;
         point("pod: listening");
-        let owner = engine.ids.outside(seat.slot, 0);
+        let own = !config.host.users;
+        let owner = engine.ids.outside(seat.slot, 0).filter(|_| own);
         let cgroups = engine.cgroups.pod(&cell.group(), owner).map_err(Error::disk("make control groups"))?;
         let start = Start {
             hostname: config.hostname.clone(),
-            ids: engine.ids.map(seat.slot),
-            shift: engine.ids.shift(),
+            ids: if own { engine.ids.map(seat.slot) } else { Ids::same() },
+            shift: own && engine.ids.shift(),
             cgroups,
             layer: 0,
             tmp: 0,
@@ -115,7 +116,7 @@ impl Runtime {
             env: Vec::new(),
             inherits: vec![3],
             probe: None,
-            pod: Some(Pod { shm: SHM, sysctls: config.sysctls.clone() }),
+            pod: Some(Pod { shm: SHM, sysctls: config.sysctls.clone(), host: config.host }),
         };
         let launcher = engine.launcher().await?;
         let mut made = launcher.start(start, &[listener.as_fd()]).await.map_err(Error::machine("make a pod"))?;
@@ -138,7 +139,7 @@ impl Runtime {
         made.go().await.map_err(Error::machine("start the shim of a pod"))?;
         point("pod: started");
         let link = self.connect(cell, pidfd).await?;
-        self.volumes(&link, made.pid, &config.volumes).await.map_err(Error::machine("give a pod its volumes"))?;
+        self.volumes(&link, made.pid, &config).await.map_err(Error::machine("give a pod its volumes"))?;
         point("pod: given its volumes");
         cell.live().state.alive = true;
         cell.note().map_err(Error::disk("write a pod down"))?;
@@ -194,8 +195,9 @@ impl Runtime {
         self.shared.engine.tasks.tenant("container end", async move { finish(&engine, &cell, &running, ended).await });
     }
 
-    async fn volumes(&self, link: &Link, pid: i32, volumes: &[Volume]) -> Result<(), StartError> {
-        let paths: Vec<_> = volumes
+    async fn volumes(&self, link: &Link, pid: i32, pod: &PodConfig) -> Result<(), StartError> {
+        let paths: Vec<_> = pod
+            .volumes
             .iter()
             .filter_map(|it| match &it.source {
                 VolumeSource::Path(path) => Some((it, path)),
@@ -203,12 +205,13 @@ impl Runtime {
             })
             .collect();
         for batch in paths.chunks(DESCRIPTORS - 1) {
-            let trees = self.trees(pid, batch.iter().map(|(_, path)| (*path).clone()).collect(), false).await?;
+            let paths = batch.iter().map(|(_, path)| (*path).clone()).collect();
+            let trees = self.trees(pod, Trees { pid, paths, ..Trees::default() }).await?;
             let names = batch.iter().map(|(volume, _)| volume.name.clone()).collect();
             let fds: Vec<_> = trees.iter().map(AsFd::as_fd).collect();
             link.ask(&Order::Volumes { names }, &fds).await?;
         }
-        for volume in volumes {
+        for volume in &pod.volumes {
             if let VolumeSource::Memory { size } = volume.source {
                 let order = Order::Memory { name: volume.name.clone(), size, group: volume.fs_group };
                 link.ask(&order, &[]).await?;
@@ -217,9 +220,9 @@ impl Runtime {
         Ok(())
     }
 
-    async fn trees(&self, pid: i32, paths: Vec<std::path::PathBuf>, read_only: bool) -> Result<Vec<OwnedFd>, Error> {
+    async fn trees(&self, pod: &PodConfig, trees: Trees) -> Result<Vec<OwnedFd>, Error> {
         let engine = &self.shared.engine;
-        let trees = Trees { pid, paths, read_only, shift: engine.ids.shift() };
+        let trees = Trees { shift: engine.ids.shift() && !pod.host.users && !trees.devices, ..trees };
         let mut made = engine.launcher().await?.trees(trees.clone()).await;
         if matches!(made, Err(launcher::Error::Gone)) {
             made = engine.launcher().await?.trees(trees).await;
@@ -257,12 +260,21 @@ impl Runtime {
             cpu: config.limits.cpu,
             pids: Some(config.limits.pids.unwrap_or(PIDS)),
         };
-        let owner = engine.ids.outside(slot, 0);
+        let owner = engine.ids.outside(slot, 0).filter(|_| !pod.host.users);
         let groups = engine.cgroups.container(&group, &limits, owner).map_err(Error::disk("make control groups"))?;
         point("container: groups made");
         let image = match &config.root {
             Root::Host => None,
-            Root::Image(path) => self.trees(pid, vec![path.clone()], true).await?.pop(),
+            Root::Image(path) => {
+                let wanted = Trees { pid, paths: vec![path.clone()], read_only: true, ..Trees::default() };
+                self.trees(&pod, wanted).await?.pop()
+            }
+        };
+        let devices = if config.privileged {
+            let wanted = Trees { pid, paths: vec!["/dev".into()], devices: true, ..Trees::default() };
+            self.trees(&pod, wanted).await?.pop()
+        } else {
+            None
         };
         let state = ContainerState {
             name: config.name.clone(),
@@ -270,12 +282,15 @@ impl Runtime {
             id: identity(&cell.uid, &key, engine.clock.now()),
             started: engine.clock.now(),
             exit: None,
+            stop_signal: config.stop_signal,
         };
         let tag = Tag { state: state.clone(), tty: config.tty, stdin_once: config.stdin_once };
         let described = self.describe(&pod, &config, cell, serde_json::to_string(&tag).unwrap_or_default());
-        let fds: Vec<_> = groups.iter().map(|(_, fd)| fd.as_fd()).chain(image.iter().map(AsFd::as_fd)).collect();
+        let fds = groups.iter().map(|(_, fd)| fd).chain(&image).chain(&devices);
+        let fds: Vec<_> = fds.map(AsFd::as_fd).collect();
         let joins = groups.iter().map(|(join, _)| *join).collect();
-        let order = Order::Start { key: key.clone(), groups: joins, image: image.is_some() };
+        let order =
+            Order::Start { key: key.clone(), groups: joins, image: image.is_some(), devices: devices.is_some() };
         let log =
             Log::open(&self.logs(&cell.uid, &config.name), config.attempt, engine.clock.clone(), Rotation::default());
         let log = log.map_err(Error::disk("open the log of a container"))?;
@@ -351,7 +366,9 @@ impl Runtime {
 
     fn describe(&self, pod: &PodConfig, config: &ContainerConfig, cell: &Cell, tag: String) -> Container {
         let mut hosts = pod.hosts.clone();
-        if let Some(address) = cell.live().state.address {
+        if let Some(address) = cell.live().state.address
+            && !pod.host.network
+        {
             hosts.push_str(&format!("{address}\t{}\n", pod.names));
         }
         let processes = match &config.processes {
@@ -373,6 +390,7 @@ impl Runtime {
             groups: config.groups.clone(),
             read_only_root: config.read_only_root,
             capabilities: config.capabilities.clone(),
+            privileged: config.privileged,
             processes,
             stdin: config.stdin,
             tty: config.tty,

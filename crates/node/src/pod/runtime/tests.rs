@@ -1,6 +1,8 @@
 //! Real pods on this machine, as root or as an ordinary user.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+mod host;
+
 use std::path::{Path, PathBuf};
 
 use kit::{Clock, Shutdown, Tasks};
@@ -49,9 +51,7 @@ impl Place {
             hosts: "127.0.0.1\tlocalhost\n".into(),
             resolv: "# none\n".into(),
             volumes: Vec::new(),
-            sysctls: Vec::new(),
-            names: String::new(),
-            ports: Vec::new(),
+            ..PodConfig::default()
         };
         change(&mut config);
         self.runtime.create(config).await.unwrap_or_else(|error| panic!("{}", kit::chain(&error)))
@@ -113,6 +113,7 @@ pub(in crate::pod) fn container(name: &str, script: &str) -> ContainerConfig {
         groups: vec![0],
         read_only_root: false,
         no_new_privileges: false,
+        privileged: false,
         capabilities: ["CHOWN", "KILL", "SETUID", "SETGID"].map(Into::into).to_vec(),
         processes: Processes::Own,
         stdin: false,
@@ -121,6 +122,7 @@ pub(in crate::pod) fn container(name: &str, script: &str) -> ContainerConfig {
         limits: wire::node::Limits::default(),
         oom_score_adj: 0,
         termination_message_path: "/dev/termination-log".into(),
+        stop_signal: None,
     }
 }
 

@@ -7,6 +7,7 @@ use super::super::memory::{Ending, Hook, Stopping, later};
 use super::super::spec::{self, Kind};
 use super::view::due;
 use super::{Action, View, Work};
+use crate::pod::signals;
 
 /// What a container has at least between being asked and being killed, when it has anything at all.
 const LEAST: SignedDuration = SignedDuration::from_secs(2);
@@ -20,6 +21,7 @@ pub(super) fn end(work: &mut Work<'_>, ending: &Ending) {
     }
     let grace = match ending {
         Ending::Failed { grace, .. } => *grace,
+        Ending::Closed { grace } => Some(spec::grace(work.seen.pod).min(*grace)),
         _ => None,
     };
     let views = work.views.clone();
@@ -129,7 +131,9 @@ pub(super) fn drive(work: &mut Work<'_>, view: &View<'_>, turn: bool) {
         it.signalled = Some(now);
         again = Some(end.max(later(now, LEAST)));
         let named = view.unit.spec.lifecycle.as_ref().and_then(|it| it.stop_signal.as_deref());
-        action = Some(Action::Signal { container: name.clone(), signal: named.and_then(signal).unwrap_or(TERM) });
+        let signal =
+            named.and_then(signals::number).or_else(|| view.running().and_then(|it| it.stop_signal)).unwrap_or(TERM);
+        action = Some(Action::Signal { container: name.clone(), signal });
     } else {
         again = Some(end);
     }
@@ -137,42 +141,4 @@ pub(super) fn drive(work: &mut Work<'_>, view: &View<'_>, turn: bool) {
     if let Some(again) = again {
         work.look_at(again);
     }
-}
-
-/// By its name.
-fn signal(name: &str) -> Option<i32> {
-    const ALL: [(&str, i32); 31] = [
-        ("SIGHUP", 1),
-        ("SIGINT", 2),
-        ("SIGQUIT", 3),
-        ("SIGILL", 4),
-        ("SIGTRAP", 5),
-        ("SIGABRT", 6),
-        ("SIGBUS", 7),
-        ("SIGFPE", 8),
-        ("SIGKILL", 9),
-        ("SIGUSR1", 10),
-        ("SIGSEGV", 11),
-        ("SIGUSR2", 12),
-        ("SIGPIPE", 13),
-        ("SIGALRM", 14),
-        ("SIGTERM", 15),
-        ("SIGSTKFLT", 16),
-        ("SIGCHLD", 17),
-        ("SIGCONT", 18),
-        ("SIGSTOP", 19),
-        ("SIGTSTP", 20),
-        ("SIGTTIN", 21),
-        ("SIGTTOU", 22),
-        ("SIGURG", 23),
-        ("SIGXCPU", 24),
-        ("SIGXFSZ", 25),
-        ("SIGVTALRM", 26),
-        ("SIGPROF", 27),
-        ("SIGWINCH", 28),
-        ("SIGIO", 29),
-        ("SIGPWR", 30),
-        ("SIGSYS", 31),
-    ];
-    ALL.into_iter().find(|it| it.0 == name).map(|it| it.1)
 }

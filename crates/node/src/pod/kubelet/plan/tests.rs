@@ -37,6 +37,8 @@ pub(super) struct Story {
     pub hanging: BTreeSet<String>,
     /// What probes find; without a word they pass.
     pub probes: BTreeMap<(String, Probe), Option<bool>>,
+    /// What images say of how to end.
+    pub stop_signals: BTreeMap<String, i32>,
 }
 
 impl Story {
@@ -64,6 +66,7 @@ impl Story {
             deaf: BTreeSet::new(),
             hanging: BTreeSet::new(),
             probes: BTreeMap::new(),
+            stop_signals: BTreeMap::new(),
         }
     }
 
@@ -148,7 +151,8 @@ impl Story {
                 self.memory.started(&container, ("image".into(), "sha256:1".into()), ContainerUser::default());
                 let id = format!("{container}-{attempt}");
                 let all = &mut self.state.as_mut().unwrap().containers;
-                all.push(ContainerState { name: container, attempt, id, started: now, exit: None });
+                let stop_signal = self.stop_signals.get(&container).copied();
+                all.push(ContainerState { name: container, attempt, id, started: now, exit: None, stop_signal });
             }
             Action::Cancel => said.push("cancel".into()),
             Action::PreStop { container, seconds } => {

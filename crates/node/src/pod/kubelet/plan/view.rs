@@ -29,6 +29,8 @@ pub(crate) struct Attempt {
     pub end: Option<End>,
     /// It belongs to an earlier life of the pod, before the machine was restarted.
     pub stale: bool,
+    /// How its image wants to be told to end.
+    pub stop_signal: Option<i32>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -101,6 +103,7 @@ pub(crate) fn views<'a>(seen: &Seen<'a>, memory: &Memory) -> Vec<View<'a>> {
             started: None,
             end: Some(End { code: 128, reason: "StartError", message: it.message.clone(), finished: it.at }),
             stale: false,
+            stop_signal: None,
         }));
         attempts.sort_by_key(|it| it.number);
         let last = attempts.pop();
@@ -142,7 +145,8 @@ fn attempt(it: &ContainerState, unit: &Unit<'_>, part: Option<&Part>, created: O
         End { code: exit.code, reason, message, finished: exit.finished }
     });
     let stale = end.is_some() && created.is_some_and(|created| created > it.started);
-    Attempt { number: it.attempt, id: it.id.clone(), started: Some(it.started), end, stale }
+    let (number, id, stop_signal) = (it.attempt, it.id.clone(), it.stop_signal);
+    Attempt { number, id, started: Some(it.started), end, stale, stop_signal }
 }
 
 /// The id of what never was.

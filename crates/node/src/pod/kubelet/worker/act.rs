@@ -1,5 +1,6 @@
 //! What a pod's task does; each thing to its end, and then what came of it.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,8 +90,9 @@ impl<W: World> Acting<'_, W> {
     pub(super) async fn volumes(self) -> Outcome {
         match self.inner.world.volumes(&self.pod).await {
             Ok(config) => Outcome::Volumes(Some(config)),
-            Err(Refused { message, .. }) => {
-                self.note(true, "FailedMount", message, None);
+            Err(Refused { reason, message }) => {
+                let reason = if let Cow::Borrowed(reason) = reason { reason } else { "FailedMount" };
+                self.note(true, reason, message, None);
                 Outcome::Volumes(None)
             }
         }

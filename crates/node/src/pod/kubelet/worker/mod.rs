@@ -8,7 +8,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -61,6 +61,7 @@ struct Inner<W> {
     pods: Mutex<BTreeMap<String, Entry>>,
     /// How many have come.
     came: AtomicU64,
+    closing: AtomicBool,
     /// A pod's task has ended.
     left: Notify,
     starts: Semaphore,
@@ -103,6 +104,7 @@ pub(crate) fn start<W: World>(options: Options<W>) -> Kubelet<W> {
         recorder,
         pods: Mutex::default(),
         came: AtomicU64::new(0),
+        closing: AtomicBool::new(false),
         left: Notify::new(),
         starts: Semaphore::new(STARTS),
         writes: Semaphore::new(WRITES),
@@ -150,6 +152,37 @@ impl<W: World> Kubelet<W> {
         }
     }
 
+    /// Ends all pods because the node ends, within this time: those that are critical last, in the last third of it. What
+    /// the API server is told of them stays: they run again with the next node. No pod is begun from now on.
+    pub(crate) async fn close(&self, within: Duration) {
+        self.0.closing.store(true, Ordering::Release);
+        let critical = within / 3;
+        for (is_critical, most) in [(false, within.saturating_sub(critical)), (true, critical)] {
+            let grace = i64::try_from(most.as_secs()).unwrap_or(i64::MAX);
+            let pods = self.known().into_iter().filter(|it| spec::is_critical(it) == is_critical);
+            let ends = pods.map(|pod| async move {
+                let uid = spec::uid(&pod);
+                self.order(uid, Ending::Closed { grace });
+                if tokio::time::timeout(most, self.ended(uid)).await.is_err()
+                    && let Err(error) = self.0.world.stop(uid).await
+                {
+                    tracing::warn!(pod = pod.metadata.name, error = kit::chain(&error), "cannot end a pod");
+                }
+            });
+            futures::future::join_all(ends).await;
+        }
+    }
+
+    /// Returns when nothing of a pod runs.
+    async fn ended(&self, uid: &str) {
+        while let Some(mut changes) = self.0.world.watch(uid) {
+            changes.borrow_and_update();
+            if !self.0.world.state(uid).is_some_and(|it| it.alive) || changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// For ever.
     async fn keep(&self, node: &str) {
         let api: Api<Pod> = Api::all(self.0.client.clone());
@@ -191,6 +224,9 @@ impl<W: World> Kubelet<W> {
             it.promised = promised;
             it.begun = begun;
             it.told.send_modify(|told| told.pod = Some(pod));
+            return;
+        }
+        if self.0.closing.load(Ordering::Acquire) {
             return;
         }
         let told = watch::Sender::new(Told { pod: Some(pod), order: None });

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::act::{Acting, Outcome};
 use super::{CALL, Inner, Told};
-use crate::pod::kubelet::memory::{Memory, Step, later};
+use crate::pod::kubelet::memory::{Ending, Memory, Step, later};
 use crate::pod::kubelet::plan::{Action, Plan, Seen, plan};
 use crate::pod::kubelet::world::{Node, World};
 use crate::pod::kubelet::{admission, memory, spec, status};
@@ -120,7 +120,9 @@ impl<'a, W: World> Task<'a, W> {
                 let acting = Acting { inner, pod: self.pod.clone() };
                 jobs.push(async move { acting.changed().await }.boxed());
             }
-            let due = plan.status.take().and_then(|status| self.write(status, plan.unsettled, now, &mut jobs));
+            // When the node ends, it is not the pod's fault.
+            let told = plan.status.take().filter(|_| !matches!(self.memory.ending, Some(Ending::Closed { .. })));
+            let due = told.and_then(|status| self.write(status, plan.unsettled, now, &mut jobs));
             if plan.done && !self.writing {
                 return;
             }

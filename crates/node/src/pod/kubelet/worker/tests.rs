@@ -265,6 +265,51 @@ async fn hooks_run_and_one_that_hangs_is_cut_off() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn when_the_node_ends_pods_end_in_order_and_within_their_time_and_run_again() {
+    let house = House::open().await;
+    let (kubelet, tasks) = house.start();
+    let container = |name: &str, hook: &str| {
+        let hook = json!({"preStop": {"exec": {"command": [hook]}}});
+        json!([{"name": name, "image": "busybox", "lifecycle": hook}])
+    };
+    house.stage.commands.lock().unwrap().insert("quick".to_owned(), ran(0, ""));
+    let critical = json!({"containers": container("late", "quick"), "priorityClassName": "system-node-critical"});
+    house.create("critical", critical).await;
+    for (name, hook, grace) in [("polite", "quick", 30), ("slow", "hangs", 30), ("brief", "hangs", 1)] {
+        let spec = json!({"containers": container(name, hook), "terminationGracePeriodSeconds": grace});
+        house.create(name, spec).await;
+    }
+    for name in ["critical", "polite", "slow", "brief"] {
+        house.until(name, ready).await;
+    }
+    let before = house.stage.did.borrow().len();
+    let began = house.clock.now();
+    kubelet.close(Duration::from_secs(9)).await;
+    let took = house.clock.now().duration_since(began).as_secs();
+    assert_eq!(took, 6, "the critical one needed none of its time");
+    let did: Vec<String> = house.stage.did.borrow()[before..].to_vec();
+    let at = |what: &str| did.iter().position(|it| it == what).unwrap_or_else(|| panic!("{what} in {did:?}"));
+    assert!(at("signal 15 polite") < at("signal 15 late") && at("signal 15 brief") < at("signal 15 late"), "{did:?}");
+    assert!(house.stage.list().iter().all(|it| !it.alive));
+    assert_eq!(at("signal 15 late") + 2, did.len(), "{did:?}");
+    // What comes now is the next node's.
+    house.create("new", json!({})).await;
+    tasks.end().await;
+    for it in house.pods().list(&ListParams::default()).await.unwrap() {
+        let running = spec::phase(&it) == "Running";
+        assert_eq!(running, it.metadata.name.as_deref() != Some("new"), "{:?}", it.metadata.name);
+    }
+    let _next = house.start();
+    for name in ["critical", "polite", "slow", "brief", "new"] {
+        let again = |it: Option<&Pod>| {
+            it.is_some_and(|it| ready(Some(it)) && house.stage.state(spec::uid(it)).is_some_and(|it| it.alive))
+        };
+        house.until(name, again).await;
+    }
+    house.tasks.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn probes_are_acted_on_and_told() {
     let house = House::open().await;
     house.stage.commands.lock().unwrap().insert("look".to_owned(), ran(1, "not yet"));

@@ -28,6 +28,17 @@ fn a_deleted_pod_ends_is_told_of_removed_and_deleted_in_this_order() {
 }
 
 #[test]
+fn the_signal_is_the_specs_the_images_or_sigterm() {
+    for (spec, image, is) in [(None, None, 15), (None, Some(3), 3), (Some("SIGUSR1"), Some(3), 10)] {
+        let mut it = pod("Always", json!([with("c", json!({"lifecycle": {"stopSignal": spec}}))]));
+        it.stop_signals.extend(image.map(|image| ("c".to_owned(), image)));
+        it.run();
+        it.delete(10);
+        assert_eq!(it.run()[1], format!("signal {is} c"));
+    }
+}
+
+#[test]
 fn what_never_ran_is_failed_when_it_is_deleted() {
     let mut it = pod("Always", json!([c("c")]));
     it.broken.insert("c".into(), Refused { reason: "ErrImageNeverPull".into(), message: "x".into() });
