@@ -352,7 +352,18 @@ pub(crate) fn prepare_create(call: &Call, object: &mut Value) -> Result<(), Prob
             }
         }
         ("", "pods") => {
-            put(object, "status", Some(json!({"phase": "Pending", "qosClass": qos(object)})));
+            let mut status = json!({"phase": "Pending", "qosClass": qos(object)});
+            if !validate::list(object, "/spec/schedulingGates").is_empty() {
+                meta::map(&mut status).insert(
+                    "conditions".into(),
+                    json!([{
+                        "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+                        "message": "Scheduling is blocked due to non-empty scheduling gates",
+                        "lastProbeTime": null, "lastTransitionTime": call.core.now(),
+                    }]),
+                );
+            }
+            put(object, "status", Some(status));
         }
         ("", "services") => allocate(call, object, None)?,
         ("certificates.k8s.io", _) => certificates::sign_in(object, &call.user),

@@ -488,8 +488,9 @@ fn pod_spec<'a>(spec: &'a Value, claims: HashSet<&'a str>, path: &str, errors: &
             for (at, port) in list(container, "/ports").iter().enumerate() {
                 port_number(port, "/containerPort", &format!("{place}.ports[{at}].containerPort"), errors);
             }
+            let mounts = format!("{place}.volumeMounts");
             for (at, mount) in list(container, "/volumeMounts").iter().enumerate() {
-                let place = format!("{place}.volumeMounts[{at}]");
+                let place = format!("{mounts}[{at}]");
                 let name = text(mount, "/name");
                 if name.is_empty() {
                     errors.push(FieldError::required(format!("{place}.name"), ""));
@@ -499,6 +500,7 @@ fn pod_spec<'a>(spec: &'a Value, claims: HashSet<&'a str>, path: &str, errors: &
                 if text(mount, "/mountPath").is_empty() {
                     errors.push(FieldError::required(format!("{place}.mountPath"), ""));
                 }
+                sub_paths(mount, &mounts, at, errors);
             }
             for (at, env) in list(container, "/env").iter().enumerate() {
                 let place = format!("{place}.env[{at}]");
@@ -548,6 +550,24 @@ fn sysctls(spec: &Value, path: &str, errors: &mut Errors) {
                 let why = format!("may not be specified when '{field}' is true");
                 errors.push(FieldError::invalid_str(&place, name, &why));
             }
+        }
+    }
+}
+
+/// What a mount takes of its volume is below it. Upstream does not say which of the mounts is wrong.
+fn sub_paths(mount: &Value, mounts: &str, at: usize, errors: &mut Errors) {
+    let (plain, expanded) = (text(mount, "/subPath"), text(mount, "/subPathExpr"));
+    if !plain.is_empty() && !expanded.is_empty() {
+        let why = "subPathExpr and subPath are mutually exclusive";
+        errors.push(FieldError::invalid_str(format!("{mounts}[{at}].subPathExpr"), expanded, why));
+    }
+    for (field, path) in [("subPath", plain), ("subPathExpr", expanded)] {
+        let place = format!("{mounts}.{field}");
+        if path.starts_with('/') {
+            errors.push(FieldError::invalid_str(&*place, path, "must be a relative path"));
+        }
+        if path.split('/').any(|it| it == "..") {
+            errors.push(FieldError::invalid_str(place, path, "must not contain '..'"));
         }
     }
 }

@@ -140,13 +140,16 @@ fn build(
     if !container.message_path.is_empty() {
         // Whoever it runs as writes to it.
         rustix::fs::chmod(words, Mode::from_raw_mode(0o666)).step(|| "open a file for last words".into())?;
-        bind(&root, words, "", &container.message_path, false)?;
+        let at_words = opened(words).map_err(|why| at(&container.message_path, &why))?;
+        bind(&root, &at_words, &container.message_path, false)?;
     }
     let mut mounts: Vec<_> = container.mounts.iter().collect();
     // What is mounted below something else comes after it.
     mounts.sort_by_key(|it| Path::new(&it.path).components().count());
     for it in mounts {
-        bind(&root, &Path::new(shim::VOLUMES).join(&it.volume), &it.sub_path, &it.path, it.read_only)?;
+        let source = opened(&Path::new(shim::VOLUMES).join(&it.volume)).map_err(|why| at(&it.path, &why))?;
+        let source = within(source, &it.sub_path).map_err(|_| Refusal::SubPath(it.volume.clone()))?;
+        bind(&root, &source, &it.path, it.read_only)?;
     }
     let cwd = make(&root, Path::new(&container.cwd), true).map_err(|why| at(&container.cwd, &why))?;
     drop(cwd);
@@ -172,29 +175,30 @@ fn at(path: &str, why: &Errno) -> Refusal {
     Refusal::Config(format!("cannot use {path}: {}", std::io::Error::from(*why)))
 }
 
-/// Mounts what is at `sub_path` of `source` at `path` of the new root. Links are followed within each, never out.
-fn bind(root: &Path, source: &Path, sub_path: &str, path: &str, read_only: bool) -> Result<(), Refusal> {
-    let opened = |at: &Path| rustix::fs::open(at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-    let source = opened(source).map_err(|error| at(path, &error))?;
-    let source = if sub_path.is_empty() {
-        source
-    } else {
-        let how = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        let find = || rustix::fs::openat2(&source, sub_path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), how);
-        let found = find().or_else(|error| match error {
-            Errno::NOENT => make_in(&source, Path::new(sub_path), true, how).and_then(|_| find()),
-            other => Err(other),
-        });
-        found.map_err(|error| {
-            let why = std::io::Error::from(error);
-            Refusal::Config(format!("failed to prepare subPath {sub_path:?} for {path:?}: {why}"))
-        })?
-    };
-    let kind = rustix::fs::fstat(&source).map_err(|error| at(path, &error))?.st_mode;
+fn opened(at: &Path) -> Result<OwnedFd, Errno> {
+    rustix::fs::open(at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// What is at `sub_path` of `volume`, made where it is not there. Links are followed within it, never out.
+fn within(volume: OwnedFd, sub_path: &str) -> Result<OwnedFd, Errno> {
+    if sub_path.is_empty() {
+        return Ok(volume);
+    }
+    let how = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let find = || rustix::fs::openat2(&volume, sub_path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), how);
+    find().or_else(|error| match error {
+        Errno::NOENT => make_in(&volume, Path::new(sub_path), true, how).and_then(|_| find()),
+        other => Err(other),
+    })
+}
+
+/// Mounts `source` at `path` of the new root. Links are followed within the root, never out.
+fn bind(root: &Path, source: &OwnedFd, path: &str, read_only: bool) -> Result<(), Refusal> {
+    let kind = rustix::fs::fstat(source).map_err(|error| at(path, &error))?.st_mode;
     let is_dir = rustix::fs::FileType::from_raw_mode(kind).is_dir();
     let target = make(root, Path::new(path), is_dir).map_err(|error| at(path, &error))?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let tree = rustix::mount::open_tree(&source, "", flags).step(|| format!("open the volume for {path}"))?;
+    let tree = rustix::mount::open_tree(source, "", flags).step(|| format!("open the volume for {path}"))?;
     if read_only {
         sys::mount_setattr(tree.as_fd(), sys::ATTR_RDONLY, None, false).step(|| format!("make {path} read-only"))?;
     }

@@ -179,6 +179,9 @@ pub(crate) enum Refusal {
     /// Something else that it was given.
     #[error("{0}")]
     Config(String),
+    /// What it wants of this volume leads out of it, or cannot be made.
+    #[error("cannot use a part of the volume {0}")]
+    SubPath(String),
     #[error("{0}")]
     Machine(Failure),
     #[error("no such container runs")]
@@ -659,11 +662,11 @@ fn memory(name: &str, size: Option<u64>, group: Option<u32>) -> Result<(), Refus
     fs::create_dir(&at).step(|| format!("make the volume {name}"))?;
     // Without a size the kernel takes half of the machine; the pod's limit of memory counts all the same.
     let size = size.unwrap_or(1 << 40);
-    tmpfs(&at, size, "0777", MountFlags::NOSUID | MountFlags::NODEV)?;
+    tmpfs(&at, size, "1777", MountFlags::NOSUID | MountFlags::NODEV)?;
     if let Some(group) = group {
         let step = || format!("give the volume {name} to the group {group}");
         rustix::fs::chown(&at, None, Some(rustix::fs::Gid::from_raw(group))).step(step)?;
-        rustix::fs::chmod(&at, Mode::from_raw_mode(0o2777)).step(step)?;
+        rustix::fs::chmod(&at, Mode::from_raw_mode(0o3777)).step(step)?;
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ use super::given::{
     Allow, Allowed, Dns, Given, NodeFacts, PodFacts, VolumeError, host_name, host_ports, hosts, machine_hosts, resolv,
     spaces,
 };
-use super::kubelet::{self, Download, Found, Ran, Refused, Used, Wire, World};
+use super::kubelet::{self, Download, Found, Looking, Ran, Refused, Used, Wire, World};
 use super::{
     ContainerConfig, ContainerState, Egress, ExecConfig, ImageFacts, Network, NetworkOptions, PodConfig, PodState,
     Runtime, StartError,
@@ -205,22 +205,30 @@ impl Here {
         }
     }
 
-    async fn credentials(&self, pod: &Pod) -> Vec<Credential> {
+    /// What the pod's pull secrets hold, and the names of those that are not there.
+    async fn credentials(&self, pod: &Pod) -> (Vec<Credential>, Vec<String>) {
         let named = pod.spec.as_ref().and_then(|it| it.image_pull_secrets.as_deref()).unwrap_or_default();
         let secrets =
             Api::<Secret>::namespaced(self.client.clone(), pod.metadata.namespace.as_deref().unwrap_or_default());
-        let mut all = Vec::new();
+        let (mut all, mut absent) = (Vec::new(), Vec::new());
         for name in named.iter().take(SECRETS) {
             // A kubelet tries without those that it does not get, and the registry says what it thinks of that.
             let secret = match tokio::time::timeout(SECRET, secrets.get_opt(&name.name)).await {
                 Ok(Ok(Some(secret))) => secret,
-                Ok(Ok(None)) => continue,
-                Ok(Err(error)) => {
-                    tracing::warn!(secret = name.name, error = kit::chain(&error), "cannot read a pull secret");
-                    continue;
-                }
-                Err(_) => {
-                    tracing::warn!(secret = name.name, "cannot read a pull secret: the API server does not answer");
+                missed => {
+                    match missed {
+                        Ok(Err(error)) => {
+                            tracing::warn!(secret = name.name, error = kit::chain(&error), "cannot read a pull secret");
+                        }
+                        Err(_) => {
+                            tracing::warn!(
+                                secret = name.name,
+                                "cannot read a pull secret: the API server does not answer"
+                            );
+                        }
+                        Ok(Ok(_)) => {}
+                    }
+                    absent.push(name.name.clone());
                     continue;
                 }
             };
@@ -235,7 +243,7 @@ impl Here {
                 Err(why) => tracing::info!(secret = name.name, why, "a pull secret is not readable"),
             }
         }
-        all
+        (all, absent)
     }
 }
 
@@ -297,7 +305,7 @@ impl World for Here {
         &self,
         pod: &Pod,
         container: &Container,
-        pulling: impl Fn() + Send + Sync,
+        tell: impl Fn(Looking) + Send + Sync,
     ) -> Result<Found<ImageFacts>, Refused> {
         let name = container.image.as_deref().unwrap_or_default();
         let policy = match container.image_pull_policy.as_deref() {
@@ -305,12 +313,13 @@ impl World for Here {
             Some("Never") => PullPolicy::Never,
             _ => PullPolicy::IfNotPresent,
         };
-        let credentials = if self.images.would_pull(name, policy) {
-            pulling();
-            self.credentials(pod).await
-        } else {
-            Vec::new()
-        };
+        let (credentials, absent) = self.credentials(pod).await;
+        if !absent.is_empty() {
+            tell(Looking::Without(absent));
+        }
+        if self.images.would_pull(name, policy) {
+            tell(Looking::Pulling);
+        }
         let began = std::time::Instant::now();
         let found = self.images.ensure(name, policy, &credentials).await;
         let image = found.map_err(|error| Refused { reason: error.reason.into(), message: error.message })?;

@@ -177,10 +177,13 @@ pub(crate) enum StartError {
     /// The command cannot be executed (not found, no permission): what a kubelet shows as `StartError`, code 128.
     #[error("{0}")]
     Command(String),
-    /// Something else is wrong with what it was given (a sub path that climbs out, a mount on a file):
+    /// Something else is wrong with what it was given (a mount on a file):
     /// `CreateContainerError`.
     #[error("{0}")]
     Config(String),
+    /// Its sub path of this volume leads out of it, or cannot be made: `CreateContainerConfigError`.
+    #[error("cannot use a part of the volume {0}")]
+    SubPath(String),
     #[error(transparent)]
     Machine(#[from] Error),
 }

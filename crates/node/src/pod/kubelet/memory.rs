@@ -95,6 +95,8 @@ pub(crate) struct Part {
     /// Attempts that never ran.
     pub stillborn: Vec<Stillborn>,
     pub backoff: Option<Backoff>,
+    /// How long what is being started has waited, after its last attempt crashed.
+    pub waited: Option<SignedDuration>,
     pub pull: Option<Backoff>,
     /// The event of this wait was sent.
     pub told: Option<Timestamp>,

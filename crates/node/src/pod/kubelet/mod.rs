@@ -22,4 +22,4 @@ mod world;
 pub(crate) use eviction::{Pressure, Used, candidate};
 pub(crate) use spec::{is_over, plain};
 pub(crate) use worker::{Kubelet, Options, start};
-pub(crate) use world::{Download, Found, Node, Ran, Refused, Wire, World};
+pub(crate) use world::{Download, Found, Looking, Node, Ran, Refused, Wire, World};

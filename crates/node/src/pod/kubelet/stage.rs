@@ -12,7 +12,7 @@ use kit::Clock;
 use tokio::sync::{Notify, watch};
 
 use super::spec;
-use super::world::{Found, Node, Ran, Refused, Wire, World};
+use super::world::{Found, Looking, Node, Ran, Refused, Wire, World};
 use crate::Error;
 use crate::pod::{ContainerConfig, ContainerState, Exit, PodConfig, PodState, Processes, Root, StartError};
 
@@ -132,11 +132,11 @@ impl World for Stage {
         &self,
         _: &Pod,
         container: &Container,
-        pulling: impl Fn() + Send + Sync,
+        tell: impl Fn(Looking) + Send + Sync,
     ) -> Result<Found<String>, Refused> {
         let name = container.image.clone().unwrap();
         if self.missing.lock().unwrap().contains(&name) {
-            pulling();
+            tell(Looking::Pulling);
             return Err(Refused { reason: "ErrImagePull".into(), message: format!("{name}: not found") });
         }
         Ok(Found { name: name.clone(), id: "sha256:1".to_owned(), pulled: None, remark: None, image: name })

@@ -152,8 +152,9 @@ fn container(view: &View<'_>, part: Option<&Part>, seen: &Seen<'_>, has_init: bo
         ..ContainerState::default()
     };
     let starting = part.and_then(|it| it.starting);
-    // What is being started is not shown before its hook has run.
-    let last = view.last.as_ref().filter(|it| !(it.end.is_none() && starting == Some(it.number)));
+    // What is being started is not shown before its hook has run, nor what its hook has failed.
+    let hidden = |it: &Attempt| it.end.is_none() && (starting == Some(it.number) || view.fails_hook(part));
+    let last = view.last.as_ref().filter(|it| !hidden(it));
     let (last, before) = if last.is_some() { (last, view.before.as_ref()) } else { (view.before.as_ref(), None) };
     let mut state = last.map_or_else(|| waiting(creating, None), attempt_state);
     let mut last_state = before.map(attempt_state).unwrap_or_default();
@@ -171,7 +172,13 @@ fn container(view: &View<'_>, part: Option<&Part>, seen: &Seen<'_>, has_init: bo
         None => state.terminated.is_none(),
         Some(None) => false,
         Some(Some(end)) => {
-            !(view.unit.kind == Kind::Init && (end.code == 0 || begun)) && view.unit.restarts(seen.pod, end.code)
+            let failed = part.and_then(|it| it.failed.as_ref()).is_some_and(|it| it.reason == "RunContainerError");
+            match view.unit.kind {
+                // Nobody starts it again, and it waits all the same.
+                Kind::Ephemeral => failed,
+                Kind::Init if end.code == 0 || begun => false,
+                _ => view.unit.restarts(seen.pod, end.code),
+            }
         }
     };
     if again && let Some((reason, message)) = why_waiting(view, part, seen) {
@@ -205,7 +212,7 @@ fn container(view: &View<'_>, part: Option<&Part>, seen: &Seen<'_>, has_init: bo
         image,
         image_id,
         ready: view.ready(part),
-        started: Some(if view.unit.kind == Kind::Ephemeral { view.running().is_some() } else { view.started(part) }),
+        started: (view.unit.kind != Kind::Ephemeral).then(|| view.started(part)),
         restart_count: attempts,
         resources: last.map(|_| spec.resources.clone().unwrap_or_default()),
         allocated_resources: last.and(requests),
@@ -243,13 +250,17 @@ fn attempt_state(it: &Attempt) -> ContainerState {
 fn why_waiting(view: &View<'_>, part: Option<&Part>, seen: &Seen<'_>) -> Option<(String, String)> {
     let part = part?;
     let now = seen.now;
-    let until = view.waits_until(Some(part)).filter(|until| *until > now);
-    if let Some(backoff) = part.backoff
-        && until.is_some()
+    let waits = view.waits_until(Some(part)).is_some_and(|until| until > now);
+    let wait = match part.starting {
+        // It has waited, and that is so until it runs.
+        Some(_) => part.waited,
+        None if waits && !view.fails_hook(Some(part)) => part.backoff.map(|it| it.wait),
+        None => None,
+    };
+    if let Some(wait) = wait
         && view.shows_wait().is_some_and(|it| it <= now)
-        && part.starting.is_none()
     {
-        let wait = backoff.wait.as_secs();
+        let wait = wait.as_secs();
         let wait = if wait < 60 { format!("{wait}s") } else { format!("{}m{}s", wait / 60, wait % 60) };
         let (name, pod) = (view.unit.name(), spec::full_name(seen.pod));
         return Some((

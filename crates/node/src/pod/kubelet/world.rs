@@ -35,6 +35,15 @@ pub(crate) struct Found<I> {
     pub image: I,
 }
 
+/// What there is to tell while an image is looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Looking {
+    /// A registry is going to be asked.
+    Pulling,
+    /// Pull secrets of these names are not there.
+    Without(Vec<String>),
+}
+
 /// How an image came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Download {
@@ -81,12 +90,12 @@ pub(crate) trait World: Send + Sync + 'static {
     fn volumes(&self, pod: &Pod) -> impl Future<Output = Result<PodConfig, Refused>> + Send;
     /// Returns when [`World::volumes`] should be called again.
     fn changed(&self, pod: &Pod) -> impl Future<Output = ()> + Send;
-    /// The image by the container's pull policy. `pulling` is called when a registry is going to be asked.
+    /// The image by the container's pull policy. `tell` is called with what its user should know meanwhile.
     fn image(
         &self,
         pod: &Pod,
         container: &Container,
-        pulling: impl Fn() + Send + Sync,
+        tell: impl Fn(Looking) + Send + Sync,
     ) -> impl Future<Output = Result<Found<Self::Image>, Refused>> + Send;
     /// What a container is started with. Reason of a refusal: `CreateContainerConfigError`.
     fn container(

@@ -151,6 +151,7 @@ fn refused(refusal: Refusal) -> StartError {
     match refusal {
         Refusal::Command(why) => StartError::Command(why),
         Refusal::Config(why) => StartError::Config(why),
+        Refusal::SubPath(volume) => StartError::SubPath(volume),
         Refusal::Gone => StartError::Machine(Error::Gone("container".into())),
         Refusal::Machine(failure) => StartError::Machine(Error::machine("start a container")(failure)),
     }

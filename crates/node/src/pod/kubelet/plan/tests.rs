@@ -32,6 +32,8 @@ pub(super) struct Story {
     pub again: Option<Timestamp>,
     /// Starts that come to nothing.
     pub broken: BTreeMap<String, Refused>,
+    /// Starts that are never done.
+    pub slow: BTreeSet<String>,
     /// Containers that do not mind signals, and hooks that hang.
     pub deaf: BTreeSet<String>,
     pub hanging: BTreeSet<String>,
@@ -63,6 +65,7 @@ impl Story {
             now,
             again: None,
             broken: BTreeMap::new(),
+            slow: BTreeSet::new(),
             deaf: BTreeSet::new(),
             hanging: BTreeSet::new(),
             probes: BTreeMap::new(),
@@ -144,6 +147,9 @@ impl Story {
             }
             Action::Start { container, attempt } => {
                 said.push(format!("start {container} {attempt}"));
+                if self.slow.contains(&container) {
+                    return;
+                }
                 if let Some(refused) = self.broken.get(&container).cloned() {
                     self.memory.not_started(&container, attempt, refused, now);
                     return;

@@ -62,7 +62,13 @@ impl View<'_> {
             None => true,
             Some(_) => part.and_then(|it| it.probes.get(&Probe::Startup)).is_some_and(|it| it.result == Some(true)),
         };
-        self.running().is_some() && !starting && passed()
+        self.running().is_some() && !starting && !self.fails_hook(part) && passed()
+    }
+
+    /// It runs, and is about to be ended: its postStart hook has failed.
+    pub(crate) fn fails_hook(&self, part: Option<&Part>) -> bool {
+        let failed = part.and_then(|it| it.failed.as_ref());
+        self.running().is_some() && failed.is_some_and(|it| it.reason == "PostStartHookError")
     }
 
     pub(crate) fn ready(&self, part: Option<&Part>) -> bool {

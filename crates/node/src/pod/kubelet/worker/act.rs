@@ -15,7 +15,7 @@ use crate::pod::kubelet::memory::Kind;
 use crate::pod::kubelet::plan::Note;
 use crate::pod::kubelet::probes::{self, Found, Target};
 use crate::pod::kubelet::spec::{self, Unit};
-use crate::pod::kubelet::world::{Download, Refused, World};
+use crate::pod::kubelet::world::{Download, Looking, Refused, World};
 use crate::pod::{ContainerConfig, PodConfig, StartError};
 use crate::projection::objects;
 
@@ -160,6 +160,10 @@ impl<W: World> Acting<'_, W> {
             Err(error) => {
                 let (reason, message) = match error {
                     StartError::Command(message) => ("RunContainerError", message),
+                    StartError::SubPath(volume) => (
+                        "CreateContainerConfigError",
+                        format!("failed to prepare subPath for volumeMount \"{volume}\" of container \"{container}\""),
+                    ),
                     StartError::Config(message) => ("CreateContainerError", message),
                     StartError::Machine(error) => ("CreateContainerError", kit::chain(&error)),
                 };
@@ -195,8 +199,17 @@ impl<W: World> Acting<'_, W> {
         path: &str,
     ) -> Result<crate::pod::kubelet::world::Found<W::Image>, Refused> {
         let name = spec.image.as_deref().unwrap_or_default();
-        let pulling = || self.note(false, "Pulling", format!("Pulling image \"{name}\""), Some(path));
-        let found = self.inner.world.image(&self.pod, spec, pulling).await;
+        let tell = |what| match what {
+            Looking::Pulling => self.note(false, "Pulling", format!("Pulling image \"{name}\""), Some(path)),
+            Looking::Without(secrets) => {
+                let secrets = secrets.join(", ");
+                let message = format!(
+                    "Unable to retrieve some image pull secrets ({secrets}); attempting to pull the image may not succeed."
+                );
+                self.note(true, "FailedToRetrieveImagePullSecret", message, None);
+            }
+        };
+        let found = self.inner.world.image(&self.pod, spec, tell).await;
         match &found {
             Ok(found) => {
                 let mut message = match found.pulled {

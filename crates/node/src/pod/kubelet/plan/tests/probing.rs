@@ -102,6 +102,8 @@ fn a_hook_that_fails_after_the_start_ends_the_container() {
     part.doomed = Some("FailedPostStartHook".into());
     it.deaf.insert("c".into());
     assert_eq!(it.run(), ["Killing: FailedPostStartHook", "signal 15 c"]);
+    // It runs still, and is nobody's.
+    assert_eq!(it.shows(), "Pending; c: PostStartHookError");
     it.exit("c", 137);
     it.broken.insert("c".into(), Refused { reason: "PostStartHookError".into(), message: "said no".into() });
     assert_eq!(it.run()[0], "start c 1");

@@ -129,6 +129,24 @@ fn who_crashes_waits_longer_and_longer_and_a_long_life_is_forgiven() {
 }
 
 #[test]
+fn who_waited_is_shown_waiting_until_it_runs_again() {
+    for (crashes, shows) in [(1, "Running; c: Error 3"), (2, "Running; c: CrashLoopBackOff x1")] {
+        let mut it = pod("Always", json!([c("c")]));
+        it.run();
+        for crash in 1..=crashes {
+            it.exit("c", 3);
+            if crash == crashes {
+                it.slow.insert("c".into());
+            }
+            it.run();
+        }
+        it.pass(10);
+        assert_eq!(it.memory.part("c").starting, Some(crashes));
+        assert_eq!(it.shows(), shows);
+    }
+}
+
+#[test]
 fn what_keeps_a_container_from_starting_is_told_and_tried_again() {
     let pull = Refused { reason: "ErrImagePull".into(), message: "not found".into() };
     let mut it = pod("Always", json!([c("a"), c("b")]));
@@ -193,6 +211,15 @@ fn ephemeral_containers_are_started_once_beside_what_runs() {
     it.exit("debug", 1);
     assert!(it.run().is_empty());
     assert_eq!(it.shows(), "Running; c: running ready; debug: Error 1");
+    let refused = Refused { reason: "RunContainerError".into(), message: "exec: \"x\"".into() };
+    it.broken.insert("absent".into(), refused);
+    let absent = json!({"name": "absent", "image": "busybox", "command": ["x"]});
+    let spec = it.pod.spec.as_mut().unwrap();
+    spec.ephemeral_containers.as_mut().unwrap().push(serde_json::from_value(absent).unwrap());
+    assert_eq!(it.run(), ["start absent 0"]);
+    assert!(it.pass(600).is_empty());
+    assert_eq!(it.shows(), "Running; c: running ready; absent: RunContainerError; debug: Error 1");
+    assert!(it.told.ephemeral_container_statuses.iter().flatten().all(|it| it.started.is_none()));
 }
 
 #[test]
