@@ -261,7 +261,11 @@ async fn what_leads_nowhere_is_said_as_kubernetes_says_it() {
         ("/api/v1/namespaces/default/pods/p:nope/proxy/", 400, "invalid pod request \"p:nope\""),
         ("/api/v1/namespaces/default/services/s:80/proxy/", 404, "services \"s\" not found"),
         ("/api/v1/namespaces/default/services/s:81/proxy/", 503, "no service port 81 found for service \"s\""),
-        ("/api/v1/namespaces/default/services/kubernetes/proxy/", 404, "services \"kubernetes\" not found"),
+        (
+            "/api/v1/namespaces/default/services/kubernetes/proxy/",
+            503,
+            "no endpoints available for service \"kubernetes\"",
+        ),
     ] {
         let answer = house.get(path).await;
         assert_eq!((answer.code, answer.message().as_str()), (code, said), "{path}");
