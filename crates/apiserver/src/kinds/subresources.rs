@@ -130,6 +130,10 @@ pub(crate) async fn assign(call: &mut Call, node: &str, uid: &str, options: &Wri
         }
         let spec = meta::map(&mut pod).entry("spec").or_insert_with(|| json!({}));
         meta::map(spec).insert("nodeName".into(), json!(node));
+        // It waits for nobody any more.
+        if let Some(status) = pod.get_mut("status") {
+            meta::map(status).shift_remove("nominatedNodeName");
+        }
         set_condition(&mut pod, json!({"type": "PodScheduled", "status": "True"}), &now);
         Ok(pod)
     })

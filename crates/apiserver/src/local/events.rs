@@ -55,6 +55,7 @@ struct Said {
     instance: Option<&'static str>,
     action: &'static str,
     about: Value,
+    related: Option<Value>,
     level: Level,
     reason: Cow<'static, str>,
     message: String,
@@ -133,12 +134,26 @@ impl Recorder {
         level: Level,
         reason: impl Into<Cow<'static, str>>,
         action: &'static str,
+        message: String,
+    ) {
+        self.say_with(about, None, level, reason, action, message);
+    }
+
+    /// `related` is a further ObjectReference.
+    pub(super) fn say_with(
+        &self,
+        about: Value,
+        related: Option<Value>,
+        level: Level,
+        reason: impl Into<Cow<'static, str>>,
+        action: &'static str,
         mut message: String,
     ) {
         message.truncate(message.floor_char_boundary(MESSAGE));
         let Self { component, instance, .. } = *self;
         let reason = reason.into();
-        let said = Said { component, instance, action, about, level, reason, message, at: self.core.clock.now() };
+        let said =
+            Said { component, instance, action, about, related, level, reason, message, at: self.core.clock.now() };
         if let Err(lost) = self.events.0.try_send(said) {
             let reason = lost.into_inner().reason;
             tracing::debug!(%reason, "an event is lost: too many are said at once");
@@ -244,6 +259,9 @@ async fn try_write(core: &Arc<Core>, told: &Told) -> Result<(), Problem> {
         "type": match said.level { Level::Normal => "Normal", Level::Warning => "Warning" },
         "reportingComponent": said.component, "reportingInstance": said.instance.unwrap_or_default(),
     });
+    if let Some(related) = &said.related {
+        put(&mut event, "related", related.clone());
+    }
     if said.instance.is_some() {
         put(&mut event, "action", json!(said.action));
         put(&mut event, "eventTime", json!(micros(*first)));

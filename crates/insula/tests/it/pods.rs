@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Event, Pod};
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::api::LogParams;
 use kube::runtime::wait::await_condition;
@@ -172,4 +172,43 @@ async fn a_class_that_has_no_runtime_here_is_said_and_pods_end_in_order_with_the
     let before = LogParams { previous: true, ..LogParams::default() };
     assert_eq!(pods.pods.logs("ends", &before).await.unwrap(), "begun\nhook\ntold\n");
     assert!(second.signal(Signal::TERM).success());
+}
+
+#[tokio::test]
+async fn a_more_important_pod_takes_the_place_of_another_one() {
+    provider();
+    let scratch = tempfile::tempdir().unwrap();
+    let data = scratch.path().join("data");
+    let mut up = Up::start(&["--data-dir", data.to_str().unwrap(), "--warm", "0"], scratch.path());
+    let Some(pods) = Pods::of(&up, scratch.path()).await else { return };
+    let nodes: Api<Node> = Api::all(pods.client.clone());
+    // The node says it a moment after the API is there.
+    let said = |it: Node| it.status?.allocatable?.get("cpu")?.0.parse::<f64>().ok();
+    let mut cores = watcher(nodes, watcher::Config::default())
+        .applied_objects()
+        .try_filter_map(|it| std::future::ready(Ok(said(it))))
+        .boxed();
+    let cores = tokio::time::timeout(PATIENCE, cores.next()).await.unwrap().unwrap().unwrap();
+    let container = |script: &str| {
+        let mut it = sh(script);
+        it["resources"] = json!({"requests": {"cpu": format!("{}m", (cores * 600.0) as u64)}});
+        it
+    };
+    pods.create("usual", container("trap 'exit 0' TERM; sleep 1000 & wait"), json!({})).await;
+    pods.until("usual", ready).await;
+    let other = pods.create("important", container("sleep 1000"), json!({"priorityClassName": "system-node-critical"}));
+    let (told, gone, ()) = tokio::join!(
+        pods.until("usual", |it| it["metadata"]["deletionTimestamp"].is_string()),
+        pods.until("usual", Value::is_null),
+        other,
+    );
+    assert!(gone.is_null());
+    let reason = |it: &Value| it["type"] == "DisruptionTarget" && it["reason"] == "PreemptionByScheduler";
+    assert!(told["status"]["conditions"].as_array().unwrap().iter().any(reason), "{told}");
+    let important = pods.until("important", ready).await;
+    assert!(important["status"]["nominatedNodeName"].is_null());
+    let by = important["metadata"]["uid"].as_str().unwrap();
+    let node = important["spec"]["nodeName"].as_str().unwrap();
+    assert_eq!(pods.event("Preempted").await, format!("Preempted by pod {by} on node {node}"));
+    assert!(up.signal(Signal::TERM).success());
 }

@@ -188,7 +188,8 @@ impl<'a> Keeper<'a> {
     }
 }
 
-fn selects(budget: &PodDisruptionBudget, pod: &Pod) -> bool {
+/// Whether the budget is for this pod, as far as its labels go.
+pub(super) fn selects(budget: &PodDisruptionBudget, pod: &Pod) -> bool {
     let wanted = budget.spec.as_ref().and_then(|it| it.selector.as_ref());
     wanted.and_then(selector).is_some_and(|it| it.matches(|key| pod.label(key)))
 }

@@ -7,6 +7,7 @@
 mod info;
 mod node;
 mod plan;
+mod preempt;
 mod score;
 mod view;
 mod volumes;
@@ -22,7 +23,9 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::{Node, Pod, PodCondition};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::json;
 
 use self::info::Info;
 pub(super) use self::node::{UNSCHEDULABLE, bears, tolerations, wants};
@@ -34,7 +37,7 @@ use super::drive::changes;
 use super::events::{Level, Recorder, reference};
 use super::reader::{Kind, Reader};
 use super::workload::pods;
-use super::{World, call, is_stale, options};
+use super::{World, call, is_stale, merge, options};
 use crate::kinds::subresources;
 use crate::object::status::Problem;
 use crate::store::{Event, Key};
@@ -98,6 +101,7 @@ struct Done {
 struct Scheduler {
     world: Arc<World>,
     nodes: Reader<Node>,
+    budgets: Reader<PodDisruptionBudget>,
     shelf: Arc<Shelf>,
     said: Recorder,
     view: View,
@@ -121,6 +125,7 @@ impl Scheduler {
     fn new(world: Arc<World>) -> Self {
         let mut it = Self {
             nodes: Reader::new(&world.core),
+            budgets: Reader::new(&world.core),
             shelf: Arc::new(Shelf::new(&world)),
             said: world.events.of(&world.core, NAME).instance(NAME),
             view: View::default(),
@@ -149,7 +154,8 @@ impl Scheduler {
         let helps = match (&*key.resource, change.deleted) {
             ("pods", true) => {
                 self.leave(key);
-                self.view.remove_pod(key)
+                let dismissed = self.view.dismiss(key);
+                self.view.remove_pod(key) || dismissed
             }
             ("pods", false) => self.world.pods.of(&change.entry).is_some_and(|pod| self.pod(key, pod)),
             ("nodes", true) => {
@@ -179,7 +185,8 @@ impl Scheduler {
         let gated = spec.and_then(|it| it.scheduling_gates.as_ref()).is_some_and(|it| !it.is_empty());
         if placed || !ours || gated || !pods::is_active(&pod) {
             self.leave(key);
-            return self.view.set_pod(key, &pod);
+            let dismissed = self.view.dismiss(key);
+            return self.view.set_pod(key, &pod) || dismissed && !placed;
         }
         // Its node is on its way.
         if self.view.is_assumed(key) {
@@ -198,7 +205,13 @@ impl Scheduler {
             Some(it) => (it.why.clone(), it.busy),
             None => (pods::condition(&pod, "PodScheduled").and_then(|it| it.message.clone()), false),
         };
+        let nominated = pod.status.as_ref().and_then(|it| it.nominated_node_name.clone());
         let info = Arc::new(Info::new(pod));
+        match nominated.filter(|it| !it.is_empty()) {
+            Some(node) => self.view.nominate(key, &node, info.clone()),
+            None if !busy => drop(self.view.dismiss(key)),
+            None => {}
+        }
         self.waiting.insert(key.clone(), Waiting { pod: info, came, why, busy });
         if news {
             self.wake([key.clone()]);
@@ -230,7 +243,8 @@ impl Scheduler {
         let it = self.waiting.get_mut(&key).filter(|it| !it.busy)?;
         let volumes = self.shelf.of(&it.pod, &self.view);
         let (world, said, pod) = (self.world.clone(), self.said.clone(), it.pod.pod.clone());
-        match plan::plan(&it.pod, &volumes, &self.view) {
+        let budgets = if self.view.has_lesser(&it.pod) { self.budgets.list(None) } else { Vec::new() };
+        match plan::plan(&it.pod, &volumes, &self.view, &budgets) {
             Plan::Bind(node) => {
                 self.view.assume(&key, &node, it.pod.clone());
                 it.busy = true;
@@ -245,12 +259,23 @@ impl Scheduler {
                 };
                 Some(write.boxed())
             }
-            Plan::Prepare { .. } => None,
+            Plan::Prepare { .. } | Plan::Wait => None,
+            Plan::Preempt { node, victims, why } => {
+                it.why = Some(why.clone());
+                it.busy = true;
+                let lesser = self.view.lesser_nominated(&node, &it.pod);
+                for (key, _) in &lesser {
+                    self.view.dismiss(key);
+                }
+                self.view.nominate(&key, &node, it.pod.clone());
+                Some(preempt(world, said, key, pod, node, victims, lesser, why).boxed())
+            }
             Plan::No(why) if it.why.as_ref() == Some(&why) => None,
             Plan::No(why) => {
                 it.why = Some(why.clone());
                 it.busy = true;
-                Some(refuse(world, said, key, pod, why).boxed())
+                self.view.dismiss(&key);
+                Some(refuse(world, said, key, pod, why, None).boxed())
             }
         }
     }
@@ -303,8 +328,15 @@ async fn bind(world: Arc<World>, said: Recorder, key: Key, pod: Arc<Pod>, node: 
     Done { key, result }
 }
 
-/// Says why it has no node.
-async fn refuse(world: Arc<World>, said: Recorder, key: Key, pod: Arc<Pod>, why: String) -> Done {
+/// Says why it has no node, and for which one it waits.
+async fn refuse(
+    world: Arc<World>,
+    said: Recorder,
+    key: Key,
+    pod: Arc<Pod>,
+    why: String,
+    nominated: Option<String>,
+) -> Done {
     said.say(reference(&*pod), Level::Warning, "FailedScheduling", "Scheduling", why.clone());
     let before = pods::condition(&pod, "PodScheduled");
     let since = before.filter(|it| it.status == "False").and_then(|it| it.last_transition_time.clone());
@@ -317,5 +349,66 @@ async fn refuse(world: Arc<World>, said: Recorder, key: Key, pod: Arc<Pod>, why:
         last_transition_time: since.or_else(|| Some(Time(world.core.clock.now()))),
         last_probe_time: None,
     };
+    let mut pod = Pod::clone(&pod);
+    pod.status.get_or_insert_default().nominated_node_name = nominated;
     Done { key, result: world.set_condition(MANAGER, &pod, condition).await }
+}
+
+/// Has others go from a node, so that the pod finds room there.
+#[allow(clippy::too_many_arguments, reason = "what was planned; one caller")]
+async fn preempt(
+    world: Arc<World>,
+    said: Recorder,
+    key: Key,
+    pod: Arc<Pod>,
+    node: String,
+    victims: Vec<Key>,
+    lesser: Vec<(Key, Arc<Pod>)>,
+    why: String,
+) -> Done {
+    // It is said first: were the others gone and it were not known for whom, anybody would take their place.
+    let mut done = refuse(world.clone(), said.clone(), key, pod.clone(), why, Some(node.clone())).await;
+    if done.result.is_ok() {
+        for (_, other) in lesser {
+            dismiss(&world, &other).await;
+        }
+        for victim in victims {
+            if let Err(problem) = evict(&world, &said, &pod, &node, &victim).await {
+                done.result = Err(problem);
+            }
+        }
+    }
+    done
+}
+
+/// Somebody more important has the place that it was waiting for.
+async fn dismiss(world: &World, pod: &Pod) {
+    let none = json!({"status": {"nominatedNodeName": null}});
+    if let Err(problem) = merge(&world.core, &pod.key(), "status", none, MANAGER).await {
+        tracing::debug!(
+            pod = pod.name(),
+            why = problem.message,
+            "a nomination stays until the pod is planned for again"
+        );
+    }
+}
+
+async fn evict(world: &World, said: &Recorder, by: &Pod, node: &str, victim: &Key) -> Result<(), Problem> {
+    let Some(pod) = world.pods.get(&victim.namespace, &victim.name).filter(|it| !it.is_deleting()) else {
+        return Ok(());
+    };
+    let condition = PodCondition {
+        type_: "DisruptionTarget".to_owned(),
+        status: "True".to_owned(),
+        reason: Some(preempt::REASON.to_owned()),
+        message: Some(format!("{NAME}: preempting to accommodate a higher priority pod")),
+        observed_generation: pod.metadata.generation,
+        last_transition_time: Some(Time(world.core.clock.now())),
+        last_probe_time: None,
+    };
+    world.set_condition(MANAGER, &pod, condition).await?;
+    world.delete_one(victim, pod.uid()).await?;
+    let message = format!("Preempted by pod {} on node {node}", by.uid());
+    said.say_with(reference(&*pod), Some(reference(by)), Level::Normal, "Preempted", "Preempting", message);
+    Ok(())
 }

@@ -1,15 +1,19 @@
 //! The decision, without I/O: where a pod goes, or in Kubernetes' words why nowhere.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{NodeSelector, Taint};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
 use super::info::{Info, Term};
 use super::node::{UNSCHEDULABLE, bears, selects, tolerations, wants};
+use super::preempt;
 use super::score::best;
 use super::view::{Place, View};
 use crate::local::reader::Kind;
 use crate::object::quantity::Quantity as Amount;
+use crate::store::Key;
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Plan {
@@ -19,6 +23,14 @@ pub(super) enum Plan {
         node: String,
         claims: Vec<String>,
     },
+    /// These pods, which are less important, go from this node; and why there is no room now, as in `No`.
+    Preempt {
+        node: String,
+        victims: Vec<Key>,
+        why: String,
+    },
+    /// Others go for it already.
+    Wait,
     /// In the words of the condition and the event.
     No(String),
 }
@@ -41,8 +53,9 @@ pub(super) struct Volumes {
 }
 
 /// Why a node will not do.
+#[derive(Clone)]
 pub(super) struct Refusal {
-    reasons: Vec<String>,
+    pub(super) reasons: Vec<String>,
     /// Were other pods to go, it might.
     curable: bool,
 }
@@ -55,7 +68,8 @@ fn not_now<T>(reason: &str) -> Result<T, Refusal> {
     Err(Refusal { reasons: vec![reason.to_owned()], curable: true })
 }
 
-pub(super) fn plan(pod: &Info, volumes: &Volumes, view: &View) -> Plan {
+/// `budgets` matter when there are less important pods.
+pub(super) fn plan(pod: &Info, volumes: &Volumes, view: &View, budgets: &[Arc<PodDisruptionBudget>]) -> Plan {
     let total = view.places().count();
     if total == 0 {
         return Plan::No("no nodes available to schedule pods".to_owned());
@@ -63,43 +77,89 @@ pub(super) fn plan(pod: &Info, volumes: &Volumes, view: &View) -> Plan {
     if let Some(problem) = &volumes.problem {
         return Plan::No(format!("0/{total} nodes are available: {problem}. not found"));
     }
-    let around = Around::of(pod, view);
+    // Who is expected must not stand in for who is there, where a pod wants company.
+    let expected = view.expected_by(pod);
+    let looks: Vec<Look<'_>> = expected.iter().chain([view]).map(|it| Look::at(pod, it)).collect();
     let (mut fits, mut refusals) = (Vec::new(), Vec::new());
     for place in view.places() {
-        match filter(pod, volumes, view, &around, place) {
+        match looks.iter().try_for_each(|it| it.filter(pod, volumes, place.node.name())) {
             Ok(()) => fits.push(place),
-            Err(refusal) => refusals.push(refusal),
+            Err(refusal) => refusals.push((place.node.name(), refusal)),
         }
     }
     match best(pod, view, &fits) {
         Some(node) if volumes.unbound.is_empty() => Plan::Bind(node.to_owned()),
         Some(node) => Plan::Prepare { node: node.to_owned(), claims: volumes.unbound.clone() },
-        None => Plan::No(explain(pod, &refusals)),
+        None => otherwise(pod, volumes, expected.as_ref().unwrap_or(view), budgets, &refusals),
+    }
+}
+
+/// What becomes of a pod for which there is no room.
+fn otherwise(
+    pod: &Info,
+    volumes: &Volumes,
+    view: &View,
+    budgets: &[Arc<PodDisruptionBudget>],
+    refusals: &[(&str, Refusal)],
+) -> Plan {
+    let why = told(refusals.iter().map(|(_, it)| it));
+    let and = |preemption: &str| Plan::No(format!("{why} no new claims to deallocate, preemption: {preemption}"));
+    if pod.spec().and_then(|it| it.preemption_policy.as_deref()) == Some("Never") {
+        return and("not eligible due to preemptionPolicy=Never.");
+    }
+    if preempt::is_under_way(pod, view) {
+        return Plan::Wait;
+    }
+    let (mut candidates, mut hopeless) = (Vec::new(), Vec::new());
+    for (node, refusal) in refusals {
+        let found = match refusal.curable {
+            true => preempt::on(node, pod, volumes, view, budgets),
+            false => Err(vec!["Preemption is not helpful for scheduling".to_owned()]),
+        };
+        match found {
+            Ok(it) => candidates.push(it),
+            Err(reasons) => hopeless.push(Refusal { reasons, curable: false }),
+        }
+    }
+    match preempt::least(candidates) {
+        Some(it) => Plan::Preempt { node: it.node, victims: it.victims.into_iter().map(|it| it.0).collect(), why },
+        None => and(&told(hopeless.iter())),
     }
 }
 
 /// `FitError` of upstream.
-fn explain(pod: &Info, refusals: &[Refusal]) -> String {
-    let total = refusals.len();
-    let told = |reasons: Vec<&str>| {
-        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for reason in reasons {
+fn told<'a>(refusals: impl Iterator<Item = &'a Refusal>) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut total = 0;
+    for refusal in refusals {
+        total += 1;
+        for reason in &refusal.reasons {
             *counts.entry(reason).or_default() += 1;
         }
-        let mut all: Vec<String> = counts.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
-        all.sort();
-        format!("0/{total} nodes are available: {}.", all.join(", "))
-    };
-    let why = told(refusals.iter().flat_map(|it| it.reasons.iter().map(String::as_str)).collect());
-    let helps = |it: &Refusal| match it.curable {
-        true => "No preemption victims found for incoming pod",
-        false => "Preemption is not helpful for scheduling",
-    };
-    let preemption = match pod.spec().and_then(|it| it.preemption_policy.as_deref()) {
-        Some("Never") => "not eligible due to preemptionPolicy=Never.".to_owned(),
-        _ => told(refusals.iter().map(helps).collect()),
-    };
-    format!("{why} no new claims to deallocate, preemption: {preemption}")
+    }
+    let mut all: Vec<String> = counts.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    all.sort();
+    format!("0/{total} nodes are available: {}.", all.join(", "))
+}
+
+/// The nodes as they are, or would be, from where a pod stands.
+pub(super) struct Look<'a> {
+    view: &'a View,
+    around: Around,
+}
+
+impl<'a> Look<'a> {
+    pub(super) fn at(pod: &Info, view: &'a View) -> Self {
+        Self { view, around: Around::of(pod, view) }
+    }
+
+    /// Whether the pod can go to this node.
+    pub(super) fn filter(&self, pod: &Info, volumes: &Volumes, node: &str) -> Result<(), Refusal> {
+        match self.view.place(node) {
+            Some(place) => filter(pod, volumes, self.view, &self.around, place),
+            None => never("node(s) were unschedulable"),
+        }
+    }
 }
 
 /// Whether the pod can go there, asked in the order of upstream's plugins.

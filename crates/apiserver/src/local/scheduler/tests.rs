@@ -42,7 +42,7 @@ fn view(nodes: &[Arc<Node>], pods: &[Arc<Pod>]) -> View {
 }
 
 fn planned(it: &Arc<Pod>, volumes: &Volumes, nodes: &[Arc<Node>], pods: &[Arc<Pod>]) -> Plan {
-    plan(&Info::new(it.clone()), volumes, &view(nodes, pods))
+    plan(&Info::new(it.clone()), volumes, &view(nodes, pods), &[])
 }
 
 const NEVER: &str =
@@ -356,15 +356,162 @@ fn what_is_on_a_node_is_counted_once_and_given_back() {
     view.assume(&it.key(), "n", info(&it));
     assert!(!view.set_pod(&it.key(), &it), "it was expected");
     assert!(!view.set_pod(&it.key(), &it), "nothing changed");
-    assert!(matches!(plan(&info(&other), &Volumes::default(), &view), Plan::No(_)));
+    assert!(matches!(plan(&info(&other), &Volumes::default(), &view, &[]), Plan::No(_)));
     view.forget(&it.key());
-    assert!(matches!(plan(&info(&other), &Volumes::default(), &view), Plan::No(_)), "it is there, no guess");
+    assert!(matches!(plan(&info(&other), &Volumes::default(), &view, &[]), Plan::No(_)), "it is there, no guess");
     assert!(view.remove_pod(&it.key()));
-    assert_eq!(plan(&info(&other), &Volumes::default(), &view), Plan::Bind("n".into()));
+    assert_eq!(plan(&info(&other), &Volumes::default(), &view, &[]), Plan::Bind("n".into()));
     // A node that comes back has what was on it all the time.
     view.set_pod(&it.key(), &it);
     view.remove_node("n");
-    assert_eq!(plan(&info(&other), &Volumes::default(), &view), Plan::No("no nodes available to schedule pods".into()));
+    assert_eq!(
+        plan(&info(&other), &Volumes::default(), &view, &[]),
+        Plan::No("no nodes available to schedule pods".into())
+    );
     view.set_node(node("n", json!({})));
-    assert!(matches!(plan(&info(&other), &Volumes::default(), &view), Plan::No(_)));
+    assert!(matches!(plan(&info(&other), &Volumes::default(), &view, &[]), Plan::No(_)));
+}
+
+#[test]
+fn less_important_pods_make_room_as_few_of_them_as_can_be() {
+    let budget: k8s_openapi::api::policy::v1::PodDisruptionBudget = serde_json::from_value(json!({
+        "metadata": {"name": "b", "namespace": "default"}, "spec": {"selector": {"matchLabels": {"app": "web"}}},
+        "status": {"currentHealthy": 1, "desiredHealthy": 1, "disruptionsAllowed": 0, "expectedPods": 1}}))
+    .unwrap();
+    let budget = Arc::new(budget);
+    // Name, node, priority, processors, minute of its start.
+    let there = |name: &str, at: &str, priority: i32, cpu: &str, minute: u32| {
+        let app = if name.starts_with("web") { "web" } else { "other" };
+        let since = format!("2026-01-01T00:{minute:02}:00Z");
+        pod(
+            name,
+            json!({APP: app, "/spec/nodeName": at, "/spec/priority": priority, "/status/startTime": since,
+                "/spec/containers/0/resources": requests(cpu)}),
+        )
+    };
+    let wants = |cpu: &str| pod("p", json!({"/spec/priority": 10, "/spec/containers/0/resources": requests(cpu)}));
+    let [a, b] = ["a", "b"].map(|it| node(it, json!({})));
+    let out = |node: &str, victims: &[&str]| {
+        let victims = victims.iter().map(|it| pod(it, json!({})).key()).collect();
+        let count = if node.is_empty() { 1 } else { 2 };
+        let why = format!("0/{count} nodes are available: {count} Insufficient cpu.");
+        Plan::Preempt { node: node.to_owned(), victims, why }
+    };
+    let one = |victims: &[&str]| match out("", victims) {
+        Plan::Preempt { victims, why, .. } => Plan::Preempt { node: "a".into(), victims, why },
+        other => other,
+    };
+    let no = |then: &str| {
+        let why = "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption:";
+        Plan::No(format!("{why} 0/1 nodes are available: 1 {then}."))
+    };
+    let both = [a.clone(), b];
+    let single = [a];
+    for (what, it, nodes, pods, want) in [
+        (
+            "the younger of two",
+            wants("1"),
+            &single[..],
+            vec![there("old", "a", 0, "1", 1), there("young", "a", 0, "1", 2)],
+            one(&["young"]),
+        ),
+        (
+            "the less important, though it is older",
+            wants("1"),
+            &single[..],
+            vec![there("old", "a", 0, "1", 1), there("young", "a", 5, "1", 2)],
+            one(&["old"]),
+        ),
+        (
+            "what a budget protects stays, though it is less important",
+            wants("1"),
+            &single[..],
+            vec![there("web", "a", 0, "1", 1), there("other", "a", 5, "1", 2)],
+            one(&["other"]),
+        ),
+        (
+            "a budget is no wall",
+            wants("2"),
+            &single[..],
+            vec![there("web", "a", 0, "1", 1), there("other", "a", 5, "1", 2)],
+            one(&["web", "other"]),
+        ),
+        (
+            "not who is as important",
+            wants("1"),
+            &single[..],
+            vec![there("x", "a", 10, "1", 1), there("y", "a", 10, "1", 1)],
+            no("No preemption victims found for incoming pod"),
+        ),
+        (
+            "not if it does not help",
+            wants("2"),
+            &single[..],
+            vec![there("x", "a", 10, "1", 1), there("y", "a", 0, "1", 1)],
+            no("Insufficient cpu"),
+        ),
+        (
+            "where the most important of them is less so",
+            wants("2"),
+            &both[..],
+            vec![there("x", "a", 5, "1", 1), there("y", "b", 1, "1", 1), there("z", "b", 1, "1", 1)],
+            out("b", &["y", "z"]),
+        ),
+        (
+            "where no budget is violated",
+            wants("2"),
+            &both[..],
+            vec![there("x", "a", 5, "1", 1), there("web", "b", 1, "1", 1)],
+            out("a", &["x"]),
+        ),
+        (
+            "where fewer go",
+            wants("2"),
+            &both[..],
+            vec![there("x", "a", 1, "1", 1), there("y", "b", 1, "1", 1), there("z", "b", 1, "1", 1)],
+            out("a", &["x"]),
+        ),
+        (
+            "where they have not run for long",
+            wants("2"),
+            &both[..],
+            vec![there("x", "a", 1, "1", 1), there("y", "b", 1, "1", 2)],
+            out("b", &["y"]),
+        ),
+    ] {
+        let found = plan(&Info::new(it), &Volumes::default(), &view(nodes, &pods), std::slice::from_ref(&budget));
+        assert_eq!(found, want, "{what}");
+    }
+}
+
+#[test]
+fn room_that_is_made_for_a_pod_is_taken_by_nobody_who_is_less_important() {
+    let asks = |name: &str, priority: i32| {
+        let it = json!({"/spec/priority": priority, "/spec/containers/0/resources": requests("2"),
+            "/status/nominatedNodeName": "n"});
+        pod(name, it)
+    };
+    let victim = |ends: bool| {
+        let mut it = json!({"/spec/nodeName": "n", "/spec/containers/0/resources": requests("2")});
+        if ends {
+            it["/metadata/deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+            it["/status/conditions"] =
+                json!([{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}]);
+        }
+        pod("victim", it)
+    };
+    let (first, lesser, greater) = (asks("first", 5), asks("lesser", 1), asks("greater", 9));
+    let planned = |it: &Arc<Pod>, view: &View| plan(&Info::new(it.clone()), &Volumes::default(), view, &[]);
+    let mut it = view(&[node("n", json!({}))], &[victim(true)]);
+    it.nominate(&first.key(), "n", Arc::new(Info::new(first.clone())));
+    assert_eq!(planned(&first, &it), Plan::Wait, "it is on its way");
+    it.set_pod(&victim(false).key(), &victim(false));
+    assert!(matches!(planned(&first, &it), Plan::Preempt { .. }), "nobody goes");
+    it.remove_pod(&victim(true).key());
+    assert!(matches!(planned(&lesser, &it), Plan::No(_)), "it is kept for another one");
+    assert_eq!(planned(&first, &it), Plan::Bind("n".into()));
+    assert_eq!(planned(&greater, &it), Plan::Bind("n".into()));
+    assert_eq!(it.lesser_nominated("n", &Info::new(greater)).len(), 1);
+    assert!(it.dismiss(&first.key()));
+    assert_eq!(planned(&lesser, &it), Plan::Bind("n".into()));
 }

@@ -11,7 +11,7 @@ use crate::local::workload::pods;
 use crate::object::quantity::Quantity as Amount;
 use crate::store::Key;
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct View {
     nodes: BTreeMap<String, Spot>,
     placed: HashMap<Key, (String, Arc<Info>)>,
@@ -19,11 +19,15 @@ pub(super) struct View {
     assumed: HashSet<Key>,
     /// How many of the placed want others to keep away.
     loners: usize,
+    /// How many of the placed have each priority.
+    priorities: BTreeMap<i32, usize>,
+    /// Those for whom others go from a node.
+    nominated: HashMap<Key, (String, Arc<Info>)>,
     pub(super) namespaces: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 /// A node with its pods.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Spot {
     /// None when there are pods of a node that is not there.
     node: Option<Arc<Node>>,
@@ -66,6 +70,11 @@ impl View {
         self.nodes.values().filter_map(|spot| Some(Place { node: spot.node.as_deref()?, spot }))
     }
 
+    pub(super) fn place(&self, node: &str) -> Option<Place<'_>> {
+        let spot = self.nodes.get(node)?;
+        Some(Place { node: spot.node.as_deref()?, spot })
+    }
+
     /// Every placed pod and where it is.
     pub(super) fn pods(&self) -> impl Iterator<Item = (Place<'_>, &Arc<Info>)> {
         self.places().flat_map(|place| place.spot.pods.values().map(move |it| (place, it)))
@@ -73,6 +82,40 @@ impl View {
 
     pub(super) fn has_loners(&self) -> bool {
         self.loners > 0
+    }
+
+    /// Whether there is anybody less important.
+    pub(super) fn has_lesser(&self, than: &Info) -> bool {
+        self.priorities.first_key_value().is_some_and(|(lowest, _)| *lowest < than.priority())
+    }
+
+    /// Others go from this node, so that it has room there: until it is placed, that room is its own.
+    pub(super) fn nominate(&mut self, key: &Key, node: &str, pod: Arc<Info>) {
+        self.nominated.insert(key.clone(), (node.to_owned(), pod));
+    }
+
+    /// True when it was nominated: that may help another one that waits.
+    pub(super) fn dismiss(&mut self, key: &Key) -> bool {
+        self.nominated.remove(key).is_some()
+    }
+
+    /// Those that were nominated for this node and are less important.
+    pub(super) fn lesser_nominated(&self, node: &str, than: &Info) -> Vec<(Key, Arc<Pod>)> {
+        let all = self.nominated.iter().filter(|(_, (at, it))| at == node && it.priority() < than.priority());
+        all.map(|(key, (_, it))| (key.clone(), it.pod.clone())).collect()
+    }
+
+    /// What this pod will find once those that were nominated and are as important have come; None when there are none.
+    pub(super) fn expected_by(&self, pod: &Info) -> Option<Self> {
+        let key = pod.pod.key();
+        let first = |(it, (_, info)): &(&Key, &(String, Arc<Info>))| **it != key && info.priority() >= pod.priority();
+        let mut first = self.nominated.iter().filter(first).peekable();
+        first.peek()?;
+        let mut view = self.clone();
+        for (key, (node, info)) in first {
+            view.put(key, node, info.clone());
+        }
+        Some(view)
     }
 
     /// True when it may help a pod that waits.
@@ -127,12 +170,13 @@ impl View {
         self.assumed.contains(key)
     }
 
-    fn put(&mut self, key: &Key, node: &str, info: Arc<Info>) {
+    pub(super) fn put(&mut self, key: &Key, node: &str, info: Arc<Info>) {
         self.remove_pod(key);
         let spot = self.nodes.entry(node.to_owned()).or_default();
         add(&mut spot.requested, &info.requests);
         spot.pods.insert(key.clone(), info.clone());
         self.loners += usize::from(!info.apart.is_empty());
+        *self.priorities.entry(info.priority()).or_default() += 1;
         self.placed.insert(key.clone(), (node.to_owned(), info));
     }
 
@@ -141,6 +185,12 @@ impl View {
         self.assumed.remove(key);
         let Some((node, info)) = self.placed.remove(key) else { return false };
         self.loners -= usize::from(!info.apart.is_empty());
+        if let Some(count) = self.priorities.get_mut(&info.priority()) {
+            *count -= 1;
+            if *count == 0 {
+                self.priorities.remove(&info.priority());
+            }
+        }
         if let Some(spot) = self.nodes.get_mut(&node) {
             spot.pods.remove(key);
             subtract(&mut spot.requested, &info.requests);
