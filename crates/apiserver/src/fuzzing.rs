@@ -490,10 +490,8 @@ mod tests {
                 }
             }
         }
-        assert_eq!(
-            fs::read_dir(format!("{fuzz}/targets")).unwrap().count(),
-            doors.len(),
-            "every target has its door here"
-        );
+        let targets = fs::read_dir(format!("{fuzz}/targets")).unwrap().map(|it| fs::read_to_string(it.unwrap().path()));
+        let ours = targets.filter(|it| it.as_ref().unwrap().contains("apiserver::")).count();
+        assert_eq!(ours, doors.len(), "every target has its door here");
     }
 }

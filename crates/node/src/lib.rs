@@ -40,6 +40,9 @@ pub use error::Error;
 #[cfg(feature = "holes")]
 pub use fault::{STEPS, die_at};
 pub use guard::Guards;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub use image::fuzzing;
 pub use image::{Credential, ImageError, ImageMap, Images, Limits as ImageLimits, Listed as ListedImage, PullProgress};
 /// The file in the directory of a workspace that is bounded, and the extended attribute that says that it is ours.
 pub use launcher::{IMAGE as WORKSPACE_IMAGE, MARK as WORKSPACE_MARK};

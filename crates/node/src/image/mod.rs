@@ -5,6 +5,8 @@
 
 mod collect;
 mod credentials;
+#[cfg(any(fuzzing, test))]
+pub mod fuzzing;
 mod load;
 mod manifest;
 mod map;

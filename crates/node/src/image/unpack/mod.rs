@@ -418,7 +418,7 @@ fn remove(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
 }
 
 /// A path as the image has it, without what changes nothing; or what is wrong with it.
-fn clean(path: &[u8]) -> std::result::Result<Vec<u8>, &'static str> {
+pub(super) fn clean(path: &[u8]) -> std::result::Result<Vec<u8>, &'static str> {
     let mut clean = Vec::with_capacity(path.len());
     let mut depth = 0;
     // An absolute path begins where the image begins, as it will for those inside.
