@@ -23,7 +23,7 @@ const LAYOUT_FRESH: &str = "layout.new";
 pub(crate) struct Home {
     dir: PathBuf,
     /// Held for its lock, which the kernel frees however this process ends.
-    _lock: File,
+    lock: File,
     ephemeral: bool,
 }
 
@@ -80,7 +80,7 @@ impl Home {
             mark(dir).map_err(io("write to it"))?;
         }
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(io("close it to others"))?;
-        Ok(Self { dir: dir.to_owned(), _lock: lock, ephemeral: false })
+        Ok(Self { dir: dir.to_owned(), lock, ephemeral: false })
     }
 
     /// A fresh directory that goes when this process ends. One that a killed process left behind goes now.
@@ -165,6 +165,7 @@ impl Drop for Home {
         {
             tracing::warn!(%error, dir = %self.dir.display(), "the ephemeral data directory could not be removed");
         }
+        unlock(&self.lock);
     }
 }
 
@@ -204,7 +205,7 @@ pub(crate) fn existing(dir: &Path) -> Result<PathBuf, Error> {
 /// A directory that becomes a data directory all at once, or stays empty. Nobody else can open it meanwhile.
 pub(crate) struct Vacant {
     dir: PathBuf,
-    _lock: File,
+    lock: File,
     /// It was not there before, and goes again unless it is filled.
     made: bool,
 }
@@ -236,7 +237,7 @@ impl Vacant {
         if !vacant()? {
             return Err(Error::NotEmpty { dir: dir.to_owned() });
         }
-        let it = Self { dir: dir.to_owned(), _lock: lock, made };
+        let it = Self { dir: dir.to_owned(), lock, made };
         it.clear().map_err(io("write to it"))?;
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(io("close it to others"))?;
         fs::DirBuilder::new().mode(0o700).create(it.inside()).map_err(io("write to it"))?;
@@ -289,6 +290,7 @@ impl Drop for Vacant {
         if self.made {
             let _ = fs::remove_file(self.dir.join("lock")).and_then(|()| fs::remove_dir(&self.dir));
         }
+        unlock(&self.lock);
     }
 }
 
@@ -323,6 +325,11 @@ fn lock(path: &Path) -> std::io::Result<Result<File, String>> {
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Closed alone it stays locked as long as a process that was forked meanwhile has not executed anything.
+fn unlock(lock: &File) {
+    let _ = rustix::fs::flock(lock, FlockOperation::Unlock);
 }
 
 /// Removes the ephemeral directories whose processes are gone. A directory that was made a moment ago and has no lock

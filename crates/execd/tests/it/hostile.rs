@@ -134,7 +134,8 @@ fn at_the_limit_of_processes_it_says_so_and_files_are_still_served() {
     std::os::unix::fs::chown(dir.path(), Some(user), Some(user)).unwrap();
     // A copy, because the user may not get to where this one was built.
     let copy = dir.path().join("execd");
-    std::fs::copy(env!("CARGO_BIN_EXE_execd"), &copy).unwrap();
+    // By another process: what other tests fork would have it open for writing, too, and make it busy.
+    assert!(Command::new("cp").arg("-p").arg(env!("CARGO_BIN_EXE_execd")).arg(&copy).status().unwrap().success());
     let mut command = Command::new("bash");
     command.args(["-c", "ulimit -u 20 && exec \"$0\" \"$@\""]).arg(&copy).args(["--open", "--listen"]);
     command.arg(format!("unix:{}", dir.path().join("socket").display())).current_dir(dir.path());

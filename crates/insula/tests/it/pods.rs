@@ -161,7 +161,9 @@ async fn a_class_that_has_no_runtime_here_is_said_and_pods_end_in_order_with_the
     let guest = pods.until("guest", |it| waits(it)["reason"] == "ContainerCreating").await;
     assert_eq!((&guest["status"]["phase"], &guest["spec"]["overhead"]["cpu"]), (&json!("Pending"), &json!("10m")));
 
-    let mut ends = sh("trap 'echo told; exit 0' TERM; echo begun; while :; do sleep 0.1; done");
+    // Ready when it minds the signal.
+    let mut ends = sh("trap 'echo told; exit 0' TERM; echo begun; touch /tmp/begun; while :; do sleep 0.1; done");
+    ends["readinessProbe"] = json!({"exec": {"command": ["test", "-e", "/tmp/begun"]}, "periodSeconds": 1});
     ends["lifecycle"] = json!({"preStop": {"exec": {"command": ["sh", "-c", "echo hook > /proc/1/fd/1"]}}});
     pods.create("ends", ends, json!({"terminationGracePeriodSeconds": 60})).await;
     pods.until("ends", ready).await;

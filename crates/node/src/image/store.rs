@@ -88,7 +88,7 @@ pub(crate) struct Store {
 
 /// Who holds it is alone with what it is of; gone, it is free.
 pub(crate) struct Held {
-    _file: File,
+    _lock: Lock,
     _ours: Option<tokio::sync::OwnedMutexGuard<()>>,
 }
 
@@ -215,8 +215,8 @@ impl Store {
 
     /// While it is held, nothing is collected.
     pub(crate) async fn adding(&self, patience: Duration) -> io::Result<Held> {
-        let file = wait_lock(&self.dir.join("lock"), FlockOperation::NonBlockingLockShared, patience).await?;
-        Ok(Held { _file: file, _ours: None })
+        let lock = wait_lock(&self.dir.join("lock"), FlockOperation::NonBlockingLockShared, patience).await?;
+        Ok(Held { _lock: lock, _ours: None })
     }
 
     /// While it is held, nobody else makes this blob (or, with `root`, the files of this image).
@@ -228,8 +228,8 @@ impl Store {
             None => return Err(ErrorKind::NotFound.into()),
         };
         let path = self.dir.join("locks").join(at.to_string());
-        let file = wait_lock(&path, FlockOperation::NonBlockingLockExclusive, patience).await?;
-        Ok(Held { _file: file, _ours: Some(ours) })
+        let lock = wait_lock(&path, FlockOperation::NonBlockingLockExclusive, patience).await?;
+        Ok(Held { _lock: lock, _ours: Some(ours) })
     }
 
     /// What is there of a blob, to be gone on with by who is [`Self::making`] it.
@@ -445,16 +445,26 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-fn try_lock(path: &Path, how: FlockOperation) -> io::Result<Option<File>> {
+/// A file that is locked.
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closed alone it stays locked as long as a process that was forked meanwhile has not executed anything.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+fn try_lock(path: &Path, how: FlockOperation) -> io::Result<Option<Lock>> {
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
     match rustix::fs::flock(&file, how) {
-        Ok(()) => Ok(Some(file)),
+        Ok(()) => Ok(Some(Lock(file))),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
-async fn wait_lock(path: &Path, how: FlockOperation, patience: Duration) -> io::Result<File> {
+async fn wait_lock(path: &Path, how: FlockOperation, patience: Duration) -> io::Result<Lock> {
     let end = tokio::time::Instant::now() + patience;
     loop {
         if let Some(file) = try_lock(path, how)? {

@@ -89,7 +89,6 @@ pub(crate) struct ContainerConfig {
     pub group: u32,
     pub groups: Vec<u32>,
     pub read_only_root: bool,
-    pub no_new_privileges: bool,
     /// Names without CAP_; the whole set.
     pub capabilities: Vec<String>,
     /// No filter of system calls, all of /proc, and the devices of the machine that it may open.

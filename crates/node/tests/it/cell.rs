@@ -23,6 +23,13 @@ pub(crate) fn program(name: &str) -> PathBuf {
     if beside.exists() { beside } else { built }
 }
 
+/// A copy that can be executed at once. Written by this process it would be open for writing in what other tests fork
+/// meanwhile, too, and busy.
+pub(crate) fn copy(from: &Path, to: &Path) {
+    let copied = std::process::Command::new("cp").arg("-p").args([from, to]).status().unwrap();
+    assert!(copied.success(), "{}: {copied}", from.display());
+}
+
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use http_body_util::BodyExt;
 use wire::node::{Bind, Code, Create, Event, Limits, Phase, Problem, Sandboxes};
 
-use crate::cell::{Cell, Client, at, is_root, program};
+use crate::cell::{Cell, Client, at, copy, is_root, program};
 
 /// A node in a process of its own.
 struct Other {
@@ -45,7 +45,7 @@ impl Other {
             .unwrap();
         // A copy, by which its processes are known.
         let path = dir.path().join("intruder");
-        std::fs::copy(program("intruder"), &path).unwrap();
+        copy(&program("intruder"), &path);
         let intruder = Program::of(path);
         let mut process = Command::new(program("node-launcher"))
             .arg(dir.path().join("node"))

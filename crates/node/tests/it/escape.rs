@@ -8,7 +8,7 @@ use std::process::Command;
 
 use node::Guards;
 
-use crate::cell::{Cell, at, is_root, open_dir, program};
+use crate::cell::{Cell, at, copy, is_root, open_dir, program};
 
 const INTRUDER: &str = "/proc/self/exe";
 
@@ -130,7 +130,7 @@ async fn what_is_the_hosts_inside_cannot_be_changed() {
     let changes = async |guards: Guards| {
         let dir = open_dir();
         let program = dir.path().join("intruder");
-        std::fs::copy(crate::cell::program("intruder"), &program).unwrap();
+        copy(&crate::cell::program("intruder"), &program);
         let look = || {
             let found = std::fs::metadata(&program).unwrap();
             (found.permissions().mode(), found.len(), found.modified().unwrap())
@@ -204,7 +204,7 @@ async fn a_set_user_id_program_gives_nobody_rights() {
         .without(Guards::CAPABILITIES)
         .without(Guards::DESCRIPTORS);
     closed_and_open(missing, async |cell, workspace| {
-        std::fs::copy("/usr/bin/id", workspace.join("id")).unwrap();
+        copy(Path::new("/usr/bin/id"), &workspace.join("id"));
         std::fs::set_permissions(workspace.join("id"), PermissionsExt::from_mode(0o4755)).unwrap();
         cell.run("it", &[INTRUDER, "as", "1000", "/workspace/id", "-u"]).await.1.trim() == "0"
     })
@@ -464,7 +464,7 @@ async fn the_suite_holds_for_an_ordinary_user_too() {
     let dir = tempfile::Builder::new().permissions(PermissionsExt::from_mode(0o755)).tempdir_in("/var/tmp").unwrap();
     for from in [std::env::current_exe().unwrap(), program("intruder"), program("node-launcher")] {
         let to = dir.path().join(from.file_name().unwrap());
-        std::fs::copy(&from, &to).unwrap();
+        copy(&from, &to);
         std::fs::set_permissions(&to, PermissionsExt::from_mode(0o755)).unwrap();
     }
     let me = dir.path().join(std::env::current_exe().unwrap().file_name().unwrap());

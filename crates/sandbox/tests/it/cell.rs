@@ -218,7 +218,8 @@ pub(crate) async fn as_ordinary_user(tests: &[&str]) {
     let me = dir.path().join("deps/it");
     for (from, to) in [(std::env::current_exe().unwrap(), me.clone()), (program(), dir.path().join("examples/cell"))] {
         std::fs::create_dir(to.parent().unwrap()).unwrap();
-        std::fs::copy(&from, &to).unwrap();
+        // By another process: what other tests fork would have it open for writing, too, and make it busy.
+        assert!(std::process::Command::new("cp").arg("-p").args([&from, &to]).status().unwrap().success());
         std::fs::set_permissions(&to, open()).unwrap();
     }
     let mut command = std::process::Command::new(me);

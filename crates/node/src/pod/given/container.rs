@@ -66,7 +66,6 @@ pub(super) async fn config(
         group: who.group,
         groups: who.groups,
         read_only_root: own.and_then(|it| it.read_only_root_filesystem) == Some(true),
-        no_new_privileges: own.and_then(|it| it.allow_privilege_escalation) == Some(false),
         capabilities: security::capabilities(container),
         privileged: security::is_privileged(container),
         processes: match &facts.target {
@@ -216,16 +215,9 @@ mod tests {
     #[test]
     fn commands_lie_over_entrypoints_and_arguments_over_commands() {
         let image = ImageFacts {
-            root: Root::Host,
             entrypoint: vec!["entry".into(), "$(A)".into()],
             cmd: vec!["cmd".into()],
-            env: vec![],
-            cwd: String::new(),
-            user: 0,
-            group: 0,
-            groups: vec![],
-            user_name: None,
-            stop_signal: None,
+            ..crate::pod::given::tests::image()
         };
         let table = [
             (json!({}), vec!["entry", "$(A)", "cmd"]),

@@ -109,7 +109,7 @@ fn pod(uid: &str, volumes: Value) -> Pod {
     .unwrap()
 }
 
-fn image() -> ImageFacts {
+pub(super) fn image() -> ImageFacts {
     ImageFacts {
         root: Root::Host,
         entrypoint: vec!["run".into()],

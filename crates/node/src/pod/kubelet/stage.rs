@@ -163,7 +163,6 @@ impl World for Stage {
             group: 8,
             groups: vec![8, 9],
             read_only_root: false,
-            no_new_privileges: false,
             capabilities: Vec::new(),
             privileged: false,
             processes: Processes::Own,

@@ -112,7 +112,6 @@ pub(in crate::pod) fn container(name: &str, script: &str) -> ContainerConfig {
         group: 0,
         groups: vec![0],
         read_only_root: false,
-        no_new_privileges: false,
         privileged: false,
         capabilities: ["CHOWN", "KILL", "SETUID", "SETGID"].map(Into::into).to_vec(),
         processes: Processes::Own,
@@ -138,9 +137,9 @@ async fn a_container_is_its_command_and_its_end_is_known() {
     // Two streams come in the order in which they are read.
     lines.retain(|it| *it != "two");
     assert_eq!((lines.as_slice(), printed.contains("two\n")), (&["1 one p", "/", "127.0.0.1\tlocalhost"][..], true));
-    let mut again = container("c", "exec sleep 1000");
-    again.attempt = 1;
-    place.start("one", again).await;
+    // Without a shell: once it is started it is what it is.
+    let args = ["sleep", "1000"].map(Into::into).to_vec();
+    place.start("one", ContainerConfig { attempt: 1, args, ..container("c", "") }).await;
     let (code, out) = place.exec("one", "c", "cat /proc/1/comm; echo $A; exit 7").await;
     assert_eq!((code, out.as_str()), (7, "sleep\none\n"));
     place.runtime.kill("one", "c").await.unwrap();
@@ -171,12 +170,13 @@ async fn a_container_has_a_dev_of_its_own() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_executed_is_said() {
-    use std::os::unix::fs::PermissionsExt;
     let place = Place::open().await;
     let host = place.dir.path().join("volume");
     std::fs::create_dir(&host).unwrap();
-    std::fs::write(host.join("no-program"), "rubbish").unwrap();
-    std::fs::set_permissions(host.join("no-program"), PermissionsExt::from_mode(0o755)).unwrap();
+    // By another process: what other tests fork would have it open for writing, too, and make it busy.
+    let mut make = std::process::Command::new("sh");
+    make.args(["-c", "echo rubbish > no-program && chmod 755 no-program"]).current_dir(&host);
+    assert!(make.status().unwrap().success());
     let volume = Volume { name: "v".into(), source: VolumeSource::Path(host), fs_group: None };
     place.pod("one", |it| it.volumes = vec![volume]).await;
     let mounts = vec![Mount { volume: "v".into(), sub_path: String::new(), path: "/v".into(), read_only: true }];
@@ -221,10 +221,10 @@ async fn volumes_are_shared_and_each_root_is_its_own() {
         ContainerConfig { processes, mounts: mounts.clone(), ..container(name, script) }
     };
     place
-        .start("one", shared("a", "echo x > /disk/made; echo x > /deep/memory/f; echo x > /tmp/f; exec sleep 1111"))
+        .start("one", shared("a", "echo x > /deep/memory/f; echo x > /tmp/f; echo x > /disk/made; exec sleep 1111"))
         .await;
     place.start("one", shared("b", "exec sleep 2222")).await;
-    let seen = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -o '[s]leep 1111'; cat /disk/given; ls /tmp; df /deep/memory | grep -c tmpfs";
+    let seen = "until [ -s /disk/made ]; do :; done; cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -o '[s]leep 1111'; cat /disk/given; ls /tmp; df /deep/memory | grep -c tmpfs";
     assert_eq!(place.exec("one", "b", seen).await.1, "sleep 1111\ngiven1\n");
     assert_eq!(
         place.exec("one", "b", "tr -d '\\0' < /proc/1/cmdline").await.1,
@@ -233,7 +233,7 @@ async fn volumes_are_shared_and_each_root_is_its_own() {
     );
     assert_eq!(std::fs::read_to_string(host.join("made")).unwrap(), "x\n");
     let mounts = vec![mount("disk", "sub/dir", "/ro", true)];
-    place.start("one", ContainerConfig { mounts, read_only_root: true, ..container("c", "exec sleep 1") }).await;
+    place.start("one", ContainerConfig { mounts, read_only_root: true, ..container("c", "exec sleep 1000") }).await;
     let (code, _) =
         place.exec("one", "c", "touch /ro/x 2>/dev/null || touch /x 2>/dev/null || touch /usr/x 2>/dev/null").await;
     assert!(code != 0 && host.join("sub/dir").is_dir());
