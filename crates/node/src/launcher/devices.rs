@@ -5,6 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use rustix::fs::Access;
+use rustix::io::Errno;
 
 use super::{Failure, Step};
 
@@ -44,7 +45,11 @@ fn below(from: &Path, to: &Path, depth: usize, left: &mut usize) -> Result<(), F
         let what = || format!("show the device {}", at.display());
         fs::create_dir_all(to).step(what)?;
         fs::write(&at, "").step(what)?;
-        rustix::mount::mount_bind(&path, &at).step(what)?;
+        match rustix::mount::mount_bind(&path, &at) {
+            // Unplugged meanwhile.
+            Err(Errno::NOENT) => fs::remove_file(&at).step(what)?,
+            done => done.step(what)?,
+        }
     }
     Ok(())
 }

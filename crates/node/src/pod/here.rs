@@ -35,8 +35,10 @@ use crate::projection::Machine;
 
 /// Pull secrets of one pod that are looked at.
 const SECRETS: usize = 32;
-/// How long the API server may take to give one.
-const SECRET: Duration = Duration::from_secs(10);
+/// How long the API server may take to answer.
+const ANSWER: Duration = Duration::from_secs(10);
+/// The same for pull secrets when no registry is going to be asked: they are an event at most.
+const UNUSED_SECRETS: Duration = Duration::from_secs(1);
 
 /// What pods are run with on this machine.
 pub struct PodOptions {
@@ -195,42 +197,43 @@ impl Here {
     /// Whether there is a runtime for a class: there is one, which is no class's.
     async fn runs(&self, class: &str) -> Result<(), String> {
         let classes = Api::<RuntimeClass>::all(self.client.clone());
-        match classes.get_opt(class).await {
+        match tokio::time::timeout(ANSWER, classes.get_opt(class)).await {
             // In containerd's words.
-            Ok(Some(it)) => {
+            Ok(Ok(Some(it))) => {
                 Err(format!("failed to get sandbox runtime: no runtime for {:?} is configured", it.handler))
             }
-            Ok(None) => Err(format!("runtimeclass.node.k8s.io {class:?} not found")),
-            Err(error) => Err(format!("failed to lookup RuntimeClass {class}: {}", kit::chain(&error))),
+            Ok(Ok(None)) => Err(format!("runtimeclass.node.k8s.io {class:?} not found")),
+            Ok(Err(error)) => Err(format!("failed to lookup RuntimeClass {class}: {}", kit::chain(&error))),
+            Err(_) => Err(format!("failed to lookup RuntimeClass {class}: the API server does not answer")),
         }
     }
 
     /// What the pod's pull secrets hold, and the names of those that are not there.
-    async fn credentials(&self, pod: &Pod) -> (Vec<Credential>, Vec<String>) {
+    async fn credentials(&self, pod: &Pod, patience: Duration) -> (Vec<Credential>, Vec<String>) {
         let named = pod.spec.as_ref().and_then(|it| it.image_pull_secrets.as_deref()).unwrap_or_default();
         let secrets =
             Api::<Secret>::namespaced(self.client.clone(), pod.metadata.namespace.as_deref().unwrap_or_default());
-        let (mut all, mut absent) = (Vec::new(), Vec::new());
-        for name in named.iter().take(SECRETS) {
-            // A kubelet tries without those that it does not get, and the registry says what it thinks of that.
-            let secret = match tokio::time::timeout(SECRET, secrets.get_opt(&name.name)).await {
-                Ok(Ok(Some(secret))) => secret,
-                missed => {
-                    match missed {
-                        Ok(Err(error)) => {
-                            tracing::warn!(secret = name.name, error = kit::chain(&error), "cannot read a pull secret");
-                        }
-                        Err(_) => {
-                            tracing::warn!(
-                                secret = name.name,
-                                "cannot read a pull secret: the API server does not answer"
-                            );
-                        }
-                        Ok(Ok(_)) => {}
-                    }
-                    absent.push(name.name.clone());
-                    continue;
+        let secrets = &secrets;
+        // A kubelet tries without those that it does not get, and the registry says what it thinks of that.
+        let looks = named.iter().take(SECRETS).map(|it| async move {
+            match tokio::time::timeout(patience, secrets.get_opt(&it.name)).await {
+                Ok(Ok(secret)) => secret,
+                Ok(Err(error)) => {
+                    tracing::warn!(secret = it.name, error = kit::chain(&error), "cannot read a pull secret");
+                    None
                 }
+                Err(_) => {
+                    tracing::warn!(secret = it.name, "cannot read a pull secret: the API server does not answer");
+                    None
+                }
+            }
+        });
+        let found = futures::future::join_all(looks).await;
+        let (mut all, mut absent) = (Vec::new(), Vec::new());
+        for (name, secret) in named.iter().zip(found) {
+            let Some(secret) = secret else {
+                absent.push(name.name.clone());
+                continue;
             };
             let data = secret.data.unwrap_or_default();
             let found = match (data.get(".dockerconfigjson"), data.get(".dockercfg")) {
@@ -313,11 +316,12 @@ impl World for Here {
             Some("Never") => PullPolicy::Never,
             _ => PullPolicy::IfNotPresent,
         };
-        let (credentials, absent) = self.credentials(pod).await;
+        let pulls = self.images.would_pull(name, policy);
+        let (credentials, absent) = self.credentials(pod, if pulls { ANSWER } else { UNUSED_SECRETS }).await;
         if !absent.is_empty() {
             tell(Looking::Without(absent));
         }
-        if self.images.would_pull(name, policy) {
+        if pulls {
             tell(Looking::Pulling);
         }
         let began = std::time::Instant::now();

@@ -206,7 +206,7 @@ pub(super) fn check(pod: &Pod, container: &Container, allowed: &Allowed) -> Resu
         let protocol = it.protocol.as_deref().unwrap_or_default();
         return Err(format!("host ports are of TCP on this node: {protocol} is not carried"));
     }
-    if own.and_then(|it| it.proc_mount.as_deref()) == Some("Unmasked") {
+    if own.and_then(|it| it.proc_mount.as_deref()) == Some("Unmasked") && !is_privileged(container) {
         return Err("containers with an unmasked /proc are refused on this node, but for privileged ones".to_owned());
     }
     let profile = own
@@ -384,7 +384,6 @@ fn sorted<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pod::types::Root;
     use serde_json::{Value, json};
 
     fn pod(spec: Value, own: Value) -> (Pod, Container) {
@@ -398,18 +397,8 @@ mod tests {
     }
 
     fn image(user: u32, user_name: Option<&str>) -> ImageFacts {
-        ImageFacts {
-            root: Root::Host,
-            entrypoint: vec![],
-            cmd: vec![],
-            env: vec![],
-            cwd: String::new(),
-            user,
-            group: user,
-            groups: vec![7],
-            user_name: user_name.map(str::to_owned),
-            stop_signal: None,
-        }
+        let (groups, user_name) = (vec![7], user_name.map(str::to_owned));
+        ImageFacts { user, group: user, groups, user_name, ..crate::pod::given::tests::image() }
     }
 
     #[test]
@@ -535,6 +524,8 @@ mod tests {
         }
         let (unmasked, container) = pod(json!({}), json!({"procMount": "Unmasked"}));
         assert!(check(&unmasked, &container, &all()).unwrap_err().starts_with("containers with an unmasked /proc"));
+        let (unmasked, container) = pod(json!({}), json!({"procMount": "Unmasked", "privileged": true}));
+        assert_eq!(check(&unmasked, &container, &all()), Ok(()));
         let (free, container) = pod(json!({"securityContext": {"seccompProfile": {"type": "Unconfined"}}}), json!({}));
         assert_eq!(check(&free, &container, &Allowed::default()), Ok(()));
         assert!(remark(&free, &container).unwrap().contains("Unconfined"));

@@ -55,9 +55,10 @@ impl Runtime {
         self.cells().insert(uid.to_owned(), cell.clone());
         let living = process.and_then(|it| it.open());
         let Some(pidfd) = living else {
-            self.clear(uid).await?;
+            let cleared = self.clear(uid).await;
+            // Whatever resists, the shim is gone, and without one nothing of the pod runs.
             cell.settle(engine).await;
-            return Ok(());
+            return cleared;
         };
         let pidfd = Arc::new(pidfd);
         engine.keep_seat(uid, Seat { slot: cell.live().slot, pidfd: Some(pidfd.clone()) });

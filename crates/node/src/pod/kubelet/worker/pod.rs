@@ -84,14 +84,7 @@ impl<'a, W: World> Task<'a, W> {
     pub(super) async fn run(&mut self) {
         let inner = self.inner;
         let mut jobs: Jobs<'a> = FuturesUnordered::new();
-        let mut node = inner.world.node();
-        if !admission::selected(&self.pod, &node) {
-            // Others may have labelled it since.
-            let asked = tokio::time::timeout(CALL, Api::<NodeObject>::all(inner.client.clone()).get(&node.name)).await;
-            if let Ok(Ok(found)) = asked {
-                node.labels = found.metadata.labels.unwrap_or_default();
-            }
-        }
+        let node = self.node().await;
         loop {
             let told = self.told.borrow_and_update().clone();
             self.hear(&told);
@@ -128,6 +121,30 @@ impl<'a, W: World> Task<'a, W> {
             }
             let again = plan.again.into_iter().chain(due).min();
             self.wait(&mut jobs, again).await;
+        }
+    }
+
+    /// The node; with the labels that others may have given it since, where a pod that is new wants them.
+    async fn node(&mut self) -> Node {
+        let mut node = self.inner.world.node();
+        let nodes: Api<NodeObject> = Api::all(self.inner.client.clone());
+        let mut failing = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        loop {
+            let asks = self.told.borrow().pod.as_ref().is_some_and(|pod| {
+                let begun = pod.status.as_ref().is_some_and(|it| it.start_time.is_some());
+                !begun && pod.metadata.deletion_timestamp.is_none() && !admission::selected(pod, &node)
+            });
+            if !asks {
+                return node;
+            }
+            // Without an answer the pod waits: refused, it would have failed for good.
+            match tokio::time::timeout(CALL, nodes.get_opt(&node.name)).await {
+                Ok(Ok(found)) => {
+                    node.labels = found.and_then(|it| it.metadata.labels).unwrap_or_default();
+                    return node;
+                }
+                Ok(Err(_)) | Err(_) => tokio::time::sleep(failing.pause()).await,
+            }
         }
     }
 
