@@ -339,7 +339,8 @@ impl Runtime {
 
     /// Ends the shim, and with it everything in the pod; what is on disk stays.
     async fn stop(&self, cell: &Cell) -> Result<(), Error> {
-        let pidfd = cell.live().pidfd.take();
+        // Known until nothing is left: who fails here tries again.
+        let pidfd = cell.live().pidfd.clone();
         let group = cell.group();
         if let Some(pidfd) = pidfd {
             let _ = rustix::process::pidfd_send_signal(&*pidfd, rustix::process::Signal::KILL);

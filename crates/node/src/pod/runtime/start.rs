@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use kit::Backoff;
 
 use super::cell::{Cell, Note, Running, read, unseen};
 use super::link::{self, Link};
@@ -75,7 +76,9 @@ impl Runtime {
             if !cell.live().state.alive {
                 cell.live().state.config = config;
                 if let Err(error) = runtime.make(&cell).await {
-                    let _ = runtime.stop(&cell).await;
+                    if let Err(left) = runtime.stop(&cell).await {
+                        tracing::error!(pod = cell.uid, error = kit::chain(&left), "cannot clear up after a pod");
+                    }
                     let _ = made.send(Err(error));
                     return;
                 }
@@ -155,32 +158,47 @@ impl Runtime {
         cell.live().link = Some(link.clone());
         let (runtime, cell, heard) = (self.clone(), cell.clone(), link.clone());
         self.shared.engine.tasks.tenant("pod", async move {
-            let pidfd = pidfd.try_clone().and_then(sys::watch);
+            let watched = pidfd.try_clone().and_then(sys::watch);
             loop {
                 tokio::select! {
                     news = heard.news() => match news {
                         Some(News::Ended { key, ended }) => runtime.hear(&cell, &key, ended),
                         None => break,
                     },
-                    _ = async { match &pidfd {
-                        Ok(pidfd) => pidfd.readable().await.map(drop),
+                    _ = async { match &watched {
+                        Ok(watched) => watched.readable().await.map(drop),
                         Err(_) => std::future::pending().await,
                     } } => break,
                 }
             }
-            runtime.lost(&cell).await;
+            runtime.lost(&cell, &pidfd).await;
         });
         Ok(link)
     }
 
     /// The shim does not speak any more. Whatever the reason, without one a pod is nothing.
-    async fn lost(&self, cell: &Cell) {
-        // Whoever ends it on purpose holds this.
-        let _work = cell.work.lock().await;
-        if cell.live().pidfd.is_some()
-            && let Err(error) = self.stop(cell).await
-        {
-            tracing::error!(pod = cell.uid, error = kit::chain(&error), "cannot clear up after a pod");
+    async fn lost(&self, cell: &Cell, shim: &Arc<OwnedFd>) {
+        let mut failing = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+        loop {
+            {
+                // Whoever ends it on purpose holds this.
+                let _work = cell.work.lock().await;
+                let is_its = cell.live().pidfd.as_ref().is_some_and(|it| Arc::ptr_eq(it, shim));
+                if !is_its {
+                    return;
+                }
+                match self.stop(cell).await {
+                    Ok(()) => return,
+                    // Given up, it would be taken for alive.
+                    Err(error) => {
+                        tracing::error!(pod = cell.uid, error = kit::chain(&error), "cannot clear up after a pod");
+                    }
+                }
+            }
+            tokio::select! {
+                () = self.shared.engine.tasks.shutdown().begun() => return,
+                () = tokio::time::sleep(failing.pause()) => {}
+            }
         }
     }
 
