@@ -198,13 +198,17 @@ async fn a_more_important_pod_takes_the_place_of_another_one() {
     };
     pods.create("usual", container("trap 'exit 0' TERM; sleep 1000 & wait"), json!({})).await;
     pods.until("usual", ready).await;
-    let other = pods.create("important", container("sleep 1000"), json!({"priorityClassName": "system-node-critical"}));
-    let (told, gone, ()) = tokio::join!(
-        pods.until("usual", |it| it["metadata"]["deletionTimestamp"].is_string()),
-        pods.until("usual", Value::is_null),
-        other,
-    );
-    assert!(gone.is_null());
+    // Seen before anything happens to it: then nothing of its end is missed.
+    let mut seen = watcher::watch_object(pods.pods.clone(), "usual").boxed();
+    let mut next = async || tokio::time::timeout(PATIENCE, seen.next()).await.unwrap().unwrap().unwrap();
+    assert!(next().await.is_some());
+    pods.create("important", container("sleep 1000"), json!({"priorityClassName": "system-node-critical"})).await;
+    let mut told = Value::Null;
+    while let Some(it) = next().await {
+        if told.is_null() && it.metadata.deletion_timestamp.is_some() {
+            told = serde_json::to_value(it).unwrap();
+        }
+    }
     let reason = |it: &Value| it["type"] == "DisruptionTarget" && it["reason"] == "PreemptionByScheduler";
     assert!(told["status"]["conditions"].as_array().unwrap().iter().any(reason), "{told}");
     let important = pods.until("important", ready).await;
