@@ -1,27 +1,97 @@
 //! Connections that the node carries from one place to another.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kit::{Backoff, Shutdown, Tasks};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+/// How long nothing need come of a connection before it is asked whether somebody is still there; how often, and how many
+/// times in vain. A pod whose network goes before its processes says nothing more.
+const SILENCE: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_secs(15);
+const TIMES: u32 = 4;
+
+/// How many connections are carried at once: of all pods, and of one.
+pub(super) struct Limit {
+    all: Arc<Semaphore>,
+    of_one: usize,
+    /// Connections by whose they are.
+    busy: Mutex<BTreeMap<IpAddr, usize>>,
+}
+
+/// One of these connections, until it is dropped.
+pub(super) struct Seat {
+    _counted: Option<Counted>,
+    _permit: OwnedSemaphorePermit,
+}
+
+struct Counted {
+    limit: Arc<Limit>,
+    of: IpAddr,
+}
+
+impl Limit {
+    pub(super) fn new(all: usize, of_one: usize) -> Arc<Self> {
+        Arc::new(Self { all: Arc::new(Semaphore::new(all)), of_one, busy: Mutex::default() })
+    }
+
+    /// The same places, and one may have all of them.
+    pub(super) fn undivided(&self) -> Arc<Self> {
+        Arc::new(Self { all: self.all.clone(), of_one: usize::MAX, busy: Mutex::default() })
+    }
+
+    /// Waits for a place among all; `None` for who has as many as one may have. `of`: whose it is; nobody's in particular
+    /// are those of this machine itself.
+    async fn seat(self: &Arc<Self>, of: Option<IpAddr>) -> Option<Seat> {
+        let counted = match of {
+            Some(of) => Some(self.count(of)?),
+            None => None,
+        };
+        let permit = self.all.clone().acquire_owned().await.ok()?;
+        Some(Seat { _counted: counted, _permit: permit })
+    }
+
+    fn count(self: &Arc<Self>, of: IpAddr) -> Option<Counted> {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = busy.entry(of).or_default();
+        if *count >= self.of_one {
+            return None;
+        }
+        *count += 1;
+        Some(Counted { limit: self.clone(), of })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut busy = self.limit.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = busy.get_mut(&self.of) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                busy.remove(&self.of);
+            }
+        }
+    }
+}
+
 /// Accepts until `stop`, and carries each connection to what `connect` makes for its client. Connections that are there
 /// outlive `stop`, and end with the tasks. Those that find the limit reached wait until another ends.
-pub(super) async fn serve<C, F>(listener: TcpListener, stop: Shutdown, tasks: Tasks, limit: Arc<Semaphore>, connect: C)
+pub(super) async fn serve<C, F>(listener: TcpListener, stop: Shutdown, tasks: Tasks, limit: Arc<Limit>, connect: C)
 where
     C: Fn(SocketAddr) -> F + Send + Sync + Clone + 'static,
     F: Future<Output = io::Result<TcpStream>> + Send,
 {
     let ended = tasks.shutdown().clone();
-    let handle = move |stream, from, permit| {
+    let handle = move |stream, from, seat| {
         let (connect, ended) = (connect.clone(), ended.clone());
         async move {
-            let _permit: OwnedSemaphorePermit = permit;
+            let _seat: Seat = seat;
             tokio::select! {
                 () = ended.begun() => {}
                 () = carry(stream, connect(from)) => {}
@@ -31,10 +101,11 @@ where
     accept(listener, stop, tasks, limit, handle).await;
 }
 
-/// Accepts until `stop`, and has each connection handled for itself, as many at once as the limit has permits.
-pub(super) async fn accept<H, F>(listener: TcpListener, stop: Shutdown, tasks: Tasks, limit: Arc<Semaphore>, handle: H)
+/// Accepts until `stop`, and has each connection handled for itself, as many at once as the limit lets. Who has too many
+/// himself is refused.
+pub(super) async fn accept<H, F>(listener: TcpListener, stop: Shutdown, tasks: Tasks, limit: Arc<Limit>, handle: H)
 where
-    H: Fn(TcpStream, SocketAddr, OwnedSemaphorePermit) -> F + Send + Sync + 'static,
+    H: Fn(TcpStream, SocketAddr, Seat) -> F + Send + Sync + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
     let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
@@ -43,18 +114,25 @@ where
     loop {
         let accepted = async {
             let (stream, from) = listener.accept().await?;
+            // The host by its loopback, and the proxy, which counts for itself whom it connects for.
+            let is_ours = from.ip().is_loopback() || stream.local_addr().is_ok_and(|it| it.ip() == from.ip());
             // Only now: there may be as many listeners as connections, and most wait for nobody.
-            let permit = limit.clone().acquire_owned().await.map_err(io::Error::other)?;
-            Ok::<_, io::Error>((stream, from, permit))
+            let seat = limit.seat((!is_ours).then(|| from.ip())).await;
+            Ok::<_, io::Error>((stream, from, seat))
         };
         let accepted = tokio::select! {
             () = &mut end => return,
             it = accepted => it,
         };
         match accepted {
-            Ok((stream, from, permit)) => {
+            Ok((stream, from, Some(seat))) => {
                 backoff.reset();
-                tasks.tenant("connection of a pod", handle(stream, from, permit));
+                tasks.tenant("connection of a pod", handle(stream, from, seat));
+            }
+            Ok((stream, from, None)) => {
+                backoff.reset();
+                tracing::debug!(%from, "a pod has too many connections");
+                break_off(&stream);
             }
             Err(error) => {
                 // No descriptors are left, say: those that there are have to end first.
@@ -75,14 +153,28 @@ where
 async fn carry(mut from: TcpStream, connect: impl Future<Output = io::Result<TcpStream>>) {
     let done = async {
         let mut to = connect.await?;
-        from.set_nodelay(true)?;
-        to.set_nodelay(true)?;
+        attend(&from)?;
+        attend(&to)?;
         tokio::io::copy_bidirectional(&mut from, &mut to).await
     };
     if done.await.is_err() {
-        // The client hears that something went wrong, not that this was all.
-        let _ = rustix::net::sockopt::set_socket_linger(&from, Some(Duration::ZERO));
+        break_off(&from);
     }
+}
+
+/// Sends what there is at once, and ends when nobody is on the other side any more.
+pub(super) fn attend(stream: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt;
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, SILENCE)?;
+    sockopt::set_tcp_keepintvl(stream, AGAIN)?;
+    Ok(sockopt::set_tcp_keepcnt(stream, TIMES)?)
+}
+
+/// When it is dropped, its client hears that something went wrong, not that this was all.
+fn break_off(stream: &TcpStream) {
+    let _ = rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO));
 }
 
 #[cfg(test)]
@@ -94,7 +186,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_listener_that_nobody_comes_to_takes_nobodys_place() {
-        let (tasks, limit) = (Tasks::new(Shutdown::new()), Arc::new(Semaphore::new(1)));
+        let (tasks, limit) = (Tasks::new(Shutdown::new()), Limit::new(1, 1));
         let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let to = target.local_addr().unwrap();
         let mut places = Vec::new();
@@ -111,5 +203,21 @@ mod tests {
             assert_eq!(carried.unwrap().0.read_u8().await.unwrap(), b'x');
         }
         tasks.end().await;
+    }
+
+    #[tokio::test]
+    async fn one_pod_has_not_the_places_of_all() {
+        let limit = Limit::new(4, 2);
+        let [one, two] = ["10.70.0.5", "10.70.0.6"].map(|it| Some(it.parse::<IpAddr>().unwrap()));
+        let first = limit.seat(one).await.unwrap();
+        let _second = limit.seat(one).await.unwrap();
+        assert!(limit.seat(one).await.is_none());
+        let _another = limit.seat(two).await.unwrap();
+        drop(first);
+        let _again = limit.seat(one).await.unwrap();
+        let _own = limit.seat(None).await.unwrap();
+        // Now all are taken: who comes waits, and whoever goes away meanwhile had none.
+        assert!(futures::FutureExt::now_or_never(limit.seat(two)).is_none());
+        assert_eq!(limit.busy.lock().unwrap().get(&two.unwrap()), Some(&1));
     }
 }

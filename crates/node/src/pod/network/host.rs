@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use kit::{Shutdown, Tasks};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
-use super::{Network, To, forward};
+use super::Network;
+use super::forward::{self, Limit};
 use crate::Error;
 use crate::pod::{HostPort, Runtime};
 
@@ -22,7 +23,7 @@ const CLOSE: Duration = Duration::from_secs(5);
 pub(super) struct Host {
     runtime: Runtime,
     tasks: Tasks,
-    limit: Arc<Semaphore>,
+    limit: Arc<Limit>,
     listens: Mutex<BTreeMap<String, Listens>>,
 }
 
@@ -33,7 +34,7 @@ struct Listens {
 }
 
 impl Host {
-    pub(super) fn new(runtime: Runtime, tasks: Tasks, limit: Arc<Semaphore>) -> Self {
+    pub(super) fn new(runtime: Runtime, tasks: Tasks, limit: Arc<Limit>) -> Self {
         Self { runtime, tasks, limit, listens: Mutex::default() }
     }
 
@@ -61,7 +62,7 @@ impl Host {
                 let (network, address) = (network.clone(), runtime.state(&uid).and_then(|it| it.address));
                 async move {
                     match address {
-                        Some(IpAddr::V4(at)) => network.connect(To::Pod(SocketAddrV4::new(at, to))).await,
+                        Some(IpAddr::V4(at)) => network.dial(SocketAddrV4::new(at, to)).await,
                         _ => Err(std::io::ErrorKind::ConnectionRefused.into()),
                     }
                 }

@@ -8,9 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kit::{Shutdown, Tasks};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 
-use super::forward;
+use super::forward::{self, Limit};
 use super::netlink::Prefix;
 use super::switch::hash;
 use crate::Error;
@@ -24,7 +23,7 @@ pub(super) struct Loopback {
     runtime: Runtime,
     seed: String,
     tasks: Tasks,
-    limit: Arc<Semaphore>,
+    limit: Arc<Limit>,
     pods: Mutex<BTreeMap<String, Joined>>,
 }
 
@@ -34,7 +33,7 @@ struct Joined {
 }
 
 impl Loopback {
-    pub(super) fn new(runtime: Runtime, seed: String, tasks: Tasks, limit: Arc<Semaphore>) -> Self {
+    pub(super) fn new(runtime: Runtime, seed: String, tasks: Tasks, limit: Arc<Limit>) -> Self {
         Self { runtime, seed, tasks, limit, pods: Mutex::default() }
     }
 

@@ -25,11 +25,11 @@ use std::sync::Arc;
 use kit::{Clock, Tasks};
 use kube::Client;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 
 use super::{HostPort, Runtime};
 use crate::Error;
 pub use egress::Egress;
+use forward::Limit;
 pub(crate) use host::ADDRESS;
 use host::Host;
 use loopback::Loopback;
@@ -38,8 +38,10 @@ use switch::Switch;
 /// The uid under which the runtime holds the middle of the pods' network. No pod has it: theirs are made by an API server.
 pub(crate) const SWITCH: &str = "network";
 /// Most connections at a time that the node carries for pods: to services, and to ports that it forwards. Who comes then
-/// waits to be accepted.
+/// waits to be carried.
 const CONNECTIONS: usize = 4096;
+/// Most of one pod to services.
+const OF_ONE: usize = 1024;
 
 /// What a network is made with.
 pub(crate) struct NetworkOptions {
@@ -84,8 +86,9 @@ impl Network {
     pub(crate) async fn open(options: NetworkOptions) -> Result<Self, Error> {
         let NetworkOptions { dir, client, clock, tasks, runtime, api, egress } = options;
         let seed = dir.to_string_lossy().into_owned();
-        let limit = Arc::new(Semaphore::new(CONNECTIONS));
-        let host = Arc::new(Host::new(runtime.clone(), tasks.clone(), limit.clone()));
+        let limit = Limit::new(CONNECTIONS, OF_ONE);
+        // Many people may come by one address there.
+        let host = Arc::new(Host::new(runtime.clone(), tasks.clone(), limit.undivided()));
         let switch = match Switch::open(runtime.clone(), &seed).await {
             Ok(switch) => Some(switch),
             Err(error) => {
@@ -105,10 +108,19 @@ impl Network {
         services::start(network.clone(), client, clock, &tasks, limit, api, names);
         let (ending, shutdown) = (network.clone(), tasks.shutdown().clone());
         tasks.tenant("pod network", async move {
-            shutdown.begun().await;
-            if let Some(switch) = &ending.ways.switch {
-                switch.close().await;
+            let Some(switch) = &ending.ways.switch else { return };
+            tokio::select! {
+                biased;
+                () = shutdown.begun() => {}
+                () = switch.lost() => {
+                    tracing::error!(
+                        "the process that holds the pods' network has ended: pods reach no services and nothing \
+                         outside until Insula is started anew"
+                    );
+                    shutdown.begun().await;
+                }
             }
+            switch.close().await;
         });
         Ok(network)
     }

@@ -13,11 +13,12 @@ use kit::{Backoff, Clock, Shutdown, Tasks};
 use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Api, Client};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
+use super::Network;
 use super::dns::Names;
+use super::forward::{self, Limit};
 use super::plan::{Place, Plan, Target, Turns, plan};
-use super::{Network, forward};
 use crate::Error;
 
 /// Endpoints that are tried for one connection.
@@ -29,7 +30,7 @@ pub(super) fn start(
     client: Client,
     clock: Clock,
     tasks: &Tasks,
-    limit: Arc<Semaphore>,
+    limit: Arc<Limit>,
     api: SocketAddr,
     names: Names,
 ) {
@@ -101,7 +102,7 @@ pub(super) struct Served {
     network: Network,
     clock: Clock,
     tasks: Tasks,
-    limit: Arc<Semaphore>,
+    limit: Arc<Limit>,
     names: Names,
     open: BTreeMap<Place, Open>,
     /// The ClusterIPs that are ours; not known before we have looked.
@@ -117,7 +118,7 @@ struct Open {
 }
 
 impl Served {
-    pub(super) fn new(network: Network, clock: Clock, tasks: Tasks, limit: Arc<Semaphore>, names: Names) -> Self {
+    pub(super) fn new(network: Network, clock: Clock, tasks: Tasks, limit: Arc<Limit>, names: Names) -> Self {
         Self { network, clock, tasks, limit, names, open: BTreeMap::new(), owned: None, left_out: 0 }
     }
 

@@ -119,6 +119,17 @@ impl Switch {
         Ok(Self { shared: Arc::new(Shared { runtime: runtime.clone(), subnet, leg, has_host, inner }) })
     }
 
+    /// Returns when what holds the network has ended, and with it all that could still be opened in it.
+    pub(super) async fn lost(&self) {
+        let runtime = &self.shared.runtime;
+        let Some(mut changed) = runtime.watch(SWITCH) else { return };
+        while runtime.state(SWITCH).is_some_and(|it| it.alive) {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Whether the host has a way to pods, as far as its kernel knows one; else somebody has to make it one.
     pub(super) fn has_host(&self) -> bool {
         self.shared.has_host

@@ -128,7 +128,7 @@ fn slice(service: &str, address: Ipv4Addr) -> EndpointSlice {
 }
 
 fn network(place: &Place, ways: Ways) -> Network {
-    let host = Host::new(place.runtime.clone(), place.tasks.clone(), Arc::new(Semaphore::new(100)));
+    let host = Host::new(place.runtime.clone(), place.tasks.clone(), Limit::new(100, 100));
     Network { ways: Arc::new(ways), host: Arc::new(host) }
 }
 
@@ -143,7 +143,9 @@ async fn answer(mut stream: TcpStream, bytes: usize) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_reach_each_other_services_and_names_and_nothing_of_the_host() {
     let place = Place::open().await;
-    let switch = match Switch::open(place.runtime.clone(), "a test").await {
+    // What others of this machine do at the same time, has other names.
+    let seed = place.runtime.dir("").to_string_lossy().into_owned();
+    let switch = match Switch::open(place.runtime.clone(), &seed).await {
         Ok(switch) => switch,
         Err(error) => {
             eprintln!("skipped: this machine makes no networks for pods: {}", kit::chain(&error));
@@ -186,13 +188,8 @@ async fn pods_reach_each_other_services_and_names_and_nothing_of_the_host() {
     let headless = service("bare", "None", 80);
     let slices = [slice("web", a), slice("thief", a), bare];
     let all: Vec<_> = services.iter().chain([&headless]).collect();
-    let mut served = Served::new(
-        network.clone(),
-        kit::Clock::system(),
-        place.tasks.clone(),
-        Arc::new(Semaphore::new(100)),
-        names.clone(),
-    );
+    let mut served =
+        Served::new(network.clone(), kit::Clock::system(), place.tasks.clone(), Limit::new(100, 100), names.clone());
     served.apply(plan::plan(&all, &slices.iter().collect::<Vec<_>>(), at, |it| it)).await.unwrap();
 
     for (host, port, bytes, said) in [
@@ -218,7 +215,7 @@ async fn pods_reach_each_other_services_and_names_and_nothing_of_the_host() {
         let _ = stream.write_all(b"host").await;
         let _ = stream.shutdown().await;
     };
-    let (stop, limit) = (place.tasks.shutdown().clone(), Arc::new(Semaphore::new(8)));
+    let (stop, limit) = (place.tasks.shutdown().clone(), Limit::new(8, 8));
     place.tasks.tenant("host", forward::accept(host_server, stop, place.tasks.clone(), limit, greet));
     let policy = Egress::new(["deny".to_owned(), format!("host.insula.internal:{port}")]).unwrap();
     egress::start(switch.clone(), names, place.runtime.clone(), policy, &place.tasks).await.unwrap();
@@ -267,7 +264,7 @@ async fn pods_reach_each_other_services_and_names_and_nothing_of_the_host() {
     assert_eq!(ask(&place, "b", a, 8080, 1).await, format!("{b} 1"));
 
     // Another node takes over what there is; who has left is not reached, and comes back to its address.
-    let next = Switch::open(place.runtime.clone(), "a test").await.unwrap();
+    let next = Switch::open(place.runtime.clone(), &seed).await.unwrap();
     assert_eq!((next.address(), next.join("a").await.unwrap()), (gateway, a));
     assert_eq!(next.owned().await.unwrap().len(), 3);
     next.leave("b").await;
@@ -286,7 +283,7 @@ async fn pods_reach_each_other_services_and_names_and_nothing_of_the_host() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_network_the_host_reaches_the_ports_that_a_pod_declares() {
     let place = Place::open().await;
-    let limit = Arc::new(Semaphore::new(100));
+    let limit = Limit::new(100, 100);
     let seed = place.runtime.dir("").to_string_lossy().into_owned();
     let loopback = Loopback::new(place.runtime.clone(), seed, place.tasks.clone(), limit);
     let network = network(&place, Ways { switch: None, loopback: Some(loopback) });

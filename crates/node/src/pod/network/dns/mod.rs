@@ -13,15 +13,16 @@ use std::time::Duration;
 use kit::{Backoff, Tasks};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
 
+use super::forward::{self, Limit, Seat};
 pub(super) use zone::{Known, Zone};
 
 pub(super) const PORT: u16 = 53;
 /// The longest question that is read: one has no need of more, whatever its options.
 const QUESTION: usize = 1232;
-/// Most connections at a time; most questions need none.
+/// Most connections at a time, and of one pod; most questions need none.
 const STREAMS: usize = 128;
+const OF_ONE: usize = 16;
 /// How long a connection may take to ask.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -61,13 +62,19 @@ pub(super) fn serve(names: &Names, datagrams: UdpSocket, streams: TcpListener, t
             () = answer_datagrams(by_datagram, datagrams) => {}
         }
     });
-    let (ends, names, own) = (tasks.shutdown().clone(), names.clone(), tasks.clone());
-    tasks.tenant("names of pods", async move {
-        tokio::select! {
-            () = ends.begun() => {}
-            () = answer_streams(names, streams, own) => {}
+    let (ends, names) = (tasks.shutdown().clone(), names.clone());
+    let handle = move |stream, _, seat| {
+        let (names, ends) = (names.clone(), ends.clone());
+        async move {
+            let _seat: Seat = seat;
+            tokio::select! {
+                () = ends.begun() => {}
+                _ = answer_stream(names, stream) => {}
+            }
         }
-    });
+    };
+    let (stop, limit) = (tasks.shutdown().clone(), Limit::new(STREAMS, OF_ONE));
+    tasks.tenant("names of pods", forward::accept(streams, stop, tasks.clone(), limit, handle));
 }
 
 async fn answer_datagrams(names: Names, socket: UdpSocket) {
@@ -87,31 +94,6 @@ async fn answer_datagrams(names: Names, socket: UdpSocket) {
             }
             Err(error) => {
                 tracing::debug!(%error, "cannot read a question about a name; trying again");
-                tokio::time::sleep(backoff.pause()).await;
-            }
-        }
-    }
-}
-
-async fn answer_streams(names: Names, listener: TcpListener, tasks: Tasks) {
-    let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
-    let limit = Arc::new(Semaphore::new(STREAMS));
-    loop {
-        let Ok(permit) = limit.clone().acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                backoff.reset();
-                let (names, ends) = (names.clone(), tasks.shutdown().clone());
-                tasks.tenant("names of a pod", async move {
-                    let _permit = permit;
-                    tokio::select! {
-                        () = ends.begun() => {}
-                        _ = answer_stream(names, stream) => {}
-                    }
-                });
-            }
-            Err(error) => {
-                tracing::debug!(%error, "cannot accept a question about a name; trying again");
                 tokio::time::sleep(backoff.pause()).await;
             }
         }

@@ -8,10 +8,9 @@ mod reach;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::HeaderName;
@@ -23,10 +22,10 @@ use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use kit::{Shutdown, Tasks};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 use super::dns::Names;
-use super::forward;
+use super::forward::{self, Limit, Seat};
 use super::switch::{SERVICES, Switch};
 use crate::Error;
 use crate::pod::Runtime;
@@ -42,6 +41,9 @@ const CONNECTIONS: usize = 1024;
 const OF_ONE: usize = 256;
 /// How long a connection may take to say what it wants, and be silent between two requests.
 const HEADERS: Duration = Duration::from_secs(60);
+/// Names that are looked up at once. Each takes a thread of those that wait for the disk, too, for as long as the machine's
+/// own resolver has patience, which pods may ask for names that nobody answers for.
+const LOOKUPS: usize = 64;
 /// The most of a request that is read before its body.
 const HEAD: usize = 64 << 10;
 const FIELDS: usize = 128;
@@ -56,8 +58,7 @@ struct Proxy {
     /// None: nobody asks from a cluster.
     cluster: Option<Cluster>,
     tasks: Tasks,
-    /// Connections by whose they are.
-    busy: Mutex<BTreeMap<IpAddr, usize>>,
+    lookups: Arc<Semaphore>,
 }
 
 struct Cluster {
@@ -71,13 +72,6 @@ struct Client {
     /// Of the pod, if it is one.
     namespace: Option<String>,
     _seat: Seat,
-}
-
-/// One of a pod's connections.
-struct Seat {
-    proxy: Arc<Proxy>,
-    of: IpAddr,
-    _permit: OwnedSemaphorePermit,
 }
 
 /// The variables that tell programs of it: names in capital letters, and values.
@@ -109,24 +103,19 @@ pub(super) async fn start(
 
 fn serve(listener: TcpListener, proxy: Arc<Proxy>) {
     let (stop, tasks) = (proxy.tasks.shutdown().clone(), proxy.tasks.clone());
-    let limit = Arc::new(Semaphore::new(CONNECTIONS));
+    let limit = Limit::new(CONNECTIONS, OF_ONE);
     let (handled, own) = (tasks.clone(), stop.clone());
-    let handle = move |stream, from: SocketAddr, permit| converse(proxy.clone(), stream, from, permit, own.clone());
+    let handle = move |stream, from: SocketAddr, seat| converse(proxy.clone(), stream, from, seat, own.clone());
     tasks.tenant("way out of pods", forward::accept(listener, stop, handled, limit, handle));
 }
 
 /// One connection of a pod, until it ends or becomes a tunnel.
-async fn converse(
-    proxy: Arc<Proxy>,
-    stream: TcpStream,
-    from: SocketAddr,
-    permit: OwnedSemaphorePermit,
-    stop: Shutdown,
-) {
-    let Some(client) = proxy.client(from.ip(), permit).await else { return };
+async fn converse(proxy: Arc<Proxy>, stream: TcpStream, from: SocketAddr, seat: Seat, stop: Shutdown) {
+    let Some(client) = proxy.client(from.ip(), seat).await else { return };
     let client = Arc::new(client);
-    let _ = stream.set_nodelay(true);
-    let _ = rustix::net::sockopt::set_socket_keepalive(&stream, true);
+    if forward::attend(&stream).is_err() {
+        return;
+    }
     let service = service_fn(move |request| {
         let (proxy, client) = (proxy.clone(), client.clone());
         async move { Ok::<_, Infallible>(proxy.answer(client, request).await) }
@@ -148,21 +137,11 @@ async fn converse(
 
 impl Proxy {
     fn new(policy: Egress, upstream: Matcher, cluster: Option<Cluster>, tasks: Tasks) -> Arc<Self> {
-        Arc::new(Self { policy, upstream, cluster, tasks, busy: Mutex::default() })
+        Arc::new(Self { policy, upstream, cluster, tasks, lookups: Arc::new(Semaphore::new(LOOKUPS)) })
     }
 
-    /// None for strangers, and for who has too many connections already.
-    async fn client(self: &Arc<Self>, from: IpAddr, permit: OwnedSemaphorePermit) -> Option<Client> {
-        {
-            let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-            let count = busy.entry(from).or_default();
-            if *count >= OF_ONE {
-                tracing::debug!(%from, "a pod has too many connections to its way out");
-                return None;
-            }
-            *count += 1;
-        }
-        let seat = Seat { proxy: self.clone(), of: from, _permit: permit };
+    /// None for strangers.
+    async fn client(&self, from: IpAddr, seat: Seat) -> Option<Client> {
         let namespace = match (&self.cluster, from) {
             (Some(cluster), IpAddr::V4(from)) => {
                 let uid = cluster.switch.whose(from).await?;
@@ -264,18 +243,6 @@ impl Proxy {
         let (mut parts, body) = response.into_parts();
         strip(&mut parts.headers);
         Ok(Response::from_parts(parts, body.map_err(Into::into).boxed_unsync()))
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut busy = self.proxy.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = busy.get_mut(&self.of) {
-            *count -= 1;
-            if *count == 0 {
-                busy.remove(&self.of);
-            }
-        }
     }
 }
 

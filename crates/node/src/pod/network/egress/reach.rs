@@ -1,7 +1,7 @@
 //! How the proxy gets to where a pod may go.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, ToSocketAddrs, UdpSocket};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +15,9 @@ use tokio::net::TcpStream;
 
 use super::policy::{Far, HOST, is_host};
 use super::{Client, Proxy, Refused};
+use crate::engine::blocking;
 use crate::pod::network::dns::Known;
+use crate::pod::network::forward::attend;
 
 /// How long a name may take to be looked up, and a connection to be made.
 const LOOKUP: Duration = Duration::from_secs(10);
@@ -58,7 +60,7 @@ impl Proxy {
         let upstream = uri.parse::<Uri>().ok().and_then(|it| self.upstream.intercept(&it));
         match upstream.filter(|_| far == Far::Public) {
             Some(upstream) => by_proxy(&upstream, host, port, tls).await,
-            None => direct(host, port, far).await,
+            None => self.direct(host, port, far).await,
         }
     }
 
@@ -85,40 +87,51 @@ impl Proxy {
         }
         Err(unreached(last))
     }
-}
 
-async fn direct(host: &str, port: u16, far: Far) -> Result<Reached, Refused> {
-    let unreached = |why: String| Refused(StatusCode::BAD_GATEWAY, format!("cannot reach {host}:{port}: {why}"));
-    let slow = |_| Refused(StatusCode::GATEWAY_TIMEOUT, format!("cannot reach {host}:{port} in time"));
-    let mut all: Vec<SocketAddr> = if host == HOST {
-        vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()]
-    } else {
-        let found = tokio::time::timeout(LOOKUP, tokio::net::lookup_host((host, port))).await.map_err(slow)?;
-        found.map_err(|error| unreached(error.to_string()))?.take(64).collect()
-    };
-    if far == Far::Public {
-        let before = all.len();
-        all.retain(|it| kit::is_public(it.ip()) && !is_here(*it));
-        if all.len() < before && all.is_empty() {
-            let why = format!(
-                "{host} is private, or this machine, where pods go only if `insula up --egress {host}:{port}` lets them"
-            );
-            return Err(Refused(StatusCode::FORBIDDEN, why));
-        }
-    }
-    let connecting = async {
-        let mut last = io::Error::from(io::ErrorKind::NotFound);
-        for to in all.into_iter().take(ADDRESSES) {
-            match tokio::time::timeout(CONNECT / 2, TcpStream::connect(to)).await {
-                Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) => last = error,
-                Err(_) => last = io::ErrorKind::TimedOut.into(),
+    async fn direct(&self, host: &str, port: u16, far: Far) -> Result<Reached, Refused> {
+        let unreached = |why: String| Refused(StatusCode::BAD_GATEWAY, format!("cannot reach {host}:{port}: {why}"));
+        let slow = |_| Refused(StatusCode::GATEWAY_TIMEOUT, format!("cannot reach {host}:{port} in time"));
+        let mut all: Vec<SocketAddr> = if host == HOST {
+            vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()]
+        } else {
+            let found = tokio::time::timeout(LOOKUP, self.look_up(host.to_owned(), port)).await.map_err(slow)?;
+            found.map_err(|error| unreached(error.to_string()))?
+        };
+        if far == Far::Public {
+            let before = all.len();
+            all.retain(|it| kit::is_public(it.ip()) && !is_here(*it));
+            if all.len() < before && all.is_empty() {
+                let why = format!(
+                    "{host} is private, or this machine, where pods go only if `insula up --egress {host}:{port}` lets them"
+                );
+                return Err(Refused(StatusCode::FORBIDDEN, why));
             }
         }
-        Err(last)
-    };
-    let stream = tokio::time::timeout(CONNECT, connecting).await.map_err(slow)?;
-    Ok(Reached::Place(Box::new(alive(stream.map_err(|error| unreached(error.to_string()))?))))
+        let connecting = async {
+            let mut last = io::Error::from(io::ErrorKind::NotFound);
+            for to in all.into_iter().take(ADDRESSES) {
+                match tokio::time::timeout(CONNECT / 2, TcpStream::connect(to)).await {
+                    Ok(Ok(stream)) => return Ok(stream),
+                    Ok(Err(error)) => last = error,
+                    Err(_) => last = io::ErrorKind::TimedOut.into(),
+                }
+            }
+            Err(last)
+        };
+        let connected = tokio::time::timeout(CONNECT, connecting).await.map_err(slow)?;
+        let stream = connected.and_then(|it| attend(&it).map(|()| it));
+        Ok(Reached::Place(Box::new(stream.map_err(|error| unreached(error.to_string()))?)))
+    }
+
+    /// The addresses of a name. Nobody can break it off, so that it keeps its place until it ends.
+    async fn look_up(&self, host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let permit = self.lookups.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let work = move || {
+            let _permit = permit;
+            (host.as_str(), port).to_socket_addrs().map(|it| it.take(64).collect())
+        };
+        blocking(work).await.map_err(io::Error::other)?
+    }
 }
 
 /// An address that is public and yet one of our own: whoever sends there sends from there.
@@ -145,7 +158,8 @@ async fn by_proxy(proxy: &Intercept, host: &str, port: u16, tls: bool) -> Result
     }
     let Some(name) = at.host() else { return Err(failed("it has no name".into())) };
     let connecting = async {
-        let stream = alive(TcpStream::connect((name, at.port_u16().unwrap_or(80))).await.map_err(io::Error::other)?);
+        let stream = TcpStream::connect((name, at.port_u16().unwrap_or(80))).await?;
+        attend(&stream)?;
         match tls {
             true => tunnel(stream, host, port, proxy.basic_auth()).await,
             false => Ok(Reached::Proxy(stream, proxy.basic_auth().cloned())),
@@ -185,11 +199,4 @@ pub(super) async fn tunnel(
         upgraded = asked => Ok(Reached::Place(Box::new(TokioIo::new(upgraded?)))),
         () = connection => Err(io::ErrorKind::ConnectionReset.into()),
     }
-}
-
-/// Nobody waits for ever for somebody who is gone.
-fn alive(stream: TcpStream) -> TcpStream {
-    let _ = stream.set_nodelay(true);
-    let _ = rustix::net::sockopt::set_socket_keepalive(&stream, true);
-    stream
 }

@@ -15,8 +15,8 @@ struct Place {
 async fn server(tasks: &Tasks, begin: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
-    let handle = move |mut stream: TcpStream, _, permit| async move {
-        let _permit: OwnedSemaphorePermit = permit;
+    let handle = move |mut stream: TcpStream, _, seat| async move {
+        let _seat: Seat = seat;
         let mut got = String::new();
         let is_whole = |it: &str| match it.contains("transfer-encoding") {
             true => it.ends_with("0\r\n\r\n"),
@@ -30,7 +30,7 @@ async fn server(tasks: &Tasks, begin: &'static str) -> SocketAddr {
         let answer = format!("{begin}content-length: {}\r\n\r\n{got}", got.len());
         let _ = stream.write_all(answer.as_bytes()).await;
     };
-    let (stop, limit) = (tasks.shutdown().clone(), Arc::new(Semaphore::new(8)));
+    let (stop, limit) = (tasks.shutdown().clone(), Limit::new(8, 8));
     tasks.tenant("server", forward::accept(listener, stop, tasks.clone(), limit, handle));
     at
 }
