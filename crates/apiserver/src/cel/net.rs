@@ -132,13 +132,7 @@ pub(super) fn method<'a>(on: &Value<'a>, function: &str, other: Option<&Value<'a
             "isLoopback" => Value::Bool(ip.is_loopback()),
             "isLinkLocalMulticast" => Value::Bool(link_local_multicast(ip)),
             "isLinkLocalUnicast" => Value::Bool(link_local(ip)),
-            "isGlobalUnicast" => Value::Bool(
-                !ip.is_unspecified()
-                    && !ip.is_loopback()
-                    && !ip.is_multicast()
-                    && !link_local(ip)
-                    && !matches!(ip, IpAddr::V4(ip) if ip.is_broadcast()),
-            ),
+            "isGlobalUnicast" => Value::Bool(kit::is_global_unicast(*ip)),
             _ => return no_overload(),
         }),
         Value::Cidr(network) => Ok(match (function, other) {

@@ -197,7 +197,7 @@ impl<R: Read> Reader<R> {
     pub(super) fn next(&mut self) -> io::Result<Option<Head>> {
         let mut records = Vec::new();
         loop {
-            let rest = self.left + self.padding;
+            let rest = self.left.saturating_add(self.padding);
             if io::copy(&mut (&mut self.from).take(rest), &mut io::sink())? < rest {
                 return Err(ErrorKind::UnexpectedEof.into());
             }

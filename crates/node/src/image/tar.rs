@@ -74,7 +74,6 @@ impl<R: Read> Reader<R> {
 
     /// The next block that is not empty; none at the end.
     fn header(&mut self) -> io::Result<Option<::tar::Header>> {
-        // An entry may say any size.
         let rest = self.left.saturating_add(self.padding);
         (self.left, self.padding) = (0, 0);
         if io::copy(&mut (&mut self.from).take(rest), &mut io::sink())? < rest {
