@@ -247,6 +247,7 @@ async fn each_method_needs_the_right_of_its_verb() {
 async fn what_leads_nowhere_is_said_as_kubernetes_says_it() {
     let (house, _nodes) = house().await;
     house.post(SERVICES, &json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}})).await.is(201);
+    house.becomes("/api/v1/namespaces/default/endpoints", "kubernetes", |_| true).await;
     for (path, code, said) in [
         ("/api/v1/nodes/gone/proxy/", 503, "error trying to reach service: dial gone: connection refused"),
         ("/api/v1/nodes/gone:10250/proxy/", 503, "error trying to reach service: dial gone: connection refused"),

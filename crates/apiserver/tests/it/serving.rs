@@ -73,7 +73,9 @@ async fn objects_and_kubeconfig_outlive_the_process() {
         assert_eq!(mode & 0o777, 0o600, "{key}");
     }
     let house = House::on(Data::Dir(home.path().to_owned())).await;
-    house.server.listen(at).await.unwrap();
+    // Its port may be somebody else's by now.
+    let again = house.server.listen(ANY).await.unwrap();
+    let kubeconfig = kubeconfig.replace(&at.to_string(), &again.to_string());
     let api: Api<ConfigMap> = Api::default_namespaced(client(&kubeconfig).await);
     assert_eq!(api.get("c").await.unwrap().data.unwrap()["k"], "v");
     house.tasks.end().await;

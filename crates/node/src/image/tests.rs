@@ -438,7 +438,10 @@ async fn what_a_registry_gives_wrongly_is_said_and_leaves_nothing() {
         // A part of a blob may stay, to go on with; nothing else.
         assert!(scene.names("ingest").iter().all(|it| it.ends_with(".part")), "{:?}", scene.names("ingest"));
     }
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    // Nobody listens there, nor can anybody else come to.
+    let closed = tokio::net::TcpSocket::new_v4().unwrap();
+    closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let nobody = closed.local_addr().unwrap();
     let error = images.ensure(&format!("{nobody}/a"), PullPolicy::Always, &[]).await.unwrap_err().message;
     assert!(error.contains("failed to do request: Get \"http://") && error.contains("insula image load"), "{error}");
 }
