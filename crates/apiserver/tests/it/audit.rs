@@ -22,7 +22,8 @@ const SECRETS: &str = "/api/v1/namespaces/default/secrets";
 
 fn options(path: &Path, tasks: &Tasks) -> Options {
     let audit = AuditLog { path: path.to_owned(), max_bytes: 1 << 30, max_backups: 1 };
-    let (clock, tasks) = (Clock::system(), tasks.clone());
+    // The machine's may be set back between the two times of an event.
+    let (clock, tasks) = (Clock::starting_at(Clock::system().now()), tasks.clone());
     Options { data: Data::Memory, clock, tasks, kubelets: None, audit: Some(audit), volumes: None }
 }
 
