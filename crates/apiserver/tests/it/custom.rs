@@ -249,7 +249,7 @@ async fn names_are_given_once_and_again_when_they_are_free() {
     house.delete(&format!("{DEFINITIONS}/widgets.example.com")).await.is(200);
     let api: Api<CustomResourceDefinition> = Api::all(house.client.clone());
     let established = await_condition(api, "gadgets.example.com", conditions::is_crd_established());
-    tokio::time::timeout(Duration::from_secs(20), established).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(60), established).await.unwrap().unwrap();
     assert_eq!(house.get("/apis/example.com/v1/namespaces/default/gadgets").await.code, 200);
 }
 

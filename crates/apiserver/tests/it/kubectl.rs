@@ -31,7 +31,7 @@ impl Kubectl {
             .spawn()
             .unwrap();
         child.stdin.take().unwrap().write_all(input.as_bytes()).await.unwrap();
-        let done = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await.unwrap().unwrap();
+        let done = tokio::time::timeout(Duration::from_secs(120), child.wait_with_output()).await.unwrap().unwrap();
         let said = if done.status.success() { done.stdout } else { done.stderr };
         (done.status.success(), String::from_utf8(said).unwrap())
     }
@@ -128,7 +128,7 @@ async fn kubectl_does_a_days_work() {
 
     assert_eq!(k.ok(&["-n", "work", "delete", "cm", "c"]).await, "configmap \"c\" deleted\n");
     assert!(k.fails(&["-n", "work", "get", "cm", "c"]).await.contains("(NotFound)"));
-    assert!(k.ok(&["delete", "namespace", "work", "--timeout=30s"]).await.contains("deleted"));
+    assert!(k.ok(&["delete", "namespace", "work", "--timeout=60s"]).await.contains("deleted"));
     assert!(k.fails(&["get", "namespace", "work"]).await.contains("(NotFound)"));
 }
 
@@ -141,7 +141,7 @@ async fn watch(k: &Kubectl) {
         .unwrap();
     let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
     let mut next =
-        async || tokio::time::timeout(Duration::from_secs(20), lines.next_line()).await.unwrap().unwrap().unwrap();
+        async || tokio::time::timeout(Duration::from_secs(60), lines.next_line()).await.unwrap().unwrap().unwrap();
     assert_eq!(next().await, "ADDED w");
     k.ok(&["-n", "work", "patch", "cm", "a", "-p", r#"{"data":{"k":"1"}}"#]).await;
     assert_eq!(next().await, "MODIFIED 1");
@@ -151,7 +151,7 @@ async fn watch(k: &Kubectl) {
 }
 
 async fn wait(k: &Kubectl) {
-    let waiting = ["-n", "work", "wait", "cm/b", "--for=jsonpath={.data.k}=done", "--timeout=20s"];
+    let waiting = ["-n", "work", "wait", "cm/b", "--for=jsonpath={.data.k}=done", "--timeout=60s"];
     let change = ["-n", "work", "patch", "cm", "b", "-p", r#"{"data":{"k":"done"}}"#];
     let (waited, _) = tokio::join!(k.ok(&waiting), k.ok(&change));
     assert_eq!(waited, "configmap/b condition met\n");

@@ -132,7 +132,7 @@ impl House {
 
     /// Waits until an object is so, which a loop of the server makes it.
     pub(crate) async fn becomes(&self, collection: &str, name: &str, is: impl Fn(&Value) -> bool) -> Value {
-        let path = format!("{collection}?watch=1&timeoutSeconds=20&fieldSelector=metadata.name%3D{name}");
+        let path = format!("{collection}?watch=1&timeoutSeconds=60&fieldSelector=metadata.name%3D{name}");
         let mut body = self.client.send(Request::get(&path).body(Body::empty()).unwrap()).await.unwrap().into_body();
         let mut seen = Vec::new();
         loop {
@@ -153,7 +153,7 @@ impl House {
         }
         let from = found.is(200)["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
         let path = format!(
-            "{collection}?watch=1&timeoutSeconds=20&resourceVersion={from}&fieldSelector=metadata.name%3D{name}"
+            "{collection}?watch=1&timeoutSeconds=60&resourceVersion={from}&fieldSelector=metadata.name%3D{name}"
         );
         let mut body = self.client.send(Request::get(&path).body(Body::empty()).unwrap()).await.unwrap().into_body();
         let mut seen = String::new();

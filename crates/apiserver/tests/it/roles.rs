@@ -33,7 +33,7 @@ impl House {
 
     /// Waits until an object has rules as they should be.
     async fn rules(&self, collection: &str, name: &str, fit: impl Fn(&Value) -> bool) {
-        let path = format!("{collection}?watch=1&timeoutSeconds=20&fieldSelector=metadata.name%3D{name}");
+        let path = format!("{collection}?watch=1&timeoutSeconds=60&fieldSelector=metadata.name%3D{name}");
         let mut body = self.client.send(Request::get(&path).body(Body::empty()).unwrap()).await.unwrap().into_body();
         let mut seen = String::new();
         loop {

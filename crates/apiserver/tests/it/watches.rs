@@ -39,7 +39,7 @@ impl Events {
                 return Some(serde_json::from_slice(&line).unwrap());
             }
             let frame =
-                tokio::time::timeout(Duration::from_secs(10), self.body.frame()).await.expect("no event came")?;
+                tokio::time::timeout(Duration::from_secs(60), self.body.frame()).await.expect("no event came")?;
             self.rest.extend_from_slice(&frame.unwrap().into_data().unwrap());
         }
     }
@@ -158,7 +158,7 @@ async fn every_watch_ends_with_the_server() {
     let house = House::open().await;
     let mut events = Events::of(&house, "").await;
     let ends = async { while events.next().await.is_some() {} };
-    let (tasks, deadline) = (house.tasks.clone(), Duration::from_secs(10));
+    let (tasks, deadline) = (house.tasks.clone(), Duration::from_secs(60));
     tokio::time::timeout(deadline, async { tokio::join!(ends, tasks.end()) })
         .await
         .expect("a watch outlives its server");
@@ -172,7 +172,7 @@ async fn the_fields_client_follows_with_lists_and_with_streams() {
         let streaming = config.initial_list_strategy == watcher::InitialListStrategy::StreamingList;
         let name = if streaming { "streamed" } else { "listed" };
         let mut events = std::pin::pin!(watcher(api.clone(), config));
-        let deadline = Duration::from_secs(10);
+        let deadline = Duration::from_secs(60);
         let seen = tokio::time::timeout(deadline, async {
             loop {
                 match events.next().await.unwrap().unwrap() {
