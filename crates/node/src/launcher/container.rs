@@ -213,7 +213,8 @@ fn make(root: &Path, path: &Path, is_dir: bool) -> Result<OwnedFd, Errno> {
     make_in(&root, path, is_dir, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
 }
 
-fn make_in(root: &OwnedFd, path: &Path, is_dir: bool, how: ResolveFlags) -> Result<OwnedFd, Errno> {
+/// Opens what is at `path` of a directory, and makes it, a directory or an empty file, where it is not there.
+pub(crate) fn make_in(root: &OwnedFd, path: &Path, is_dir: bool, how: ResolveFlags) -> Result<OwnedFd, Errno> {
     let open = |path: &Path| rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), how);
     match open(path) {
         Err(Errno::NOENT) => {}

@@ -26,6 +26,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use container::make_in;
 pub(crate) use disk::{FILES, image, is_marked, mark};
 pub use disk::{IMAGE, MARK};
 pub(crate) use handle::{Error, Handle, Made, Ranges, deadline, receive, send};

@@ -7,11 +7,14 @@ use std::path::{Component, Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{HostPathVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, Volume};
 use kube::Api;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 use super::objects::{ObjectKind, Objects, Seen, bounded, not_found};
 use super::ownership;
 use super::security::Allowed;
 use crate::engine::Ids;
+use crate::launcher::make_in;
 
 /// The claim that a volume names, or, of an ephemeral volume, stands for.
 pub(super) fn claim_of(pod: &Pod, volume: &Volume) -> Option<String> {
@@ -156,18 +159,28 @@ pub(super) fn host(source: &HostPathVolumeSource, allowed: &Allowed) -> Result<P
     let within = |it: &Path| roots.iter().any(|root| it.starts_with(root));
     let io = |error: io::Error| format!("cannot use hostPath {text:?}: {error}");
     // The part that is there decides before anything is made.
-    let there = path.ancestors().find_map(|it| it.canonicalize().ok()).filter(|_| path.is_absolute());
-    if !there.as_deref().is_some_and(within) {
-        return Err(refused());
-    }
+    let there = path.ancestors().find_map(|it| Some((it, it.canonicalize().ok()?))).filter(|_| path.is_absolute());
+    let Some((above, there)) = there.filter(|(_, it)| within(it)) else { return Err(refused()) };
+    // A container may change what is below meanwhile: nothing is made by way of a link that leads out.
+    let make = |is_dir: bool| -> Result<(), String> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat2(CWD, &there, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS);
+        let root = root.map_err(|error| io(error.into()))?;
+        let rest = path.strip_prefix(above).unwrap_or(path);
+        if !is_dir && rest.components().count() > 1 {
+            return Err(io(io::ErrorKind::NotFound.into()));
+        }
+        match make_in(&root, rest, is_dir, ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS) {
+            Ok(_) => Ok(()),
+            Err(Errno::XDEV) => Err(refused()),
+            Err(error) => Err(io(error.into())),
+        }
+    };
     let kind = source.type_.as_deref().unwrap_or_default();
     let missing = !path.exists();
     match kind {
-        "DirectoryOrCreate" | "" if missing => {
-            fs::create_dir_all(path).map_err(io)?;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(io)?;
-        }
-        "FileOrCreate" if missing => drop(fs::OpenOptions::new().append(true).create(true).open(path).map_err(io)?),
+        "DirectoryOrCreate" | "" if missing => make(true)?,
+        "FileOrCreate" if missing => make(false)?,
         _ => {}
     }
     let found = path.metadata().ok().map(|it| it.file_type());
@@ -203,6 +216,7 @@ mod tests {
         fs::write(root.join("allowed/f"), "").unwrap();
         symlink(root.join("other"), root.join("allowed/out")).unwrap();
         symlink(root.join("allowed/d"), root.join("in")).unwrap();
+        symlink(root.join("other/made"), root.join("allowed/dangling")).unwrap();
         let allowed = Allowed { host_paths: vec![root.join("allowed")], ..Allowed::default() };
         let refused = "is refused on this node: `insula up --allow-host-path DIRECTORY` allows what is below it";
         let table = [
@@ -216,6 +230,8 @@ mod tests {
             ("allowed/unset", "", Ok("allowed/unset")),
             ("allowed/f", "Directory", Err("is not a directory")),
             ("allowed/none", "File", Err("is not a file")),
+            ("allowed/none/f", "FileOrCreate", Err("entity not found")),
+            ("allowed/dangling", "DirectoryOrCreate", Err(refused)),
             ("allowed/f", "Socket", Err("is not a socket file")),
             ("allowed/f", "Odd", Err("Odd is an invalid volume type")),
             ("other", "Directory", Err(refused)),
