@@ -2,15 +2,19 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use futures::TryStreamExt;
+use http::{Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{Api, DeleteParams, ListParams, PostParams, WatchEvent, WatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+use wire::websocket::{self, Decoder, Message};
 
 use super::Samples;
 use super::child::Up;
@@ -86,11 +90,23 @@ impl Pods {
     }
 
     async fn both(&self, side: &Side) -> Result<()> {
-        let mut ready = Samples::default();
+        let (mut stay, mut go) = (Samples::default(), Samples::default());
         for number in 0..self.n {
-            ready.add(side.pod(&format!("pod-{number}")).await?);
+            stay.add(side.pod(&format!("stays-{number}")).await?);
         }
-        ready.print(&format!("{}: a pod created until Ready", side.name), 0);
+        stay.print(&format!("{}: a pod created until Ready", side.name), 0);
+        let now = DeleteParams::default().grace_period(0);
+        for number in 0..self.n {
+            let name = format!("goes-{number}");
+            go.add(side.pod(&name).await?);
+            side.pods().delete(&name, &now).await?;
+        }
+        go.print(&format!("{}: the same while the one before it is removed", side.name), 0);
+        let mut exec = Samples::default();
+        for _ in 0..self.n {
+            exec.add(side.exec("stays-0").await?);
+        }
+        exec.print(&format!("{}: true executed in a pod, until its exit code is known", side.name), 0);
         let took = side.deployment("all", self.replicas).await?;
         println!("{}: a Deployment of {} until all are available: {took:.0?}", side.name, self.replicas);
         Ok(())
@@ -155,9 +171,37 @@ impl Side {
         let began = Instant::now();
         self.pods().create(&PostParams::default(), &pod).await?;
         self.until(self.pods(), &format!("metadata.name={name}"), is_ready).await?;
-        let took = began.elapsed();
-        self.pods().delete(name, &DeleteParams::default().grace_period(0)).await?;
-        Ok(took)
+        Ok(began.elapsed())
+    }
+
+    /// How long `kubectl exec POD -- true` takes, but for kubectl's own start: a connection of its own and all.
+    async fn exec(&self, pod: &str) -> Result<Duration> {
+        let path =
+            format!("/api/v1/namespaces/{}/pods/{pod}/exec?command=true&stdout=true&stderr=true", self.namespace);
+        let request = Request::get(path)
+            .header(header::CONNECTION, "Upgrade")
+            .header(header::UPGRADE, "websocket")
+            .header(header::SEC_WEBSOCKET_VERSION, websocket::VERSION)
+            .header(header::SEC_WEBSOCKET_KEY, "aW5zdWxhIG1lYXN1cmVzIQ==")
+            .header(header::SEC_WEBSOCKET_PROTOCOL, "v5.channel.k8s.io")
+            .body(kube::client::Body::empty())?;
+        let began = Instant::now();
+        let answer = self.client.send(request).await?;
+        ensure!(answer.status() == StatusCode::SWITCHING_PROTOCOLS, "exec: {}", answer.status());
+        let mut stream = TokioIo::new(hyper::upgrade::on(answer).await?);
+        let mut decoder = Decoder::new(websocket::Side::Server);
+        loop {
+            match decoder.message().map_err(|broken| anyhow::anyhow!("exec: {broken}"))? {
+                // The channel of how it ended.
+                Some(Message::Binary(message)) if message.first() == Some(&3) => {
+                    let status: Value = serde_json::from_slice(message.get(1..).unwrap_or_default())?;
+                    ensure!(status.get("status") == Some(&json!("Success")), "exec: {status}");
+                    return Ok(began.elapsed());
+                }
+                Some(_) => {}
+                None => ensure!(stream.read_buf(decoder.received()).await? > 0, "exec: the connection ended"),
+            }
+        }
     }
 
     async fn deployment(&self, name: &str, replicas: u32) -> Result<Duration> {
