@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::fs::Access;
+use rustix::pipe::PipeFlags;
 use rustix::process::Signal;
 
 use crate::cgroup::{Cgroups, Limits};
@@ -27,14 +30,23 @@ pub struct Finding {
 const PROBE: &str = "probe";
 /// What the names of our control groups begin with; the number of this process follows.
 const GROUP: &str = "insula-doctor-";
+/// How long gVisor may take to run one program, on a machine that has other things to do.
+const SENTRY: Duration = Duration::from_secs(60);
 /// What the names of our directories begin with.
 pub(crate) const SCRATCH: &str = "doctor-";
 
-/// Tries everything. Leaves nothing. Takes well under a second.
+/// Tries everything. Leaves nothing. Takes well under a second, or one where gVisor is.
 ///
 /// `launcher`: as [`crate::Options::launcher`]. `scratch`: a directory that may be written to, best on the file system of
 /// the data directory.
 pub async fn probe(launcher: &Path, scratch: &Path) -> Vec<Finding> {
+    let mut found = look(launcher, scratch).await;
+    found.push(sentry(launcher, scratch, runsc().as_deref()).await);
+    found
+}
+
+/// The same without gVisor.
+pub(crate) async fn look(launcher: &Path, scratch: &Path) -> Vec<Finding> {
     let mut found = match Tried::out(launcher, scratch).await {
         Ok(tried) => tried.findings(),
         Err(error) => {
@@ -49,9 +61,35 @@ pub async fn probe(launcher: &Path, scratch: &Path) -> Vec<Finding> {
                 .to_vec()
         }
     };
-    found.extend(["criu", "runsc"].map(program));
+    found.push(criu());
     found.push(kvm());
     found
+}
+
+/// gVisor's program, if it is in PATH.
+pub(crate) fn runsc() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let executable = |it: &PathBuf| it.is_file() && rustix::fs::access(it, Access::EXEC_OK).is_ok();
+    std::env::split_paths(&path).filter(|it| it.is_absolute()).map(|it| it.join("runsc")).find(executable)
+}
+
+/// Has gVisor run a program, as it would run a pod's: takes some tenths of a second.
+pub(crate) async fn sentry(launcher: &Path, scratch: &Path, runsc: Option<&Path>) -> Finding {
+    let Some(at) = runsc else { return no_sentry() };
+    let tried = in_lab(launcher, scratch, runsc, async |lab| lab.sentry().await).await;
+    let tried = tried.map_err(|error| kit::chain(&error)).and_then(|(done, ..)| done);
+    let at = at.display();
+    let why = match &tried {
+        Ok(()) => format!("{at} ran a program: pods of the runtime class gvisor have kernels of their own"),
+        Err(why) => format!("{at} cannot run a program: {why}"),
+    };
+    Finding { name: "runsc", ok: tried.is_ok(), why }
+}
+
+/// There is nothing to try.
+pub(crate) fn no_sentry() -> Finding {
+    let why = "it is not in PATH: for pods with kernels of their own install gVisor, and start `insula up` anew";
+    Finding { name: "runsc", ok: false, why: why.into() }
 }
 
 /// What was seen.
@@ -67,23 +105,10 @@ struct Tried {
 
 impl Tried {
     async fn out(program: &Path, scratch: &Path) -> Result<Self, Error> {
-        let id = kit::id();
-        let dir = scratch.join(format!("{SCRATCH}{id}"));
-        let made = fs::create_dir_all(dir.join("stage"));
-        made.map_err(Error::disk(format!("make {}", dir.display())))?;
-        let dir = Scratch(dir);
-        let (ids, handle, listen, _) = open_launcher(program, &dir.0, None, Guards::all()).await?;
-        let cgroups = Cgroups::find(&format!("{GROUP}{}-{id}", std::process::id()));
-        cgroups.sweep(GROUP);
-        let lab = Lab { handle, ids, cgroups, program: dir.0.clone() };
-        let tried = async {
-            let tried = tokio::join!(lab.look(), lab.fill(), lab.fork(), lab.freeze(), lab.bound());
-            lab.cgroups.close();
-            let Lab { ids, cgroups, .. } = lab;
-            (tried, ids, cgroups)
-        };
-        // The launcher ends with the lab, and only then is it no longer listened to.
-        let (((works, memory, pids, freezer, quota), ids, cgroups), ()) = tokio::join!(tried, listen);
+        let tried = in_lab(program, scratch, None, async |lab| {
+            tokio::join!(lab.look(), lab.fill(), lab.fork(), lab.freeze(), lab.bound())
+        });
+        let ((works, memory, pids, freezer, quota), ids, cgroups) = tried.await?;
         Ok(Self { works: works?, ids, cgroups, memory, pids, freezer, quota })
     }
 
@@ -149,6 +174,33 @@ impl Tried {
     }
 }
 
+/// Gives `work` a launcher of its own, and what that has found out too.
+async fn in_lab<T>(
+    program: &Path,
+    scratch: &Path,
+    runsc: Option<&Path>,
+    work: impl AsyncFnOnce(&Lab) -> T,
+) -> Result<(T, Ids, Cgroups), Error> {
+    let id = kit::id();
+    let dir = scratch.join(format!("{SCRATCH}{id}"));
+    let made = fs::create_dir_all(dir.join("stage"));
+    made.map_err(Error::disk(format!("make {}", dir.display())))?;
+    let dir = Scratch(dir);
+    let (ids, handle, listen, _) = open_launcher(program, &dir.0, None, runsc, Guards::all()).await?;
+    let cgroups = Cgroups::find(&format!("{GROUP}{}-{id}", std::process::id()));
+    cgroups.sweep(GROUP);
+    let lab = Lab { handle, ids, cgroups, program: dir.0.clone() };
+    let tried = async {
+        let done = work(&lab).await;
+        lab.cgroups.close();
+        let Lab { ids, cgroups, .. } = lab;
+        (done, ids, cgroups)
+    };
+    // The launcher ends with the lab, and only then is it no longer listened to.
+    let (done, ()) = tokio::join!(tried, listen);
+    Ok(done)
+}
+
 /// A directory that goes with its user.
 struct Scratch(PathBuf);
 
@@ -174,6 +226,18 @@ impl Lab {
         limits: Limits,
         meanwhile: impl AsyncFnOnce(i32, &OwnedFd) -> T,
     ) -> Result<(T, Option<Status>, u64), Error> {
+        self.run_with(id, probe, limits, &[], meanwhile).await
+    }
+
+    /// The same, with these for its standard error.
+    async fn run_with<T>(
+        &self,
+        id: &str,
+        probe: Probe,
+        limits: Limits,
+        errors: &[BorrowedFd<'_>],
+        meanwhile: impl AsyncFnOnce(i32, &OwnedFd) -> T,
+    ) -> Result<(T, Option<Status>, u64), Error> {
         let start = Start {
             hostname: PROBE.into(),
             ids: self.ids.map(Some(0)),
@@ -184,12 +248,12 @@ impl Lab {
             rlimits: Vec::new(),
             args: Vec::new(),
             env: Vec::new(),
-            inherits: Vec::new(),
+            inherits: errors.iter().map(|_| 2).collect(),
             probe: Some(probe),
             pod: None,
         };
         let started = async {
-            let mut made = self.handle.start(start, &[]).await?;
+            let mut made = self.handle.start(start, errors).await?;
             made.go().await.map(|()| made)
         };
         let done = match started.await {
@@ -206,6 +270,34 @@ impl Lab {
         let removed = self.cgroups.remove(id).await;
         removed.map_err(Error::disk("remove a control group"))?;
         done
+    }
+
+    /// What gVisor says when it fails is its own.
+    async fn sentry(&self) -> Result<(), String> {
+        let (said, says) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| error.to_string())?;
+        let late = async |_: i32, pidfd: &OwnedFd| {
+            let ended = async {
+                let pidfd = sys::watch(pidfd.try_clone()?)?;
+                pidfd.readable().await.map(drop)
+            };
+            let ended: Result<io::Result<()>, _> = tokio::time::timeout(SENTRY, ended).await;
+            let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+            ended.is_err()
+        };
+        let done = self.run_with("sentry", Probe::Sentry, Limits::default(), &[says.as_fd()], late).await;
+        drop(says);
+        // Nobody is left who could write more.
+        let mut words = vec![0; 64 << 10];
+        rustix::io::ioctl_fionbio(&said, true).map_err(|error| error.to_string())?;
+        let count = rustix::io::read(&said, &mut words[..]).unwrap_or(0);
+        words.truncate(count);
+        let words = String::from_utf8_lossy(&words);
+        match done {
+            Ok((false, Some(Status::Code(0)), _)) => Ok(()),
+            Ok((true, ..)) => Err(format!("it has not done so after {} s", SENTRY.as_secs())),
+            Ok((false, status, _)) => Err(reason(&words).unwrap_or_else(|| format!("it ended with {status:?}"))),
+            Err(error) => Err(kit::chain(&error)),
+        }
     }
 
     async fn look(&self) -> Result<Works, Error> {
@@ -284,18 +376,23 @@ impl Lab {
     }
 }
 
+/// Of what `runsc` printed, that by which it ended, and what to do about it.
+fn reason(words: &str) -> Option<String> {
+    let last = words.lines().map(str::trim).rfind(|it| !it.is_empty())?;
+    let last: String = last.chars().take(400).collect();
+    let old = last.contains("unknown platform") || last.contains("flag provided but not defined");
+    Some(if old { format!("{last} (it is too old: install a release from 2024 or later)") } else { last })
+}
+
 /// What is not used yet is never `ok`; why, and what to do meanwhile.
-fn program(name: &'static str) -> Finding {
+fn criu() -> Finding {
     let places = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-    let there = match places.iter().map(|it| Path::new(it).join(name)).find(|it| it.exists()) {
+    let there = match places.iter().map(|it| Path::new(it).join("criu")).find(|it| it.exists()) {
         Some(at) => format!("{} is there", at.display()),
-        None => format!("{name} is not installed"),
+        None => "criu is not installed".to_owned(),
     };
-    let what = match name {
-        "runsc" => "runs in the runtime class gvisor stay Pending. Name no class, or `native`",
-        _ => "sandboxes end when they are not used, and only workspaces stay. Keep there what is to stay",
-    };
-    Finding { name, ok: false, why: format!("{there}, and this version does not use it: {what}") }
+    let what = "sandboxes end when they are not used, and only workspaces stay. Keep there what is to stay";
+    Finding { name: "criu", ok: false, why: format!("{there}, and this version does not use it: {what}") }
 }
 
 fn kvm() -> Finding {
@@ -312,4 +409,27 @@ fn kvm() -> Finding {
     };
     let what = "runs in the runtime class kata stay Pending. Name no class, or `native`";
     Finding { name: "kvm", ok: false, why: format!("{there}, and this version boots no virtual machines: {what}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::reason;
+
+    #[test]
+    fn what_runsc_ended_by_is_its_last_word() {
+        let long = "x".repeat(500);
+        let table = [
+            ("", None),
+            ("\n \n", None),
+            ("a warning\nthe reason\n\n", Some("the reason".to_owned())),
+            (
+                "unknown platform: systrap\n",
+                Some("unknown platform: systrap (it is too old: install a release from 2024 or later)".to_owned()),
+            ),
+            (long.as_str(), Some("x".repeat(400))),
+        ];
+        for (words, is) in table {
+            assert_eq!(reason(words), is, "{words}");
+        }
+    }
 }

@@ -122,7 +122,11 @@ impl Node {
     /// What this machine can do, tried once with this node's launcher, and what the node holds.
     pub async fn describe(&self) -> wire::node::Node {
         let found = self.engine.findings().await;
-        let can = found.iter().map(|it| (it.name.to_owned(), wire::node::Ability { ok: it.ok, why: it.why.clone() }));
+        let sentry = self.engine.sentry_so_far();
+        let can = found
+            .iter()
+            .chain([&sentry])
+            .map(|it| (it.name.to_owned(), wire::node::Ability { ok: it.ok, why: it.why.clone() }));
         let quota = found.iter().any(|it| it.name == "quota" && it.ok);
         wire::node::Node {
             generation: wire::node::GENERATION,

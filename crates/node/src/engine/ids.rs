@@ -105,12 +105,14 @@ pub(crate) async fn open_launcher(
     program: &Path,
     data: &Path,
     execd: Option<&Path>,
+    runsc: Option<&Path>,
     guards: Guards,
 ) -> Result<Opened<impl Future<Output = ()> + Send + use<>>, Error> {
     let setup = |rootless| Setup {
         stage: data.join("stage"),
         rootless,
         program: execd.map(Path::to_owned),
+        runsc: runsc.map(Path::to_owned),
         lock: data.join("lock"),
         guards,
     };

@@ -107,6 +107,8 @@ pub(crate) struct Engine {
     formatter: Option<Formatter>,
     pub images: Images,
     found: tokio::sync::OnceCell<Vec<Finding>>,
+    /// What doctor finds of gVisor, once it was tried.
+    sentry: tokio::sync::Mutex<Option<Finding>>,
     /// Held for as long as this node lives; the kernel lets go of it with the process.
     _lock: fs::File,
 }
@@ -128,7 +130,9 @@ impl Engine {
         sweep(&data).map_err(Error::disk(format!("clear {}", data.display())))?;
         let execd = execd.canonicalize().map_err(Error::disk(format!("find {}", execd.display())))?;
 
-        let (ids, handle, listen, setup) = ids::open_launcher(&program, &data, Some(&execd), guards).await?;
+        let runsc = doctor::runsc();
+        let opened = ids::open_launcher(&program, &data, Some(&execd), runsc.as_deref(), guards);
+        let (ids, handle, listen, setup) = opened.await?;
         let images = data.join("images");
         let opened =
             Images::open(images.clone(), image_map, Default::default(), clock.clone(), tasks.shutdown().clone());
@@ -152,6 +156,7 @@ impl Engine {
             formatter: Formatter::find(data.join("templates")),
             images,
             found: tokio::sync::OnceCell::new(),
+            sentry: tokio::sync::Mutex::default(),
             _lock: lock,
             tasks: tasks.clone(),
         });
@@ -174,7 +179,31 @@ impl Engine {
     /// What doctor finds here; tried at the first question.
     pub(crate) async fn findings(&self) -> &[Finding] {
         let scratch = self.setup.lock.parent().unwrap_or_else(|| Path::new("/tmp"));
-        self.found.get_or_init(|| doctor::probe(&self.program, scratch)).await
+        self.found.get_or_init(|| doctor::look(&self.program, scratch)).await
+    }
+
+    /// Whether gVisor runs programs here; tried at the first question, and again at the next one if it did not.
+    pub(crate) async fn sentry(&self) -> Finding {
+        let mut known = self.sentry.lock().await;
+        if let Some(it) = known.as_ref().filter(|it| it.ok || self.setup.runsc.is_none()) {
+            return it.clone();
+        }
+        let scratch = self.setup.lock.parent().unwrap_or_else(|| Path::new("/tmp"));
+        known.insert(doctor::sentry(&self.program, scratch, self.setup.runsc.as_deref()).await).clone()
+    }
+
+    /// The same, as far as it is known now.
+    pub(crate) fn sentry_so_far(&self) -> Finding {
+        let known = self.sentry.try_lock().ok().and_then(|it| it.clone());
+        known.unwrap_or_else(|| match &self.setup.runsc {
+            None => doctor::no_sentry(),
+            Some(at) => Finding { name: "runsc", ok: false, why: format!("{} was not tried yet", at.display()) },
+        })
+    }
+
+    /// There is a program that could be gVisor's.
+    pub(crate) fn has_runsc(&self) -> bool {
+        self.setup.runsc.is_some()
     }
 
     fn map(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Sandbox>>> {

@@ -10,12 +10,13 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use super::inside::{self, Base, Shm, View};
+use super::inside::{self, Base, LAYER, Shm, View};
+use super::sentry::{self, Cage};
 use super::shim::{self, Command, Container, Refusal, Said};
 use super::stage::Stage;
-use super::{Failure, IdMap, Join, Step, message};
+use super::{Failure, IdMap, Join, Rlimit, Step, message};
 use crate::guard::{self, Guards};
-use crate::sys;
+use crate::sys::{self, Fork};
 
 /// Where the shim listens for children's terminals, and under which name.
 type Newborn<'a> = (BorrowedFd<'a>, &'a str);
@@ -58,8 +59,12 @@ pub(super) fn run(
     answer: &OwnedFd,
     newborn: Newborn<'_>,
 ) -> ! {
-    let done = build(stage, ids, lowers, container, trees, groups, words)
-        .and_then(|()| become_command(stage, container, &container.args, &container.env, stdio, answer, newborn));
+    let done = build(stage, ids, lowers, container, trees, groups, words).and_then(|()| {
+        if container.sentry {
+            return become_sentry(stage, container, None, &container.args, &container.env, stdio, answer, newborn);
+        }
+        become_command(stage, container, &container.args, &container.env, stdio, answer, newborn)
+    });
     refuse(answer, done)
 }
 
@@ -79,6 +84,9 @@ pub(super) fn enter(
         env.push((name.clone(), value.clone()));
     }
     let done = join(groups, container.oom_score_adj).map_err(Refusal::from).and_then(|()| {
+        if container.sentry {
+            return become_sentry(stage, container, Some(command), &command.args, &env, stdio, answer, newborn);
+        }
         rustix::process::chdir(&*container.cwd).step(|| format!("enter {}", container.cwd))?;
         become_command(stage, container, &command.args, &env, stdio, answer, newborn)
     });
@@ -130,6 +138,7 @@ fn build(
         ids,
         privileged: container.privileged,
         devices: placed(devices, "devices")?,
+        sentry: container.sentry,
     };
     let base = match placed(image, "image")? {
         Some(at) => Base::Image(at),
@@ -137,11 +146,22 @@ fn build(
     };
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let root = inside::mount_all(stage, &view, &base)?;
+    let mut cage = None;
+    if container.sentry {
+        let mut made = Cage::new(stage, ids)?;
+        let shm = opened(Path::new(shim::SHM)).step(|| "share /dev/shm".into())?;
+        bind(&root, &shm, "/dev/shm", false)?;
+        made.mount(&shm, "/dev/shm", false)?;
+        cage = Some(made);
+    }
     if !container.message_path.is_empty() {
         // Whoever it runs as writes to it.
         rustix::fs::chmod(words, Mode::from_raw_mode(0o666)).step(|| "open a file for last words".into())?;
         let at_words = opened(words).map_err(|why| at(&container.message_path, &why))?;
         bind(&root, &at_words, &container.message_path, false)?;
+        if let Some(cage) = &mut cage {
+            cage.mount(&at_words, &container.message_path, false)?;
+        }
     }
     let mut mounts: Vec<_> = container.mounts.iter().collect();
     // What is mounted below something else comes after it.
@@ -150,6 +170,9 @@ fn build(
         let source = opened(&Path::new(shim::VOLUMES).join(&it.volume)).map_err(|why| at(&it.path, &why))?;
         let source = within(source, &it.sub_path).map_err(|_| Refusal::SubPath(it.volume.clone()))?;
         bind(&root, &source, &it.path, it.read_only)?;
+        if let Some(cage) = &mut cage {
+            cage.mount(&source, &it.path, it.read_only)?;
+        }
     }
     let cwd = make(&root, Path::new(&container.cwd), true).map_err(|why| at(&container.cwd, &why))?;
     drop(cwd);
@@ -165,6 +188,10 @@ fn build(
             sys::mount_setattr(tree.as_fd(), sys::ATTR_RDONLY, None, false)
                 .step(|| format!("make /{} read-only", lower.name))?;
         }
+    }
+    if let Some(cage) = cage {
+        cage.close(&container.hostname, sentry::process(container, &container.args, &container.env, container.tty))?;
+        return Ok(inside::enter(stage.guards, Path::new(LAYER))?);
     }
     inside::enter(stage.guards, &root)?;
     rustix::process::chdir(&*container.cwd).map_err(|error| at(&container.cwd, &error))?;
@@ -193,7 +220,7 @@ fn within(volume: OwnedFd, sub_path: &str) -> Result<OwnedFd, Errno> {
 }
 
 /// Mounts `source` at `path` of the new root. Links are followed within the root, never out.
-fn bind(root: &Path, source: &OwnedFd, path: &str, read_only: bool) -> Result<(), Refusal> {
+pub(super) fn bind(root: &Path, source: &OwnedFd, path: &str, read_only: bool) -> Result<(), Refusal> {
     let kind = rustix::fs::fstat(source).map_err(|error| at(path, &error))?.st_mode;
     let is_dir = rustix::fs::FileType::from_raw_mode(kind).is_dir();
     let target = make(root, Path::new(path), is_dir).map_err(|error| at(path, &error))?;
@@ -277,6 +304,77 @@ fn become_command(
     }
     let error = sys::exec_path(&text(&program)?, &argv, &envp);
     Err(Refusal::Command(format!("exec: {program:?}: {}", words_of(&error))))
+}
+
+/// Becomes `runsc`, which starts the container's first process, or a further one.
+#[allow(clippy::too_many_arguments, reason = "what a process is made of")]
+fn become_sentry(
+    stage: &Stage,
+    container: &Container,
+    command: Option<&Command>,
+    args: &[String],
+    env: &[(String, String)],
+    stdio: Stdio,
+    answer: &OwnedFd,
+    newborn: Newborn<'_>,
+) -> Result<std::convert::Infallible, Refusal> {
+    rehearse(stage, container, args, env)?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    rustix::process::setsid().step(|| "start a session".into())?;
+    let theirs = streams(stdio, container.user, answer, newborn)?;
+    // Its other limits are the Sentry's to keep, which needs more for itself.
+    inside::limit(Rlimit::Core, 0)?;
+    sys::reset_signals();
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .step(|| "close ourselves to the container".into())?;
+    for (fd, number) in theirs.iter().zip([0, 1, 2]) {
+        sys::dup_to(fd.as_fd(), number).step(|| "arrange descriptors".into())?;
+    }
+    sys::cloexec_from(3).step(|| "arrange descriptors".into())?;
+    match command {
+        None => Err(sentry::run(container).into()),
+        Some(command) => {
+            let process = sentry::process(container, args, env, command.tty);
+            Ok(sentry::exec(container, newborn.1, &process)?)
+        }
+    }
+}
+
+/// Whether the command could be executed, as far as the machine sees it: in a process that becomes all but that, and goes.
+fn rehearse(stage: &Stage, container: &Container, args: &[String], env: &[(String, String)]) -> Result<(), Refusal> {
+    let (here, there) = message::pair().step(|| "make a socket".into())?;
+    match sys::fork().step(|| "fork".into())? {
+        Fork::Child => {
+            let could = || {
+                rustix::process::chroot(sentry::ROOT).step(|| "see the container's root".into())?;
+                rustix::process::chdir(&*container.cwd).map_err(|error| at(&container.cwd, &error))?;
+                privileges(stage, container)?;
+                let program = look_up(args, env)?;
+                match has_format(&program) {
+                    true => Ok(()),
+                    false => Err(Refusal::Command(format!("exec: {program:?}: exec format error"))),
+                }
+            };
+            let could: Result<(), Refusal> = could();
+            let _ = message::send(there.as_fd(), &could, &[]);
+            sys::exit_now(0)
+        }
+        Fork::Parent { child, .. } => {
+            drop(there);
+            let said = message::receive::<Result<(), Refusal>>(here.as_fd()).step(|| "hear of a child".into())?;
+            let _ = rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty());
+            said.ok_or(Refusal::Gone)?.0
+        }
+    }
+}
+
+/// Whether this is a program or a script. Who may execute it and not read it has to find out.
+fn has_format(program: &str) -> bool {
+    let mut first = [0; 4];
+    match fs::File::open(program).and_then(|mut it| std::io::Read::read_exact(&mut it, &mut first)) {
+        Ok(()) => first == *b"\x7fELF" || first.starts_with(b"#!"),
+        Err(error) => error.kind() != std::io::ErrorKind::UnexpectedEof,
+    }
 }
 
 /// In Go's words, which people search for.

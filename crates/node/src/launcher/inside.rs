@@ -12,12 +12,15 @@ use rustix::process::{Resource, Rlimit as Limit};
 use rustix::thread::{Gid, Uid};
 
 use super::stage::{Lower, Stage, fill_dev, overlay, tmpfs};
-use super::{Answer, Failure, IdMap, Rlimit, Start, Step, message, shim};
+use super::{Answer, Failure, IdMap, Probe, Rlimit, Start, Step, message, shim};
 use crate::guard::{self, Guards};
 use crate::sys;
 
 /// Where the workspace is seen.
 pub(super) const WORKSPACE: &str = "/workspace";
+
+/// Where a root is built.
+pub(super) const LAYER: &str = "new";
 
 /// What a container may keep in its /dev, in bytes.
 const DEV: u64 = 64 << 20;
@@ -104,8 +107,12 @@ fn become_program(
         ids: &start.ids,
         privileged: false,
         devices: None,
+        sentry: start.probe == Some(Probe::Sentry),
     };
     let root = mount_all(stage, &view, &Base::Host(&sources))?;
+    if view.sentry {
+        return super::sentry::probe(stage, start, answer, inherits);
+    }
     enter(stage.guards, &root)?;
     rustix::system::sethostname(start.hostname.as_bytes()).step(|| "set the host name".into())?;
     if stage.guards.has(Guards::NETWORK) {
@@ -193,6 +200,8 @@ pub(super) struct View<'a> {
     pub privileged: bool,
     /// Where the host's /dev is, if it is to be seen.
     pub devices: Option<&'a Path>,
+    /// A Sentry brings its own /dev, /proc and /sys.
+    pub sentry: bool,
 }
 
 /// Where /dev/shm comes from.
@@ -234,7 +243,7 @@ pub(super) fn mount_all(stage: &Stage, view: &View<'_>, base: &Base<'_>) -> Resu
     } else {
         MountFlags::empty()
     };
-    let layer = Path::new("new");
+    let layer = Path::new(LAYER);
     tmpfs(layer, view.layer, "0755", flags)?;
     let root = layer.join("root");
     for dir in [&root, &layer.join("upper"), &layer.join("work")] {
@@ -257,6 +266,9 @@ pub(super) fn mount_all(stage: &Stage, view: &View<'_>, base: &Base<'_>) -> Resu
     if let Some(tmp) = view.tmp {
         tmpfs(&root.join("tmp"), tmp, "1777", flags)?;
     }
+    if view.sentry {
+        return Ok(root);
+    }
     match view.shm {
         Shm::Own(_) => {
             rustix::mount::mount_bind_recursive("dev", root.join("dev")).step(|| "mount /dev".into())?;
@@ -269,11 +281,8 @@ pub(super) fn mount_all(stage: &Stage, view: &View<'_>, base: &Base<'_>) -> Resu
             }
         }
     }
-    let gid = if view.ids.iter().any(|it| it.inside <= 5 && 5 - it.inside < it.count) { ",gid=5,mode=620" } else { "" };
-    let options = CString::new(format!("newinstance,ptmxmode=0666{gid}")).step(|| "name options".into())?;
     let no = MountFlags::NOSUID | MountFlags::NOEXEC;
-    rustix::mount::mount("devpts", root.join("dev/pts"), "devpts", no, Some(options.as_c_str()))
-        .step(|| "mount /dev/pts".into())?;
+    terminals(view.ids, &root.join("dev/pts"))?;
     let shm = root.join("dev/shm");
     match view.shm {
         Shm::Own(bytes) => tmpfs(&shm, bytes, "1777", flags | MountFlags::NOEXEC)?,
@@ -298,6 +307,14 @@ pub(super) fn mount_all(stage: &Stage, view: &View<'_>, base: &Base<'_>) -> Resu
         }
     }
     Ok(root)
+}
+
+/// Terminals of one's own.
+pub(super) fn terminals(ids: &[IdMap], at: &Path) -> Result<(), Failure> {
+    let gid = if ids.iter().any(|it| it.inside <= 5 && 5 - it.inside < it.count) { ",gid=5,mode=620" } else { "" };
+    let options = CString::new(format!("newinstance,ptmxmode=0666{gid}")).step(|| "name options".into())?;
+    let no = MountFlags::NOSUID | MountFlags::NOEXEC;
+    rustix::mount::mount("devpts", at, "devpts", no, Some(options.as_c_str())).step(|| "mount /dev/pts".into())
 }
 
 /// The host's directories, and those that come from nowhere.
@@ -448,7 +465,7 @@ pub(super) fn limit(which: Rlimit, value: u64) -> Result<(), Failure> {
 
 /// Puts descriptors where the program expects them, closes all others, and returns the program and the answer's socket,
 /// which exec closes.
-fn descriptors(
+pub(super) fn descriptors(
     stage: &Stage,
     start: &Start,
     answer: &OwnedFd,

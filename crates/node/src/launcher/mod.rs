@@ -18,6 +18,7 @@ mod handle;
 mod inside;
 pub(crate) mod message;
 mod probe;
+mod sentry;
 pub(crate) mod shim;
 mod stage;
 mod zygote;
@@ -47,6 +48,9 @@ pub(crate) struct Setup {
     pub rootless: Option<Rootless>,
     /// What sandboxes are started with; `None` where they only try things.
     pub program: Option<PathBuf>,
+    /// gVisor's program, if there is one.
+    #[serde(default)]
+    pub runsc: Option<PathBuf>,
     /// The file that a living node has locked.
     pub lock: PathBuf,
     pub guards: Guards,

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::container::{self, Stdio};
 use super::stage::{Stage, tmpfs};
-use super::{Failure, Join, Rlimit, Start, Status, Step, inside, message};
+use super::{Failure, Join, Rlimit, Start, Status, Step, inside, message, sentry};
 use crate::guard::Guards;
 use crate::pod::{HostSpaces, Mount, Processes};
 use crate::sys::{self, Fork};
@@ -132,6 +132,9 @@ pub(crate) struct Container {
     /// Names without CAP_.
     pub capabilities: Vec<String>,
     pub privileged: bool,
+    /// Its kernel is one of its own.
+    #[serde(default)]
+    pub sentry: bool,
     /// [`Processes::Of`] names a key.
     pub processes: Processes,
     pub stdin: bool,
@@ -223,6 +226,8 @@ struct Process {
     pidfd: OwnedFd,
     /// None for a command in a container.
     container: Option<Container>,
+    /// The key of the container whose Sentry runs this command.
+    within: Option<String>,
     streams: Vec<OwnedFd>,
     input: Option<OwnedFd>,
     ended: Option<Ended>,
@@ -383,8 +388,9 @@ impl Shim<'_> {
     /// Nobody waits for the commands of a node that has gone.
     fn lose_node(&mut self) {
         self.node = None;
-        for process in self.processes.values().filter(|it| it.container.is_none() && it.ended.is_none()) {
-            let _ = rustix::process::pidfd_send_signal(&process.pidfd, rustix::process::Signal::KILL);
+        let commands = self.processes.iter().filter(|(_, it)| it.container.is_none() && it.ended.is_none());
+        for (key, _) in commands {
+            let _ = self.signal(key, libc::SIGKILL);
         }
     }
 
@@ -455,10 +461,7 @@ impl Shim<'_> {
                 }
             }
             Order::Memory { name, size, group } => memory(&name, size, group)?,
-            Order::Signal { key, signal } => {
-                let process = self.processes.get(&key).filter(|it| it.ended.is_none()).ok_or(Refusal::Gone)?;
-                sys::signal(process.pidfd.as_fd(), signal).step(|| format!("send signal {signal}"))?;
-            }
+            Order::Signal { key, signal } => self.signal(&key, signal)?,
             Order::Dial { port, v6 } => {
                 let socket = dial(port, v6)?;
                 return reply(answer, &Said::Done, &[&socket]);
@@ -493,6 +496,25 @@ impl Shim<'_> {
             }
         }
         reply(answer, &Said::Done, &[])
+    }
+
+    fn signal(&self, key: &str, signal: i32) -> Result<(), Refusal> {
+        let process = self.processes.get(key).filter(|it| it.ended.is_none()).ok_or(Refusal::Gone)?;
+        // Killed, a container's own first process takes the Sentry with it.
+        let is_sentry = process.container.as_ref().is_some_and(|it| it.sentry) && signal != libc::SIGKILL;
+        let (container, command) = match &process.within {
+            Some(container) => (self.processes.get(container), Some(key)),
+            None if is_sentry => (Some(process), None),
+            None => (None, None),
+        };
+        let Some(container) = container else {
+            return Ok(sys::signal(process.pidfd.as_fd(), signal).step(|| format!("send signal {signal}"))?);
+        };
+        use rustix::thread::ThreadNameSpaceType as Type;
+        match through(&container.pidfd, Type::PROCESS_ID | Type::MOUNT, 0, None)? {
+            Fork::Child => sentry::signal(command, &process.pidfd, signal),
+            Fork::Parent { .. } => Ok(()),
+        }
     }
 
     fn start(
@@ -544,7 +566,7 @@ impl Shim<'_> {
                 (self.newborn.as_fd(), key.as_str()),
             ),
         };
-        self.keep(key, pid, pidfd, Some(config), stdio, answer)
+        self.keep(key, (pid, pidfd), Some(config), None, stdio, answer)
     }
 
     fn exec(&mut self, key: String, groups: Vec<Join>, answer: &OwnedFd, fds: Vec<OwnedFd>) -> Result<(), Refusal> {
@@ -561,16 +583,17 @@ impl Shim<'_> {
             }
             Fork::Parent { child, pidfd } => (child, pidfd.ok_or(Refusal::Gone)?),
         };
-        self.keep(key, pid, pidfd, None, stdio, answer)
+        let within = container.sentry.then(|| command.of.clone());
+        self.keep(key, (pid, pidfd), None, within, stdio, answer)
     }
 
     /// Remembers a process that was started, and hands the other ends of its streams to the node.
     fn keep(
         &mut self,
         key: String,
-        pid: Pid,
-        pidfd: OwnedFd,
+        (pid, pidfd): (Pid, OwnedFd),
         container: Option<Container>,
+        within: Option<String>,
         stdio: Stdio,
         answer: &OwnedFd,
     ) -> Result<(), Refusal> {
@@ -579,7 +602,7 @@ impl Shim<'_> {
         let said = reply(answer, &Said::Made { input: input.is_some() }, &fds);
         // The node alone decides when a command's input ends; a container's outlives the node.
         let (streams, input) = if container.is_some() { (streams, input) } else { (Vec::new(), None) };
-        self.processes.insert(key, Process { pid, pidfd, container, streams, input, ended: None });
+        self.processes.insert(key, Process { pid, pidfd, container, within, streams, input, ended: None });
         said
     }
 }

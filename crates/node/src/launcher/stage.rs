@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode};
-use rustix::mount::{MountFlags, MountPropagationFlags, OpenTreeFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 use rustix::thread::UnshareFlags;
 
 use super::{Failure, Found, Setup, Step};
@@ -95,6 +95,8 @@ pub(super) struct Stage {
     /// The program of every sandbox, on a read-only mount of its own: it is a file of the host, and inside, /proc/1/exe
     /// leads to it.
     pub program: Option<OwnedFd>,
+    /// There is a `runsc` beside the places to mount at, read-only too.
+    pub runsc: bool,
     pub lowers: Vec<Lower>,
     /// Links in the root, as on the host: name and target.
     pub links: Vec<(String, PathBuf)>,
@@ -132,9 +134,11 @@ impl Stage {
             fs::create_dir_all(&it).step(|| format!("make {it}"))?;
         }
         build_dev(Path::new("dev"))?;
+        // Sandboxes and other pods do without.
+        let runsc = setup.runsc.as_deref().is_some_and(|it| place_runsc(it, setup.guards).is_ok());
         let seccomp = crate::guard::program();
         let found = Found { overlay: false, shift: false };
-        let mut stage = Self { program, lowers, links, seccomp, guards: setup.guards, found };
+        let mut stage = Self { program, runsc, lowers, links, seccomp, guards: setup.guards, found };
         let data = dir.parent().unwrap_or(dir);
         stage.found = Found { overlay: stage.overlay_works(), shift: root && stage.shift_works(data).unwrap_or(false) };
         Ok(stage)
@@ -196,6 +200,13 @@ fn read_only(path: &Path, guards: Guards) -> Result<OwnedFd, Failure> {
         sys::mount_setattr(tree.as_fd(), set, None, false).step(step)?;
     }
     Ok(tree)
+}
+
+fn place_runsc(path: &Path, guards: Guards) -> Result<(), Failure> {
+    let (tree, at) = (read_only(path, guards)?, super::sentry::PROGRAM);
+    fs::write(at, "").step(|| format!("make {at}"))?;
+    rustix::mount::move_mount(tree.as_fd(), "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .step(|| format!("place {}", path.display()))
 }
 
 /// A read-only copy of the mount at `source` whose files are owned by the same ids inside `ids`.

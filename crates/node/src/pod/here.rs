@@ -19,15 +19,15 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 
 use super::given::{
-    Allow, Allowed, Dns, Given, NodeFacts, PodFacts, VolumeError, host_name, host_ports, hosts, machine_hosts, resolv,
-    spaces,
+    Allow, Allowed, Dns, Given, NodeFacts, PodFacts, VolumeError, beyond_sentry, host_name, host_ports, hosts,
+    machine_hosts, resolv, spaces,
 };
 use super::kubelet::{self, Download, Found, Looking, Ran, Refused, Used, Wire, World};
 use super::{
-    ContainerConfig, ContainerState, Egress, ExecConfig, ImageFacts, Network, NetworkOptions, PodConfig, PodState,
-    Runtime, StartError,
+    ContainerConfig, ContainerState, Egress, ExecConfig, HostSpaces, ImageFacts, Kernel, Network, NetworkOptions,
+    PodConfig, PodState, Runtime, StartError,
 };
-use super::{network, signals, upkeep};
+use super::{network, runtime_class, signals, upkeep};
 use crate::Error;
 use crate::image::{Credential, Image, Images, Listed, PullPolicy};
 use crate::kubelet::{Pods, Running};
@@ -154,6 +154,7 @@ impl Here {
             dns,
         });
         let (name, runtime) = (here.node.name.clone(), here.runtime.clone());
+        runtime_class::publish(client.clone(), runtime.clone(), &tasks);
         let options = kubelet::Options { client, world: here.clone(), clock: clock.clone(), tasks: tasks.clone() };
         let kubelet = kubelet::start(options);
         let (kept, shutdown) = (kubelet.clone(), tasks.shutdown().clone());
@@ -194,13 +195,18 @@ impl Here {
         Ok(())
     }
 
-    /// Whether there is a runtime for a class: there is one, which is no class's.
-    async fn runs(&self, class: &str) -> Result<(), String> {
+    /// What the pods of a class are run with.
+    async fn kernel(&self, class: &str) -> Result<Kernel, String> {
         let classes = Api::<RuntimeClass>::all(self.client.clone());
         match tokio::time::timeout(ANSWER, classes.get_opt(class)).await {
-            // In containerd's words.
             Ok(Ok(Some(it))) => {
-                Err(format!("failed to get sandbox runtime: no runtime for {:?} is configured", it.handler))
+                // In containerd's words.
+                let none = format!("failed to get sandbox runtime: no runtime for {:?} is configured", it.handler);
+                if it.handler != runtime_class::HANDLER {
+                    return Err(none);
+                }
+                let found = self.runtime.sentry().await;
+                if found.ok { Ok(Kernel::Sentry) } else { Err(format!("{none}: {}", found.why)) }
             }
             Ok(Ok(None)) => Err(format!("runtimeclass.node.k8s.io {class:?} not found")),
             Ok(Err(error)) => Err(format!("failed to lookup RuntimeClass {class}: {}", kit::chain(&error))),
@@ -270,10 +276,18 @@ impl World for Here {
         let volumes = self.given.volumes(pod, &self.runtime.dir(&uid)).await;
         let volumes = volumes.map_err(|error| refused(error.to_string()))?;
         let unable = |message| Refused { reason: "FailedCreatePodSandBox".into(), message };
+        let mut kernel = Kernel::Machine;
         if let Some(class) = pod.spec.as_ref().and_then(|it| it.runtime_class_name.as_deref()) {
-            self.runs(class).await.map_err(|why| unable(format!("Failed to create pod sandbox: {why}")))?;
+            let failed = |why| unable(format!("Failed to create pod sandbox: {why}"));
+            kernel = self.kernel(class).await.map_err(failed)?;
+            if let Some(why) = beyond_sentry(pod).filter(|_| kernel == Kernel::Sentry) {
+                return Err(failed(why));
+            }
         }
-        let host = spaces(pod, &self.allowed);
+        let host = match kernel {
+            Kernel::Machine => spaces(pod, &self.allowed),
+            Kernel::Sentry => HostSpaces::default(),
+        };
         let name = host_name(pod, &self.dns).map_err(unable)?;
         let (hosts, resolv) = if host.network {
             // What is not there says nothing.
@@ -288,6 +302,7 @@ impl World for Here {
             namespace: pod.metadata.namespace.clone().unwrap_or_default(),
             name: pod.metadata.name.clone().unwrap_or_default(),
             share_processes: pod.spec.as_ref().and_then(|it| it.share_process_namespace) == Some(true),
+            kernel,
             hosts,
             names: name.line(),
             ports: ports(pod),
@@ -344,7 +359,9 @@ impl World for Here {
         attempt: u32,
         address: Option<IpAddr>,
     ) -> Result<ContainerConfig, Refused> {
-        let facts = PodFacts { addresses: address.into_iter().collect(), target: target.map(str::to_owned) };
+        let state = pod.metadata.uid.as_deref().and_then(|uid| self.runtime.state(uid));
+        let kernel = state.map_or(Kernel::Machine, |it| it.config.kernel);
+        let facts = PodFacts { addresses: address.into_iter().collect(), target: target.map(str::to_owned), kernel };
         let config = self.given.container(pod, container, image, attempt, &facts).await;
         config.map_err(|error| Refused { reason: error.reason.into(), message: error.message })
     }

@@ -6,6 +6,7 @@ mod kubelet;
 mod log;
 mod network;
 mod runtime;
+mod runtime_class;
 mod signals;
 mod types;
 mod upkeep;

@@ -16,6 +16,9 @@ pub(crate) struct PodConfig {
     pub hostname: String,
     /// One process namespace for all containers; its first process is the shim.
     pub share_processes: bool,
+    /// Whose system calls its containers make.
+    #[serde(default)]
+    pub kernel: Kernel,
     /// /etc/hosts, but for the pod's own address.
     pub hosts: String,
     /// What it is called there.
@@ -36,6 +39,15 @@ pub(crate) struct PodConfig {
     /// What the node listens for at the host's addresses.
     #[serde(default)]
     pub host_ports: Vec<HostPort>,
+}
+
+/// Which kernel serves the containers of a pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Kernel {
+    #[default]
+    Machine,
+    /// gVisor's, one for each container.
+    Sentry,
 }
 
 /// Which namespaces of a pod are the host's.

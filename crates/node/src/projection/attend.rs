@@ -12,6 +12,7 @@ use kube::core::DynamicObject;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use wire::node::Node as Described;
 
 use super::link::{Link, within};
 use super::machine::{self, Machine};
@@ -28,6 +29,9 @@ const LEASES: &str = "kube-node-lease";
 /// Keeps away who is no sandbox, where nothing runs other Pods.
 const TAINT: &str = "insula.dev/sandboxes";
 
+/// The ability, and the handler.
+const SENTRY: &str = "runsc";
+
 pub(super) struct Attend<'a> {
     options: &'a Options,
     link: &'a Link,
@@ -42,6 +46,7 @@ pub(super) struct Attend<'a> {
 struct Told {
     uid: String,
     ready: bool,
+    handlers: Vec<&'static str>,
     at: Instant,
 }
 
@@ -97,12 +102,18 @@ impl<'a> Attend<'a> {
                 None => differs = true,
             }
         }
-        let told = |told: &Told| told.uid == uid && told.ready == ready && told.at.elapsed() < TELL;
+        // Of a node that does not answer nobody knows them.
+        let described = if ready { Some(self.link.describe().await?) } else { None };
+        let handlers = described.as_ref().map(|it| self.handlers(it)).unwrap_or_default();
+        let told = |told: &Told| {
+            told.uid == uid && told.ready == ready && told.handlers == handlers && told.at.elapsed() < TELL
+        };
         let told = self.told.as_ref().is_some_and(told);
         // Of a node that does not answer, others may say what they like: nobody knows better.
         if !told || (ready && differs) {
-            self.tell(&said, ready, now).await?;
-            self.told = Some(Told { uid: uid.clone(), ready, at: Instant::now() });
+            let version = described.map(|it| it.version);
+            self.tell(&said, version, &handlers, now).await?;
+            self.told = Some(Told { uid: uid.clone(), ready, handlers, at: Instant::now() });
         }
         if ready {
             self.renew(&uid, now).await?;
@@ -160,11 +171,22 @@ impl<'a> Attend<'a> {
         nodes.patch(&self.options.name, &params, &Patch::Merge(&change)).await.map(drop).map_err(Error::api(DOING))
     }
 
-    async fn tell(&self, said: &[(bool, Timestamp); 4], ready: bool, now: Timestamp) -> Result<(), Error> {
+    /// What RuntimeClasses of pods may ask for here, and what those get that name none.
+    fn handlers(&self, node: &Described) -> Vec<&'static str> {
+        let sentry = self.options.runs_pods && node.can.get(SENTRY).is_some_and(|it| it.ok);
+        if sentry { vec!["", SENTRY] } else { vec![""] }
+    }
+
+    async fn tell(
+        &self,
+        said: &[(bool, Timestamp); 4],
+        version: Option<String>,
+        handlers: &[&str],
+        now: Timestamp,
+    ) -> Result<(), Error> {
         const DOING: &str = "tell how the Node is";
         let Options { client, name, most, .. } = self.options;
-        // Of a node that does not answer nobody knows the version.
-        let runtime = if ready { format!("insula://{}", self.link.describe().await?.version) } else { String::new() };
+        let runtime = version.map(|it| format!("insula://{it}")).unwrap_or_default();
         let served = client.apiserver_version().await.map_err(Error::api(DOING))?.git_version;
         let room = json!({
             "cpu": self.machine.cpus.to_string(), "memory": quantity(self.machine.memory), "pods": most.to_string(),
@@ -206,6 +228,7 @@ impl<'a> Attend<'a> {
                     {"type": "Hostname", "address": name},
                 ],
                 "nodeInfo": info,
+                "runtimeHandlers": handlers.iter().map(|name| json!({"name": name})).collect::<Vec<_>>(),
             },
         });
         let nodes = objects::<Node>(client, None);

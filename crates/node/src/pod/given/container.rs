@@ -11,7 +11,7 @@ use super::objects::{ObjectKind, Seen, locked};
 use super::security::{self, Account};
 use super::volumes::is_read_only;
 use super::{ConfigError, Inner, PodFacts, Record, names, resources};
-use crate::pod::types::{ContainerConfig, ImageFacts, Mount, Processes, Root};
+use crate::pod::types::{ContainerConfig, ImageFacts, Kernel, Mount, Processes, Root};
 
 const CONFIG: &str = "CreateContainerConfigError";
 const CREATE: &str = "CreateContainerError";
@@ -27,6 +27,10 @@ pub(super) async fn config(
     facts: &PodFacts,
 ) -> Result<ContainerConfig, ConfigError> {
     let wrong = |message: String| ConfigError { reason: CONFIG, message };
+    if facts.kernel == Kernel::Sentry {
+        // No flag allows it.
+        security::check_sentry(container, facts.target.as_deref()).map_err(wrong)?;
+    }
     security::check(pod, container, &inner.allowed).map_err(wrong)?;
     let mut seen = Seen::new();
     let found = look(inner, pod, container, &mut seen).await.map_err(wrong)?;

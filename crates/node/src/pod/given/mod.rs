@@ -34,13 +34,13 @@ use kit::{Clock, Tasks};
 use kube::Client;
 use tokio::sync::watch;
 
-use super::{ContainerConfig, ImageFacts, Volume};
+use super::{ContainerConfig, ImageFacts, Kernel, Volume};
 use crate::engine::Ids;
 pub(crate) use names::{Dns, host_name, hosts, machine_hosts, resolv};
 use objects::{ObjectKind, Objects, Seen, Watched, locked};
 pub(crate) use quantity::{millis, value};
 pub use security::Allow;
-pub(crate) use security::{Allowed, Refusal, host_ports, spaces};
+pub(crate) use security::{Allowed, Refusal, beyond_sentry, host_ports, spaces};
 use tokens::Token;
 
 /// What a pod is told of its node.
@@ -82,6 +82,8 @@ pub(crate) struct PodFacts {
     pub(crate) addresses: Vec<IpAddr>,
     /// The container whose processes it sees.
     pub(crate) target: Option<String>,
+    /// What serves the pod.
+    pub(crate) kernel: Kernel,
 }
 
 /// Why a container is not started: the reason that it waits, and the message.

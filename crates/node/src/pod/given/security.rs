@@ -222,6 +222,40 @@ pub(super) fn check(pod: &Pod, container: &Container, allowed: &Allowed) -> Resu
     Ok(())
 }
 
+/// What no pod has whose containers have kernels of their own: it would be the machine's, or the neighbour's.
+pub(crate) fn beyond_sentry(pod: &Pod) -> Option<String> {
+    let spec = pod.spec.as_ref()?;
+    let asked = [
+        (spec.host_network == Some(true), "hostNetwork"),
+        (spec.host_pid == Some(true), "hostPID"),
+        (spec.host_ipc == Some(true), "hostIPC"),
+        (spec.share_process_namespace == Some(true), "shareProcessNamespace"),
+    ];
+    if let Some((_, what)) = asked.into_iter().find(|(asked, _)| *asked) {
+        return Some(format!("{what} is not to be had with gVisor: each container has a kernel of its own"));
+    }
+    let sysctls = context(pod).and_then(|it| it.sysctls.as_deref()).unwrap_or_default();
+    let other = sysctls.iter().find(|it| !it.name.replace('/', ".").starts_with("net."))?;
+    Some(format!(
+        "the sysctl {} cannot be set with gVisor: only the pod's network is the machine's",
+        quote(&other.name)
+    ))
+}
+
+/// What no container of such a pod has.
+pub(super) fn check_sentry(container: &Container, target: Option<&str>) -> Result<(), String> {
+    if is_privileged(container) {
+        return Err("privileged containers are not to be had with gVisor: it is there to keep the machine away".into());
+    }
+    match target {
+        Some(target) => Err(format!(
+            "a container cannot see the processes of {} with gVisor: each container has a kernel of its own",
+            quote(target)
+        )),
+        None => Ok(()),
+    }
+}
+
 /// What the container gets although it asked for something else; an event says it.
 pub(super) fn remark(pod: &Pod, container: &Container) -> Option<&'static str> {
     if is_privileged(container) {
@@ -399,6 +433,45 @@ mod tests {
     fn image(user: u32, user_name: Option<&str>) -> ImageFacts {
         let (groups, user_name) = (vec![7], user_name.map(str::to_owned));
         ImageFacts { user, group: user, groups, user_name, ..crate::pod::given::tests::image() }
+    }
+
+    #[test]
+    fn what_a_sentry_cannot_give_is_refused() {
+        let kernel = "is not to be had with gVisor: each container has a kernel of its own";
+        let sysctl = |name: &str| json!({"securityContext": {"sysctls": [{"name": name, "value": "1"}]}});
+        let table = [
+            (json!({}), json!({}), None, String::new()),
+            (json!({"hostNetwork": true}), json!({}), None, format!("hostNetwork {kernel}")),
+            (json!({"hostPID": true}), json!({}), None, format!("hostPID {kernel}")),
+            (json!({"hostIPC": true}), json!({}), None, format!("hostIPC {kernel}")),
+            (json!({"shareProcessNamespace": true}), json!({}), None, format!("shareProcessNamespace {kernel}")),
+            (sysctl("net.ipv4.tcp_syncookies"), json!({}), None, String::new()),
+            (
+                sysctl("kernel/shm_rmid_forced"),
+                json!({}),
+                None,
+                "the sysctl \"kernel/shm_rmid_forced\" cannot be set with gVisor: only the pod's network is the machine's"
+                    .to_owned(),
+            ),
+            (
+                json!({}),
+                json!({"privileged": true}),
+                None,
+                "privileged containers are not to be had with gVisor: it is there to keep the machine away".to_owned(),
+            ),
+            (
+                json!({}),
+                json!({}),
+                Some("web"),
+                "a container cannot see the processes of \"web\" with gVisor: each container has a kernel of its own"
+                    .to_owned(),
+            ),
+        ];
+        for (spec, own, target, is) in table {
+            let (pod, container) = pod(spec, own);
+            let refused = beyond_sentry(&pod).or_else(|| check_sentry(&container, target).err());
+            assert_eq!(refused.unwrap_or_default(), is);
+        }
     }
 
     #[test]

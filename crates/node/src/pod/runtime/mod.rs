@@ -31,6 +31,7 @@ pub(crate) use streams::{Input, Output, Resize};
 use super::log::{Log, Stream};
 use super::network;
 use super::{ExecConfig, Exit, PodState, StartError};
+use crate::doctor::Finding;
 use crate::engine::{Engine, Ids, blocking};
 use crate::fault::point;
 use crate::image::Images;
@@ -149,6 +150,16 @@ impl Runtime {
     /// The images of this machine.
     pub(crate) fn images(&self) -> Images {
         self.shared.engine.images.clone()
+    }
+
+    /// Whether pods can have kernels of their own.
+    pub(crate) async fn sentry(&self) -> Finding {
+        self.shared.engine.sentry().await
+    }
+
+    /// There is a program that could give them some.
+    pub(crate) fn has_runsc(&self) -> bool {
+        self.shared.engine.has_runsc()
     }
 
     /// Whether the processes of a pod are found again by its control groups.

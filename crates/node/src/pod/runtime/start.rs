@@ -20,7 +20,7 @@ use crate::launcher::shim::{Container, Ended, News, Order, Pod};
 use crate::launcher::{self, Rlimit, Start, Status, Trees};
 use crate::pod::log::{Log, Rotation, Stream};
 use crate::pod::{
-    ContainerConfig, ContainerState, Exit, PodConfig, PodState, Processes, Root, StartError, VolumeSource,
+    ContainerConfig, ContainerState, Exit, Kernel, PodConfig, PodState, Processes, Root, StartError, VolumeSource,
 };
 use crate::state::Process;
 use crate::{Error, sys};
@@ -409,6 +409,7 @@ impl Runtime {
             read_only_root: config.read_only_root,
             capabilities: config.capabilities.clone(),
             privileged: config.privileged,
+            sentry: pod.kernel == Kernel::Sentry,
             processes,
             stdin: config.stdin,
             tty: config.tty,

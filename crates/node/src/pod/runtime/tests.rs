@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod host;
+mod sentry;
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::*;
 use crate::Options;
 use crate::pod::log::LogOptions;
-use crate::pod::{ContainerConfig, ContainerState, Mount, PodConfig, Processes, Root, Volume, VolumeSource};
+use crate::pod::{ContainerConfig, ContainerState, Kernel, Mount, PodConfig, Processes, Root, Volume, VolumeSource};
 
 pub(in crate::pod) struct Place {
     pub(in crate::pod) runtime: Runtime,
@@ -301,6 +302,8 @@ async fn a_port_of_a_pod_is_reached_from_inside_its_network() {
 const ELSEWHERE: &str = "INSULA_TEST_POD_DIR";
 /// The step at which it dies; without one it stays until it is killed.
 const DIES: &str = "INSULA_TEST_POD_STEP";
+/// Its pod has kernels of its own.
+const SENTRY: &str = "INSULA_TEST_POD_SENTRY";
 
 #[test]
 #[allow(clippy::disallowed_methods, reason = "how one test tells another that it is to be a process of its own")]
@@ -316,14 +319,14 @@ fn elsewhere() {
         let place = Place { runtime, tasks, dir: tempfile::tempdir().unwrap() };
         match step {
             Some(step) => die(&place, &step, Path::new(&dir)).await,
-            None => stay(&place).await,
+            None => stay(&place, std::env::var_os(SENTRY).is_some()).await,
         }
     };
     tokio::runtime::Runtime::new().unwrap().block_on(run);
 }
 
-async fn stay(place: &Place) {
-    place.pod("one", |_| {}).await;
+async fn stay(place: &Place, sentry: bool) {
+    place.pod("one", |it| it.kernel = if sentry { Kernel::Sentry } else { Kernel::Machine }).await;
     let reads = ContainerConfig { stdin: true, stdin_once: true, ..container("reads", "echo begun; cat; exit 5") };
     place.start("one", reads).await;
     place.start("one", container("ends", "sleep 0.2; echo words > /dev/termination-log; exit 6")).await;
@@ -404,10 +407,15 @@ async fn a_node_killed_at_any_step_leaves_no_part_of_a_pod_that_the_next_one_doe
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_outlives_its_node() {
+    outlives(&[]).await;
+}
+
+async fn outlives(env: &[(&str, &str)]) {
     let dir = tempfile::tempdir().unwrap();
     let mut other = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "pod::runtime::tests::elsewhere", "--nocapture"])
         .env(ELSEWHERE, dir.path())
+        .envs(env.iter().copied())
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
