@@ -381,7 +381,7 @@ fn reason(words: &str) -> Option<String> {
     let last = words.lines().map(str::trim).rfind(|it| !it.is_empty())?;
     let last: String = last.chars().take(400).collect();
     let old = last.contains("unknown platform") || last.contains("flag provided but not defined");
-    Some(if old { format!("{last} (it is too old: install a release from 2024 or later)") } else { last })
+    Some(if old { format!("{last} (it is too old: install a newer release)") } else { last })
 }
 
 /// What is not used yet is never `ok`; why, and what to do meanwhile.
@@ -424,7 +424,7 @@ mod tests {
             ("a warning\nthe reason\n\n", Some("the reason".to_owned())),
             (
                 "unknown platform: systrap\n",
-                Some("unknown platform: systrap (it is too old: install a release from 2024 or later)".to_owned()),
+                Some("unknown platform: systrap (it is too old: install a newer release)".to_owned()),
             ),
             (long.as_str(), Some("x".repeat(400))),
         ];

@@ -143,6 +143,52 @@ async fn a_pod_has_of_the_host_what_a_flag_allows() {
 }
 
 #[tokio::test]
+async fn pods_of_the_class_gvisor_have_a_kernel_of_their_own() {
+    provider();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if !std::env::split_paths(&path).any(|it| it.join("runsc").exists()) {
+        return println!("skipped, since there is no runsc in PATH");
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let data = scratch.path().join("data");
+    let args = ["--data-dir", data.to_str().unwrap(), "--warm", "0"];
+    let mut first = Up::start(&args, scratch.path());
+    let Some(pods) = Pods::of(&first, scratch.path()).await else { return };
+    let classes: Api<RuntimeClass> = Api::all(pods.client.clone());
+    let there = await_condition(classes, "gvisor", |it: Option<&RuntimeClass>| it.is_some());
+    let class = tokio::time::timeout(PATIENCE, there).await.expect("runsc works").unwrap().unwrap();
+    assert_eq!(class.handler, "runsc");
+
+    let mut says = sh("dmesg | grep -c gVisor; exec sleep 1000");
+    says["readinessProbe"] = json!({"exec": {"command": ["true"]}, "periodSeconds": 1, "timeoutSeconds": 60});
+    pods.create("guest", says, json!({"runtimeClassName": "gvisor"})).await;
+    let before = pods.until("guest", ready).await;
+    assert_eq!(pods.pods.logs("guest", &LogParams::default()).await.unwrap(), "1\n");
+    let privileged = json!({"command": ["true"], "securityContext": {"privileged": true}});
+    pods.create("privileged", privileged, json!({"runtimeClassName": "gvisor"})).await;
+    let refused = pods.until("privileged", |it| waits(it)["reason"] == "CreateContainerConfigError").await;
+    assert!(waits(&refused)["message"].as_str().unwrap().contains("not to be had with gVisor"), "{refused}");
+    pods.create("network", sh("true"), json!({"runtimeClassName": "gvisor", "hostNetwork": true})).await;
+    let said = pods.event("FailedCreatePodSandBox").await;
+    assert!(said.contains("hostNetwork is not to be had with gVisor"), "{said}");
+
+    first.signal(Signal::KILL);
+    let mut second = Up::start(&args, scratch.path());
+    let pods = Pods::of(&second, scratch.path()).await.unwrap();
+    let after = pods.until("guest", ready).await;
+    let id = |it: &Value| it["status"]["containerStatuses"][0]["containerID"].clone();
+    assert_eq!(id(&after), id(&before));
+    let nodes: Api<Node> = Api::all(pods.client.clone());
+    let name = after["spec"]["nodeName"].as_str().unwrap().to_owned();
+    let named = await_condition(nodes, &name, |it: Option<&Node>| {
+        let handlers = it.and_then(|it| it.status.as_ref()).and_then(|it| it.runtime_handlers.as_ref());
+        handlers.into_iter().flatten().any(|it| it.name.as_deref() == Some("runsc"))
+    });
+    tokio::time::timeout(PATIENCE, named).await.expect("the Node names its handlers").unwrap();
+    assert!(second.signal(Signal::TERM).success());
+}
+
+#[tokio::test]
 async fn a_class_that_has_no_runtime_here_is_said_and_pods_end_in_order_with_their_node() {
     provider();
     let scratch = tempfile::tempdir().unwrap();
