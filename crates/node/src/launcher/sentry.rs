@@ -193,22 +193,46 @@ pub(super) fn signal(key: Option<&str>, host: &OwnedFd, signal: i32) -> ! {
         for number in 0..=2 {
             sys::dup_to(null.as_fd(), number)?;
         }
-        let signal = signal.to_string();
+        std::mem::forget(null);
+        // Those of the shim are not kept from whoever waits for their end.
+        sys::dup_to(host.as_fd(), 3)?;
+        sys::close_from(4)?;
+        let (host, number) = (sys::inherited(3), signal.to_string());
         let error = match key {
             None => {
-                sys::close_from(3)?;
                 await_command()?;
-                execute(false, &["kill", ID, &signal])
+                execute(false, &["kill", ID, &number])
             }
-            Some(key) => match command(key) {
-                Some(pid) => execute(false, &["kill", &format!("--pid={pid}"), ID, &signal]),
-                // The Sentry has not heard of it yet, and will not.
+            Some(key) => match await_note(key, &host)? {
+                Some(pid) => execute(false, &["kill", &format!("--pid={pid}"), ID, &number]),
                 None => return sys::signal(host.as_fd(), libc::SIGKILL),
             },
         };
         Err(error)
     };
     sys::exit_now(i32::from(call().is_err()))
+}
+
+/// What the Sentry calls a command, as soon as that is known; `None` when the command has ended, or does not begin.
+fn await_note(key: &str, host: &OwnedFd) -> io::Result<Option<u32>> {
+    let changes = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    inotify::add_watch(&changes, COMMANDS, WatchFlags::MOVED_TO)?;
+    loop {
+        if let Some(pid) = command(key) {
+            return Ok(Some(pid));
+        }
+        let mut ready = [PollFd::new(&changes, PollFlags::IN), PollFd::new(host, PollFlags::IN)];
+        let some = rustix::event::poll(&mut ready, Some(&UP));
+        let [_, ended] = ready.map(|it| !it.revents().is_empty());
+        match some {
+            Ok(0) => return Ok(None),
+            Ok(_) if ended => return Ok(None),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut events = [0u8; 4096];
+        while rustix::io::read(&changes, &mut events).is_ok_and(|count| count > 0) {}
+    }
 }
 
 /// What the Sentry calls a command that runs.
