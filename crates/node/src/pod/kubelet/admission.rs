@@ -9,12 +9,52 @@ use super::spec::{self, Kind};
 use super::world::{Node, Refused};
 use crate::pod::given::{millis, value};
 
-/// Thousandths of a processor, bytes, pods.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Thousandths of a processor, bytes, pods, ports of the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Promised {
     pub cpu: u64,
     pub memory: u64,
     pub pods: usize,
+    pub ports: Vec<Port>,
+}
+
+impl Promised {
+    /// The same and more.
+    pub(super) fn and(mut self, more: &Self) -> Self {
+        self.cpu = self.cpu.saturating_add(more.cpu);
+        self.memory = self.memory.saturating_add(more.memory);
+        self.pods = self.pods.saturating_add(more.pods);
+        self.ports.extend_from_slice(&more.ports);
+        self
+    }
+}
+
+/// A port of the host that a pod has for itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Port {
+    protocol: String,
+    ip: String,
+    port: i32,
+}
+
+impl Port {
+    fn conflicts(&self, other: &Self) -> bool {
+        const ANY: &str = "0.0.0.0";
+        self.protocol == other.protocol
+            && self.port == other.port
+            && (self.ip == other.ip || self.ip == ANY || other.ip == ANY)
+    }
+}
+
+fn ports(pod: &Pod) -> Vec<Port> {
+    let some = |text: &Option<String>, or: &str| text.clone().filter(|it| !it.is_empty()).unwrap_or_else(|| or.into());
+    let units = spec::units(pod);
+    let lasting = units.iter().filter(|it| matches!(it.kind, Kind::Sidecar | Kind::Regular));
+    let all = lasting.flat_map(|it| it.spec.ports.iter().flatten()).filter_map(|it| {
+        let port = it.host_port.filter(|it| *it > 0)?;
+        Some(Port { protocol: some(&it.protocol, "TCP"), ip: some(&it.host_ip, "0.0.0.0"), port })
+    });
+    all.collect()
 }
 
 /// What a pod requests: what it says for itself, or of its init containers the largest, of all others the sum.
@@ -43,7 +83,7 @@ pub(crate) fn requests(pod: &Pod) -> Promised {
         let overhead = amount(spec.and_then(|it| it.overhead.as_ref()), name).unwrap_or(0);
         own.unwrap_or_else(|| beside.max(most)).saturating_add(overhead)
     };
-    Promised { cpu: total("cpu"), memory: total("memory"), pods: 1 }
+    Promised { cpu: total("cpu"), memory: total("memory"), pods: 1, ports: ports(pod) }
 }
 
 /// # Errors
@@ -54,7 +94,7 @@ pub(super) fn admit(pod: &Pod, node: &Node, others: &Promised) -> Result<(), Ref
         let message = "Failed to admit pod as the OS field doesn't match node OS";
         return Err(Refused { reason: "PodOSNotSupported".into(), message: message.to_owned() });
     }
-    let Promised { cpu, memory, .. } = requests(pod);
+    let Promised { cpu, memory, ports, .. } = requests(pod);
     let wants = [
         ("pods", 1, others.pods as u64, node.pods as u64),
         ("cpu", cpu, others.cpu, node.cpu),
@@ -70,6 +110,10 @@ pub(super) fn admit(pod: &Pod, node: &Node, others: &Promised) -> Result<(), Ref
     if !selected(pod, node) {
         let message = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
         return Err(Refused { reason: "NodeAffinity".into(), message: message.to_owned() });
+    }
+    if ports.iter().any(|it| others.ports.iter().any(|other| it.conflicts(other))) {
+        let message = "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+        return Err(Refused { reason: "NodePorts".into(), message: message.to_owned() });
     }
     Ok(())
 }
@@ -146,7 +190,17 @@ mod tests {
         let init = json!({
             "initContainers": [{"name": "i", "resources": {"requests": {"memory": "2Gi"}}}], "containers": [],
         });
+        let port = |port: u16, protocol: &str, ip: &str| {
+            let it = json!({"containerPort": 1, "hostPort": port, "protocol": protocol, "hostIP": ip});
+            json!({"containers": [{"name": "c", "ports": [it]}]})
+        };
+        let taken = Some("Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports");
         let table = [
+            (port(80, "TCP", "127.0.0.1"), taken),
+            (port(80, "TCP", ""), taken),
+            (port(80, "UDP", ""), None),
+            (port(81, "TCP", ""), None),
+            (port(80, "TCP", "127.0.0.2"), None),
             (plain(json!({"cpu": "1900m"})), None),
             (plain(json!({"cpu": "1000"})), Some(cpu)),
             (init, Some(memory)),
@@ -166,7 +220,7 @@ mod tests {
             (term(json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["here"]}]})), None),
         ];
         for (spec, says) in table {
-            let others = Promised { cpu: 100, memory: 0, pods: 1 };
+            let others = Promised { cpu: 100, pods: 1, ..requests(&pod(port(80, "TCP", "127.0.0.1"))) };
             let said = admit(&pod(spec.clone()), &node, &others).err().map(|it| it.message);
             assert_eq!(said.as_deref(), says, "{spec}");
         }

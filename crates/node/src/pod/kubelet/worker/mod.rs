@@ -322,11 +322,6 @@ impl<W: World> Inner<W> {
         let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         let came = pods.get(but).map_or(u64::MAX, |it| it.came);
         let others = pods.iter().filter(|(uid, it)| uid.as_str() != but && (it.begun || it.came < came));
-        let others = others.map(|(_, it)| it.promised);
-        others.fold(Promised::default(), |sum, it| Promised {
-            cpu: sum.cpu.saturating_add(it.cpu),
-            memory: sum.memory.saturating_add(it.memory),
-            pods: sum.pods.saturating_add(it.pods),
-        })
+        others.fold(Promised::default(), |sum, (_, it)| sum.and(&it.promised))
     }
 }
