@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use rand::Rng;
 use serde_json::{Map, Value, json};
 
 use super::{certificates, defaults, ephemeral, runtime_class, service_account, validate};
@@ -15,6 +16,10 @@ use crate::object::status::Problem;
 use crate::registry::{Model, Resource, custom};
 use crate::store::Entry;
 use crate::verbs::{Call, DeleteOptions, meta};
+
+/// The ports of the machine that services can have, and how many there are.
+const FIRST_NODE_PORT: u64 = 30_000;
+const NODE_PORTS: u64 = 2_768;
 
 /// The stored resource that a kind's rules are filed under.
 fn of(resource: &Resource) -> (&str, &str) {
@@ -548,7 +553,10 @@ fn allocate(call: &Call, object: &mut Value, old: Option<&Value>) -> Result<(), 
         let same =
             |other: &&Value| other.get("port") == port.get("port") && other.get("protocol") == port.get("protocol");
         let kept = old_ports.iter().find(same).and_then(|it| it.get("nodePort")).and_then(Value::as_u64);
-        let Some(number) = kept.or_else(|| (30_000..=32_767).find(|it| !ports.contains(it))) else {
+        // Two clusters of one machine seldom ask for the same one.
+        let from = rand::rng().random_range(0..NODE_PORTS);
+        let mut all = (0..NODE_PORTS).map(|it| FIRST_NODE_PORT + (from + it) % NODE_PORTS);
+        let Some(number) = kept.or_else(|| all.find(|it| !ports.contains(it))) else {
             return Err(Problem::internal("failed to allocate a nodePort: range is full"));
         };
         ports.insert(number);

@@ -148,7 +148,8 @@ fn in_pod(
         To::Command => {
             let config = ExecConfig {
                 args: asked.command.clone(),
-                env: Vec::new(),
+                // As containerd does.
+                env: asked.tty.then(|| ("TERM".to_owned(), "xterm".to_owned())).into_iter().collect(),
                 stdin: asked.stdin,
                 stdout: asked.stdout,
                 stderr: asked.stderr,

@@ -152,6 +152,11 @@ fn build(
         let shm = opened(Path::new(shim::SHM)).step(|| "share /dev/shm".into())?;
         bind(&root, &shm, "/dev/shm", false)?;
         made.mount(&shm, "/dev/shm", false)?;
+        // Otherwise the Sentry has one in its memory, which nothing else sees or bounds.
+        if !container.mounts.iter().any(|it| it.path.trim_end_matches('/') == "/tmp") {
+            let tmp = make(&root, Path::new("/tmp"), true).map_err(|why| at("/tmp", &why))?;
+            made.mount(&tmp, "/tmp", container.read_only_root)?;
+        }
         cage = Some(made);
     }
     if !container.message_path.is_empty() {
@@ -371,7 +376,10 @@ fn rehearse(stage: &Stage, container: &Container, args: &[String], env: &[(Strin
 /// Whether this is a program or a script. Who may execute it and not read it has to find out.
 fn has_format(program: &str) -> bool {
     let mut first = [0; 4];
-    match fs::File::open(program).and_then(|mut it| std::io::Read::read_exact(&mut it, &mut first)) {
+    // Nobody need write to what it may have become.
+    let opened = rustix::fs::open(program, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty());
+    let read = |it: OwnedFd| std::io::Read::read_exact(&mut fs::File::from(it), &mut first);
+    match opened.map_err(std::io::Error::from).and_then(read) {
         Ok(()) => first == *b"\x7fELF" || first.starts_with(b"#!"),
         Err(error) => error.kind() != std::io::ErrorKind::UnexpectedEof,
     }
@@ -520,6 +528,9 @@ fn look_up(args: &[String], env: &[(String, String)]) -> Result<String, Refusal>
         let found = rustix::fs::stat(path)?;
         if rustix::fs::FileType::from_raw_mode(found.st_mode).is_dir() {
             return Err(Errno::ISDIR);
+        }
+        if !rustix::fs::FileType::from_raw_mode(found.st_mode).is_file() {
+            return Err(Errno::ACCESS);
         }
         rustix::fs::accessat(CWD, path, rustix::fs::Access::EXEC_OK, AtFlags::EACCESS)
     };

@@ -14,11 +14,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::mount::MountFlags;
+use rustix::thread::CapabilitySet;
 use serde_json::{Value, json};
 
 use super::container::bind;
@@ -39,7 +41,7 @@ const STATE: &str = "/run/it_sandbox:it.state";
 /// Where commands in it write what they are called by the Sentry.
 const COMMANDS: &str = "/run/exec";
 /// How long a Sentry may take to have started its command, on a machine that has other things to do.
-const UP: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
+const UP: Duration = Duration::from_secs(60);
 
 /// The small root, while it is made.
 pub(super) struct Cage {
@@ -159,6 +161,14 @@ fn has_raw(container: &Container) -> bool {
 
 /// Becomes the container, in the small root: its streams have the numbers that they should have.
 pub(super) fn run(container: &Container) -> Failure {
+    // What it has, its Sentry keeps for the network, whatever the container was given.
+    let beyond = [(CapabilitySet::NET_ADMIN, "NET_ADMIN"), (CapabilitySet::NET_BIND_SERVICE, "NET_BIND_SERVICE")];
+    for (capability, name) in beyond.into_iter().filter(|(_, name)| !container.capabilities.iter().any(|it| it == name))
+    {
+        if let Err(error) = rustix::thread::remove_capability_from_bounding_set(capability) {
+            return Failure { step: format!("give up {name}"), errno: error.raw_os_error() };
+        }
+    }
     let error = execute(has_raw(container), &["run", "--bundle=/", ID]);
     Failure { step: "execute runsc".into(), errno: error.raw_os_error().unwrap_or(libc::EIO) }
 }
@@ -188,6 +198,9 @@ pub(super) fn exec(container: &Container, key: &str, process: &Value) -> Result<
 /// Sends a signal to the container's first process, or to that of a command: the Sentry alone knows which it is. In a
 /// process of its own in the container's namespaces; `host` is what runs there for it.
 pub(super) fn signal(key: Option<&str>, host: &OwnedFd, signal: i32) -> ! {
+    // What is in our memory is the shim's.
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    sys::reset_signals();
     let call = || -> io::Result<()> {
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
         for number in 0..=2 {
@@ -216,13 +229,14 @@ pub(super) fn signal(key: Option<&str>, host: &OwnedFd, signal: i32) -> ! {
 /// What the Sentry calls a command, as soon as that is known; `None` when the command has ended, or does not begin.
 fn await_note(key: &str, host: &OwnedFd) -> io::Result<Option<u32>> {
     let changes = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-    inotify::add_watch(&changes, COMMANDS, WatchFlags::MOVED_TO)?;
+    inotify::add_watch(&changes, COMMANDS, WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO)?;
+    let end = Instant::now() + UP;
     loop {
         if let Some(pid) = command(key) {
             return Ok(Some(pid));
         }
         let mut ready = [PollFd::new(&changes, PollFlags::IN), PollFd::new(host, PollFlags::IN)];
-        let some = rustix::event::poll(&mut ready, Some(&UP));
+        let some = rustix::event::poll(&mut ready, Some(&left(end)?));
         let [_, ended] = ready.map(|it| !it.revents().is_empty());
         match some {
             Ok(0) => return Ok(None),
@@ -233,6 +247,10 @@ fn await_note(key: &str, host: &OwnedFd) -> io::Result<Option<u32>> {
         let mut events = [0u8; 4096];
         while rustix::io::read(&changes, &mut events).is_ok_and(|count| count > 0) {}
     }
+}
+
+fn left(end: Instant) -> io::Result<Timespec> {
+    Timespec::try_from(end.saturating_duration_since(Instant::now())).map_err(io::Error::other)
 }
 
 /// What the Sentry calls a command that runs.
@@ -256,7 +274,8 @@ fn forget_commands() {
 /// Waits until the Sentry has started the container's command. When that has ended, so have we.
 fn await_command() -> io::Result<()> {
     let changes = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-    inotify::add_watch(&changes, "/run", WatchFlags::CLOSE_WRITE)?;
+    inotify::add_watch(&changes, "/run", WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO)?;
+    let end = Instant::now() + UP;
     loop {
         // Half written, it is no JSON; the rest is a change.
         let state = fs::read(STATE).ok().and_then(|it| serde_json::from_slice::<Value>(&it).ok());
@@ -264,7 +283,7 @@ fn await_command() -> io::Result<()> {
             return Ok(());
         }
         let mut ready = [PollFd::new(&changes, PollFlags::IN)];
-        match rustix::event::poll(&mut ready, Some(&UP)) {
+        match rustix::event::poll(&mut ready, Some(&left(end)?)) {
             Ok(0) => return Err(io::Error::new(io::ErrorKind::TimedOut, "it does not come up")),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),

@@ -87,7 +87,7 @@ impl Here {
         let PodOptions { client, name, claims, host_paths, allow, most, api, egress } = options;
         let (root, finds) = (runtime.ids().is_root(), runtime.finds_processes());
         let allowed = Allowed { host_paths, host: allow, root, finds };
-        let machine = Machine::read();
+        let machine = Machine::read(&dir);
         let address = IpAddr::from(network::ADDRESS);
         let network = Network::open(NetworkOptions {
             dir,
@@ -123,6 +123,7 @@ impl Here {
         let allocatable = BTreeMap::from([
             ("cpu".to_owned(), quantity(machine.cpus.to_string())),
             ("memory".to_owned(), quantity(machine.memory.to_string())),
+            ("ephemeral-storage".to_owned(), quantity(machine.disk.to_string())),
         ]);
         let facts = NodeFacts {
             addresses: vec![address],

@@ -31,12 +31,7 @@ pub(super) fn publish(client: Client, runtime: Runtime, tasks: &Tasks) {
         let published = async {
             let there = runtime.has_runsc();
             if there {
-                let found = runtime.sentry().await;
-                if !found.ok {
-                    // One that was published stays, and its pods wait: they ask again.
-                    tracing::warn!(why = found.why, "no pods with gVisor");
-                    return;
-                }
+                works(&runtime).await;
             }
             keep(&client, there).await;
         };
@@ -45,6 +40,20 @@ pub(super) fn publish(client: Client, runtime: Runtime, tasks: &Tasks) {
             () = published => {}
         }
     });
+}
+
+/// Returns once programs were run with it.
+async fn works(runtime: &Runtime) {
+    let mut failing = Backoff::new(PAUSE, LONGEST);
+    loop {
+        let found = runtime.sentry().await;
+        if found.ok {
+            return;
+        }
+        // A class that was published stays, and its pods wait.
+        tracing::warn!(why = found.why, "no pods with gVisor; trying again");
+        tokio::time::sleep(failing.pause()).await;
+    }
 }
 
 /// Has our class be there, or not.

@@ -60,7 +60,7 @@ const CONDITIONS: [(&str, &str, &str); 4] = [
 
 impl<'a> Attend<'a> {
     pub(super) fn new(options: &'a Options, link: &'a Link, answers: watch::Receiver<bool>) -> Self {
-        Self { options, link, answers, machine: Machine::read(), told: None, labelled: false }
+        Self { options, link, answers, machine: Machine::read(&options.disk), told: None, labelled: false }
     }
 
     /// For ever.
@@ -190,6 +190,7 @@ impl<'a> Attend<'a> {
         let served = client.apiserver_version().await.map_err(Error::api(DOING))?.git_version;
         let room = json!({
             "cpu": self.machine.cpus.to_string(), "memory": quantity(self.machine.memory), "pods": most.to_string(),
+            "ephemeral-storage": quantity(self.machine.disk),
         });
         let conditions = CONDITIONS.iter().zip(said).map(|((type_, so, not), (is, since))| {
             let message = match (*type_, is) {

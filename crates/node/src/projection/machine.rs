@@ -8,6 +8,8 @@ pub(crate) struct Machine {
     pub cpus: usize,
     /// Bytes.
     pub memory: u64,
+    /// The same, of the file system that it works on.
+    pub disk: u64,
     pub kernel: String,
     pub os: String,
     /// In Go's words, as everybody's.
@@ -20,12 +22,13 @@ pub(crate) struct Machine {
 const ROOM: u64 = 4 << 30;
 
 impl Machine {
-    /// What cannot be read is empty.
-    pub(crate) fn read() -> Self {
+    /// What cannot be read is empty. `disk` is a path of the file system that it works on.
+    pub(crate) fn read(disk: &Path) -> Self {
         let line = |path| file(path).trim().to_owned();
         Self {
             cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             memory: meminfo(&file("/proc/meminfo"), "MemTotal:").unwrap_or_default(),
+            disk: rustix::fs::statvfs(disk).map_or(0, |it| it.f_blocks.saturating_mul(it.f_frsize)),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             os: os(&file("/etc/os-release")),
             arch: match std::env::consts::ARCH {

@@ -464,7 +464,7 @@ async fn the_node_is_ready_while_it_answers() {
     assert!(info["kubeletVersion"].as_str().unwrap().starts_with("v1."), "{info}");
     assert!(!info["kernelVersion"].as_str().unwrap().is_empty());
     assert_eq!(node["metadata"]["labels"]["kubernetes.io/hostname"], NODE);
-    for what in ["cpu", "memory", "pods"] {
+    for what in ["cpu", "memory", "pods", "ephemeral-storage"] {
         assert!(node["status"]["allocatable"][what].is_string(), "{node:#?}");
     }
     let leases = Api::<Lease>::namespaced(house.client.clone(), "kube-node-lease");

@@ -172,8 +172,7 @@ impl Scheduler {
             _ => true,
         };
         if helps {
-            let all: Vec<Key> = self.waiting.keys().cloned().collect();
-            self.wake(all);
+            self.wake_all();
         }
     }
 
@@ -185,8 +184,12 @@ impl Scheduler {
         let gated = spec.and_then(|it| it.scheduling_gates.as_ref()).is_some_and(|it| !it.is_empty());
         if placed || !ours || gated || !pods::is_active(&pod) {
             self.leave(key);
-            let dismissed = self.view.dismiss(key);
-            return self.view.set_pod(key, &pod) || dismissed && !placed;
+            let (dismissed, expected) = (self.view.dismiss(key), self.view.is_assumed(key));
+            let news = self.view.set_pod(key, &pod);
+            if expected {
+                self.wake_company();
+            }
+            return news || dismissed;
         }
         // Its node is on its way.
         if self.view.is_assumed(key) {
@@ -207,16 +210,18 @@ impl Scheduler {
         };
         let nominated = pod.status.as_ref().and_then(|it| it.nominated_node_name.clone());
         let info = Arc::new(Info::new(pod));
-        match nominated.filter(|it| !it.is_empty()) {
-            Some(node) => self.view.nominate(key, &node, info.clone()),
-            None if !busy => drop(self.view.dismiss(key)),
-            None => {}
-        }
+        let dismissed = match nominated.filter(|it| !it.is_empty()) {
+            Some(node) => {
+                self.view.nominate(key, &node, info.clone());
+                false
+            }
+            None => !busy && self.view.dismiss(key),
+        };
         self.waiting.insert(key.clone(), Waiting { pod: info, came, why, busy });
         if news {
             self.wake([key.clone()]);
         }
-        false
+        dismissed
     }
 
     fn leave(&mut self, key: &Key) {
@@ -231,6 +236,18 @@ impl Scheduler {
                 self.due.insert((Reverse(it.pod.priority()), it.came, key));
             }
         }
+    }
+
+    fn wake_all(&mut self) {
+        let all: Vec<Key> = self.waiting.keys().cloned().collect();
+        self.wake(all);
+    }
+
+    /// Somebody has come to a node: who wants company may go now.
+    fn wake_company(&mut self) {
+        let wants = |it: &Waiting| !it.pod.near.is_empty() || !it.pod.spread.is_empty();
+        let all: Vec<Key> = self.waiting.iter().filter(|(_, it)| wants(it)).map(|(key, _)| key.clone()).collect();
+        self.wake(all);
     }
 
     fn is_due(&self) -> bool {
@@ -268,13 +285,17 @@ impl Scheduler {
                     self.view.dismiss(key);
                 }
                 self.view.nominate(&key, &node, it.pod.clone());
+                let uid = |it: &Key| self.view.placed(it).map(|it| it.pod.uid().to_owned());
+                let victims = victims.into_iter().filter_map(|it| Some((uid(&it)?, it))).collect();
                 Some(preempt(world, said, key, pod, node, victims, lesser, why).boxed())
             }
             Plan::No(why) if it.why.as_ref() == Some(&why) => None,
             Plan::No(why) => {
                 it.why = Some(why.clone());
                 it.busy = true;
-                self.view.dismiss(&key);
+                if self.view.dismiss(&key) {
+                    self.wake_all();
+                }
                 Some(refuse(world, said, key, pod, why, None).boxed())
             }
         }
@@ -362,7 +383,7 @@ async fn preempt(
     key: Key,
     pod: Arc<Pod>,
     node: String,
-    victims: Vec<Key>,
+    victims: Vec<(String, Key)>,
     lesser: Vec<(Key, Arc<Pod>)>,
     why: String,
 ) -> Done {
@@ -372,8 +393,8 @@ async fn preempt(
         for (_, other) in lesser {
             dismiss(&world, &other).await;
         }
-        for victim in victims {
-            if let Err(problem) = evict(&world, &said, &pod, &node, &victim).await {
+        for (uid, victim) in victims {
+            if let Err(problem) = evict(&world, &said, &pod, &node, &uid, &victim).await {
                 done.result = Err(problem);
             }
         }
@@ -393,8 +414,8 @@ async fn dismiss(world: &World, pod: &Pod) {
     }
 }
 
-async fn evict(world: &World, said: &Recorder, by: &Pod, node: &str, victim: &Key) -> Result<(), Problem> {
-    let Some(pod) = world.pods.get(&victim.namespace, &victim.name).filter(|it| !it.is_deleting()) else {
+async fn evict(world: &World, said: &Recorder, by: &Pod, node: &str, uid: &str, victim: &Key) -> Result<(), Problem> {
+    let Some(pod) = world.pods.get(&victim.namespace, &victim.name).filter(|it| it.uid() == uid) else {
         return Ok(());
     };
     let condition = PodCondition {
@@ -407,7 +428,11 @@ async fn evict(world: &World, said: &Recorder, by: &Pod, node: &str, victim: &Ke
         last_probe_time: None,
     };
     world.set_condition(MANAGER, &pod, condition).await?;
-    world.delete_one(victim, pod.uid()).await?;
+    // One that goes already is waited for all the same.
+    if pod.is_deleting() {
+        return Ok(());
+    }
+    world.delete_one(victim, uid).await?;
     let message = format!("Preempted by pod {} on node {node}", by.uid());
     said.say_with(reference(&*pod), Some(reference(by)), Level::Normal, "Preempted", "Preempting", message);
     Ok(())

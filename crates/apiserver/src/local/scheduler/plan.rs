@@ -107,7 +107,9 @@ fn otherwise(
     if pod.spec().and_then(|it| it.preemption_policy.as_deref()) == Some("Never") {
         return and("not eligible due to preemptionPolicy=Never.");
     }
-    if preempt::is_under_way(pod, view) {
+    // From a node that will not do any more nothing is to be waited for.
+    let lost = refusals.iter().any(|(node, it)| preempt::nominated(pod) == Some(*node) && !it.curable);
+    if !lost && preempt::is_under_way(pod, view) {
         return Plan::Wait;
     }
     let (mut candidates, mut hopeless) = (Vec::new(), Vec::new());

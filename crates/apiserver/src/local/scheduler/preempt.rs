@@ -18,10 +18,14 @@ use crate::store::Key;
 /// Why a pod goes, as its condition has it.
 pub(super) const REASON: &str = "PreemptionByScheduler";
 
+/// The node from which others go for the pod.
+pub(super) fn nominated(pod: &Info) -> Option<&str> {
+    pod.pod.status.as_ref().and_then(|it| it.nominated_node_name.as_deref()).filter(|it| !it.is_empty())
+}
+
 /// Whether the pod waits for others that go for it.
 pub(super) fn is_under_way(pod: &Info, view: &View) -> bool {
-    let nominated = pod.pod.status.as_ref().and_then(|it| it.nominated_node_name.as_deref());
-    let Some(place) = nominated.and_then(|it| view.place(it)) else { return false };
+    let Some(place) = nominated(pod).and_then(|it| view.place(it)) else { return false };
     let goes = |it: &Info| {
         it.priority() < pod.priority()
             && it.pod.is_deleting()
@@ -72,6 +76,10 @@ pub(super) fn on(
             found.victims.push((key, info));
             found.violations += usize::from(counts);
         }
+    }
+    if found.victims.is_empty() {
+        // Its place is kept for another one, who is not there yet.
+        return Err(vec!["No preemption victims found for incoming pod".to_owned()]);
     }
     Ok(found)
 }

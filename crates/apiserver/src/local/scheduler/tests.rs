@@ -1,12 +1,14 @@
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use kube::api::{DeleteParams, ListParams};
 use serde_json::{Value, json};
 
 use super::info::Info;
 use super::plan::{Plan, Volumes, plan};
 use super::view::View;
 use crate::local::reader::Kind;
+use crate::local::tests::{create, house, until};
 
 fn node(name: &str, more: Value) -> Arc<Node> {
     let mut it = json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
@@ -514,4 +516,47 @@ fn room_that_is_made_for_a_pod_is_taken_by_nobody_who_is_less_important() {
     assert_eq!(it.lesser_nominated("n", &Info::new(greater)).len(), 1);
     assert!(it.dismiss(&first.key()));
     assert_eq!(planned(&lesser, &it), Plan::Bind("n".into()));
+}
+
+#[tokio::test]
+async fn one_that_goes_already_is_waited_for_and_nothing_is_said_over_and_over() {
+    let house = house().await;
+    let pods = house.of::<Pod>("default");
+    let wants = |name: &str, class: Option<&str>| {
+        json!({"metadata": {"name": name}, "spec": {
+            "priorityClassName": class, "tolerations": [{"operator": "Exists"}],
+            "containers": [{"name": "c", "image": "i", "resources": requests("2")}]}})
+    };
+    let placed = |it: Option<&Pod>| it.is_some_and(|it| it.spec.as_ref().unwrap().node_name.is_some());
+    create(
+        &house.all::<Node>(),
+        json!({"metadata": {"name": "n"}, "status": {
+            "allocatable": {"cpu": "2", "memory": "4Gi", "pods": "10"},
+            "conditions": [{"type": "Ready", "status": "True"}]}}),
+    )
+    .await;
+    create(&pods, wants("first", None)).await;
+    until(&pods, "first", placed).await;
+    pods.delete("first", &DeleteParams::default()).await.unwrap();
+    create(&pods, wants("second", Some("system-node-critical"))).await;
+    let told = |it: Option<&Pod>| {
+        let conditions = it.and_then(|it| it.status.as_ref()?.conditions.as_ref());
+        conditions.into_iter().flatten().any(|it| it.reason.as_deref() == Some(super::preempt::REASON))
+    };
+    until(&pods, "first", told).await;
+    pods.delete("first", &DeleteParams::default().grace_period(0)).await.unwrap();
+    until(&pods, "second", placed).await;
+    let events = house.of::<Event>("default");
+    let said =
+        |it: &Event| it.reason.as_deref() == Some("Scheduled") && it.involved_object.name.as_deref() == Some("second");
+    let all = loop {
+        let all = events.list(&ListParams::default()).await.unwrap();
+        if all.items.iter().any(said) {
+            break all;
+        }
+        tokio::task::yield_now().await;
+    };
+    let failed = all.items.iter().filter(|it| it.reason.as_deref() == Some("FailedScheduling"));
+    let times: i32 = failed.map(|it| it.series.as_ref().and_then(|it| it.count).unwrap_or(1)).sum();
+    assert!((1..=2).contains(&times), "{times}");
 }

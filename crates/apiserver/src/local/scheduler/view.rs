@@ -84,6 +84,10 @@ impl View {
         self.loners > 0
     }
 
+    pub(super) fn placed(&self, key: &Key) -> Option<&Arc<Info>> {
+        self.placed.get(key).map(|it| &it.1)
+    }
+
     /// Whether there is anybody less important.
     pub(super) fn has_lesser(&self, than: &Info) -> bool {
         self.priorities.first_key_value().is_some_and(|(lowest, _)| *lowest < than.priority())

@@ -237,7 +237,9 @@ impl<W: World> Kubelet<W> {
     }
 
     fn lost(&self, uid: &str) {
-        if let Some(it) = self.pods().get(uid) {
+        if let Some(it) = self.pods().get_mut(uid) {
+            // The scheduler has given its room away already.
+            it.promised = Promised::default();
             it.told.send_modify(|told| told.pod = None);
         }
     }
