@@ -1,14 +1,14 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
-use kube::api::{DeleteParams, ListParams};
+use kube::api::DeleteParams;
 use serde_json::{Value, json};
 
 use super::info::Info;
 use super::plan::{Plan, Volumes, plan};
 use super::view::View;
 use crate::local::reader::Kind;
-use crate::local::tests::{create, house, until};
+use crate::local::tests::{all, create, house, until};
 
 fn node(name: &str, more: Value) -> Arc<Node> {
     let mut it = json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
@@ -546,17 +546,10 @@ async fn one_that_goes_already_is_waited_for_and_nothing_is_said_over_and_over()
     until(&pods, "first", told).await;
     pods.delete("first", &DeleteParams::default().grace_period(0)).await.unwrap();
     until(&pods, "second", placed).await;
-    let events = house.of::<Event>("default");
     let said =
         |it: &Event| it.reason.as_deref() == Some("Scheduled") && it.involved_object.name.as_deref() == Some("second");
-    let all = loop {
-        let all = events.list(&ListParams::default()).await.unwrap();
-        if all.items.iter().any(said) {
-            break all;
-        }
-        tokio::task::yield_now().await;
-    };
-    let failed = all.items.iter().filter(|it| it.reason.as_deref() == Some("FailedScheduling"));
+    let events = all(&house.of::<Event>("default"), |it| it.iter().any(said)).await;
+    let failed = events.iter().filter(|it| it.reason.as_deref() == Some("FailedScheduling"));
     let times: i32 = failed.map(|it| it.series.as_ref().and_then(|it| it.count).unwrap_or(1)).sum();
     assert!((1..=2).contains(&times), "{times}");
 }

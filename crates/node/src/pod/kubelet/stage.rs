@@ -33,6 +33,8 @@ pub(super) struct Stage {
     pub commands: Mutex<BTreeMap<String, Ran>>,
     pub dial: Mutex<Option<Dial>>,
     pub changed: Notify,
+    /// While a test writes to it, no pod ends.
+    pub ends: tokio::sync::RwLock<()>,
 }
 
 impl Stage {
@@ -46,6 +48,7 @@ impl Stage {
             commands: Mutex::default(),
             dial: Mutex::default(),
             changed: Notify::new(),
+            ends: tokio::sync::RwLock::default(),
         }
     }
 
@@ -239,12 +242,14 @@ impl World for Stage {
     }
 
     async fn stop(&self, uid: &str) -> Result<(), Error> {
+        let _ends = self.ends.read().await;
         self.log("stop".to_owned());
         self.change(uid, |state| state.alive = false);
         Ok(())
     }
 
     async fn remove(&self, uid: &str) -> Result<(), Error> {
+        let _ends = self.ends.read().await;
         self.log(format!("remove {uid}"));
         self.pods().remove(uid);
         Ok(())

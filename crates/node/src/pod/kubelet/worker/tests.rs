@@ -361,6 +361,23 @@ async fn of_two_pods_that_do_not_both_fit_one_runs() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_pod_had_is_free_when_it_is_gone_though_it_is_still_being_cleared_up() {
+    let house = House::open().await;
+    let _kubelet = house.start();
+    let ports = json!([{"containerPort": 80, "hostPort": 80}]);
+    let wants = json!({"containers": [{"name": "c", "image": "busybox", "ports": ports}]});
+    house.create("a", wants.clone()).await;
+    house.until("a", ready).await;
+    let held = house.stage.ends.write().await;
+    house.pods().delete("a", &DeleteParams::default().grace_period(0)).await.unwrap();
+    house.create("b", wants).await;
+    let seen = house.until("b", |it| ready(it) || it.is_some_and(|it| spec::phase(it) == "Failed")).await;
+    assert_eq!(spec::phase(seen.last().unwrap()), "Running", "{seen:?}");
+    drop(held);
+    house.tasks.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_node_may_refuse_and_evict_and_a_strangers_status_is_set_right() {
     let house = House::open().await;
     let (kubelet, _tasks) = house.start();
