@@ -107,6 +107,7 @@ pub(crate) async fn open(options: Open<'_>) -> Result<Option<Sandboxes>> {
                     client: client.clone(),
                     name,
                     claims: home.path("volumes"),
+                    profiles: home.path("seccomp"),
                     host_paths,
                     allow,
                     most: shown.most,

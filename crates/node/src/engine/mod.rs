@@ -19,7 +19,7 @@ use std::time::Duration;
 use kit::{Clock, Tasks};
 use rustix::process::{Resource, Rlimit};
 use sha2::{Digest, Sha256};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use wire::node::{Limits, Phase, Workspace};
 
 pub(crate) use ids::{Ids, is_root, open_launcher};
@@ -108,7 +108,9 @@ pub(crate) struct Engine {
     pub images: Images,
     found: tokio::sync::OnceCell<Vec<Finding>>,
     /// What doctor finds of gVisor, once it was tried.
-    sentry: tokio::sync::Mutex<Option<Finding>>,
+    sentry: watch::Sender<Option<Finding>>,
+    /// Held while that is found out.
+    sentry_tried: tokio::sync::Mutex<()>,
     /// Held for as long as this node lives; the kernel lets go of it with the process.
     _lock: fs::File,
 }
@@ -156,7 +158,8 @@ impl Engine {
             formatter: Formatter::find(data.join("templates")),
             images,
             found: tokio::sync::OnceCell::new(),
-            sentry: tokio::sync::Mutex::default(),
+            sentry: watch::Sender::new(None),
+            sentry_tried: tokio::sync::Mutex::default(),
             _lock: lock,
             tasks: tasks.clone(),
         });
@@ -184,18 +187,23 @@ impl Engine {
 
     /// Whether gVisor runs programs here; tried at the first question, and again at the next one if it did not.
     pub(crate) async fn sentry(&self) -> Finding {
-        let mut known = self.sentry.lock().await;
-        if let Some(it) = known.as_ref().filter(|it| it.ok || self.setup.runsc.is_none()) {
-            return it.clone();
+        let known = || self.sentry.borrow().clone().filter(|it| it.ok || self.setup.runsc.is_none());
+        if let Some(it) = known() {
+            return it;
+        }
+        let _tried = self.sentry_tried.lock().await;
+        if let Some(it) = known() {
+            return it;
         }
         let scratch = self.setup.lock.parent().unwrap_or_else(|| Path::new("/tmp"));
-        known.insert(doctor::sentry(&self.program, scratch, self.setup.runsc.as_deref()).await).clone()
+        let found = doctor::sentry(&self.program, scratch, self.setup.runsc.as_deref()).await;
+        self.sentry.send_replace(Some(found.clone()));
+        found
     }
 
     /// The same, as far as it is known now.
     pub(crate) fn sentry_so_far(&self) -> Finding {
-        let known = self.sentry.try_lock().ok().and_then(|it| it.clone());
-        known.unwrap_or_else(|| match &self.setup.runsc {
+        self.sentry.borrow().clone().unwrap_or_else(|| match &self.setup.runsc {
             None => doctor::no_sentry(),
             Some(at) => Finding { name: "runsc", ok: false, why: format!("{} was not tried yet", at.display()) },
         })

@@ -2,12 +2,16 @@
 
 mod landlock;
 mod privileges;
+mod profile;
 mod seccomp;
+#[cfg(test)]
+mod simulated;
 
 use serde::{Deserialize, Serialize};
 
 pub(crate) use landlock::restrict as landlock;
 pub(crate) use privileges::{drop as drop_privileges, keep_no_new as no_new_privileges};
+pub(crate) use profile::{Packed, TEXT as PROFILE, compile as profile, pack, unpack};
 pub(crate) use seccomp::{Program as Seccomp, apply as seccomp, program};
 
 /// The guards that are up. A product has all of them; only a build with the feature `holes` (our own tests) can take

@@ -118,9 +118,9 @@ const DENIED: &[Denied] = &[
 ];
 
 #[cfg(target_arch = "x86_64")]
-const ARCH: u32 = 0xc000_003e;
+pub(super) const ARCH: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
-const ARCH: u32 = 0xc000_00b7;
+pub(super) const ARCH: u32 = 0xc000_00b7;
 /// System calls of the x32 interface: the same calls by other numbers.
 #[cfg(target_arch = "x86_64")]
 const X32: u32 = 0x4000_0000;
@@ -128,16 +128,16 @@ const X32: u32 = 0x4000_0000;
 /// The compiled filter.
 pub(crate) type Program = Vec<sock_filter>;
 
-const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+pub(super) const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
 const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
 #[cfg(target_arch = "x86_64")]
 const AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
 const ANY_BIT: u16 = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
-const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+pub(super) const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 
-const fn op(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
+pub(super) const fn op(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
     sock_filter { code, jt, jf, k }
 }
 
@@ -150,11 +150,17 @@ const fn argument(index: u8) -> sock_filter {
     op(LOAD, 16 + 8 * index as u32, 0, 0)
 }
 
-/// Compiles the filter. A foreign architecture's calls are refused as a whole.
-pub(crate) fn program() -> Program {
+/// How a filter begins: a foreign architecture's calls are refused as a whole. The number is loaded after it.
+pub(super) fn native() -> Program {
     let mut out = vec![op(LOAD, ARCHITECTURE, 0, 0), op(EQUAL, ARCH, 1, 0), refuse(ENOSYS), op(LOAD, NUMBER, 0, 0)];
     #[cfg(target_arch = "x86_64")]
     out.extend([op(AT_LEAST, X32, 0, 1), refuse(ENOSYS)]);
+    out
+}
+
+/// Compiles the filter that all are under.
+pub(crate) fn program() -> Program {
+    let mut out = native();
     for denied in DENIED {
         for &call in denied.calls {
             let body = body(denied);
@@ -201,60 +207,36 @@ pub(crate) fn apply(program: &Program) -> Result<(), seccompiler::Error> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::simulated::verdict;
     use super::*;
-
-    /// Runs the filter as the kernel does.
-    fn verdict(program: &Program, arch: u32, number: i64, args: [u32; 3]) -> u32 {
-        let (mut at, mut loaded) = (0, 0);
-        loop {
-            let it = &program[at];
-            at += 1;
-            let jump = match it.code {
-                RETURN => return it.k,
-                LOAD => {
-                    loaded = match it.k {
-                        NUMBER => number as u32,
-                        ARCHITECTURE => arch,
-                        offset => args[(offset as usize - 16) / 8],
-                    };
-                    continue;
-                }
-                EQUAL => loaded == it.k,
-                AT_LEAST => loaded >= it.k,
-                ANY_BIT => loaded & it.k != 0,
-                other => panic!("unknown instruction {other}"),
-            };
-            at += usize::from(if jump { it.jt } else { it.jf });
-        }
-    }
 
     #[test]
     fn the_filter_refuses_by_number_by_argument_and_by_architecture() {
         let filter = program();
         let allow = libc::SECCOMP_RET_ALLOW;
         let errno = |it: i32| libc::SECCOMP_RET_ERRNO | it as u32;
-        let cases: &[(i64, [u32; 3], u32)] = &[
+        let cases: &[(i64, [u64; 3], u32)] = &[
             (libc::SYS_read, [0; 3], allow),
             (SYS_mount, [0; 3], errno(EPERM)),
             (SYS_clone3, [0; 3], errno(ENOSYS)),
-            (SYS_clone, [libc::CLONE_VM as u32 | libc::SIGCHLD as u32, 0, 0], allow),
-            (SYS_clone, [libc::CLONE_NEWUSER as u32 | libc::SIGCHLD as u32, 0, 0], errno(EPERM)),
-            (SYS_unshare, [libc::CLONE_FILES as u32, 0, 0], allow),
-            (SYS_unshare, [NEW_TIME_NAMESPACE, 0, 0], errno(EPERM)),
+            (SYS_clone, [(libc::CLONE_VM | libc::SIGCHLD) as u64, 0, 0], allow),
+            (SYS_clone, [(libc::CLONE_NEWUSER | libc::SIGCHLD) as u64, 0, 0], errno(EPERM)),
+            (SYS_unshare, [libc::CLONE_FILES as u64, 0, 0], allow),
+            (SYS_unshare, [NEW_TIME_NAMESPACE.into(), 0, 0], errno(EPERM)),
             (SYS_ptrace, [0, 0, 0], allow),
-            (SYS_ptrace, [PTRACE_SEIZE, 1, 0], errno(EPERM)),
-            (SYS_socket, [libc::AF_INET6 as u32, 1, 0], allow),
-            (SYS_socket, [libc::AF_UNIX as u32, 1, 0], allow),
-            (SYS_socket, [libc::AF_VSOCK as u32, 1, 0], errno(EAFNOSUPPORT)),
+            (SYS_ptrace, [PTRACE_SEIZE.into(), 1, 0], errno(EPERM)),
+            (SYS_socket, [libc::AF_INET6 as u64, 1, 0], allow),
+            (SYS_socket, [libc::AF_UNIX as u64, 1, 0], allow),
+            (SYS_socket, [libc::AF_VSOCK as u64, 1, 0], errno(EAFNOSUPPORT)),
             (SYS_ioctl, [0, 0x5401, 0], allow),
-            (SYS_ioctl, [0, TIOCSTI, 0], errno(EPERM)),
-            (SYS_mknodat, [0, 0, libc::S_IFIFO], allow),
-            (SYS_mknodat, [0, 0, libc::S_IFBLK], errno(EPERM)),
+            (SYS_ioctl, [0, TIOCSTI.into(), 0], errno(EPERM)),
+            (SYS_mknodat, [0, 0, libc::S_IFIFO.into()], allow),
+            (SYS_mknodat, [0, 0, libc::S_IFBLK.into()], errno(EPERM)),
             (libc::SYS_read | 0x4000_0000, [0; 3], errno(ENOSYS)),
         ];
         for &(number, args, expected) in cases {
-            assert_eq!(verdict(&filter, ARCH, number, args), expected, "{number} {args:?}");
+            assert_eq!(verdict(&filter, ARCH, number, &args), expected, "{number} {args:?}");
         }
-        assert_eq!(verdict(&filter, 0x4000_0003, 1, [0; 3]), errno(ENOSYS), "32-bit calls");
+        assert_eq!(verdict(&filter, 0x4000_0003, 1, &[0; 3]), errno(ENOSYS), "32-bit calls");
     }
 }

@@ -278,34 +278,25 @@ fn become_command(
     answer: &OwnedFd,
     newborn: Newborn<'_>,
 ) -> Result<std::convert::Infallible, Refusal> {
-    rustix::process::umask(Mode::from_raw_mode(0o022));
-    rustix::process::setsid().step(|| "start a session".into())?;
-    let theirs = streams(stdio, container.user, answer, newborn)?;
-    for &(which, value) in &container.rlimits {
-        inside::limit(which, value)?;
-    }
-    sys::reset_signals();
+    let theirs = begin(container.user, &container.rlimits, stdio, answer, newborn)?;
     let text = |it: &str| CString::new(it).map_err(|_| Refusal::Command("an argument has a NUL in it".into()));
     let argv = args.iter().map(|it| text(it)).collect::<Result<Vec<_>, _>>()?;
     let envp = env.iter().map(|(name, value)| text(&format!("{name}={value}"))).collect::<Result<Vec<_>, _>>()?;
     let argv: Vec<&CStr> = argv.iter().map(CString::as_c_str).collect();
     let envp: Vec<&CStr> = envp.iter().map(CString::as_c_str).collect();
-
-    // From here on others in the container are as privileged as we are, who still have the shim's memory and descriptors:
-    // nobody looks into a process that cannot be dumped. The execution ends that.
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
-        .step(|| "close ourselves to the container".into())?;
     privileges(stage, container)?;
     let program = look_up(args, env)?;
-    for (fd, number) in theirs.iter().zip([0, 1, 2]) {
-        sys::dup_to(fd.as_fd(), number).step(|| "arrange descriptors".into())?;
-    }
-    // The node's socket is closed by the execution, which tells that it has come to it.
-    sys::cloexec_from(3).step(|| "arrange descriptors".into())?;
+    arrange(&theirs)?;
     if stage.guards.has(Guards::SECCOMP) && !container.privileged {
         guard::seccomp(&stage.seccomp)
             .map_err(std::io::Error::other)
             .step(|| "install the system call filter".into())?;
+    }
+    if let Some(filter) = container.filter.as_deref().filter(|_| !container.privileged) {
+        // The last one: it need not allow anything but the execution.
+        guard::seccomp(&guard::unpack(filter))
+            .map_err(std::io::Error::other)
+            .step(|| "install the container's own system call filter".into())?;
     }
     let error = sys::exec_path(&text(&program)?, &argv, &envp);
     Err(Refusal::Command(format!("exec: {program:?}: {}", words_of(&error))))
@@ -324,18 +315,9 @@ fn become_sentry(
     newborn: Newborn<'_>,
 ) -> Result<std::convert::Infallible, Refusal> {
     rehearse(stage, container, args, env)?;
-    rustix::process::umask(Mode::from_raw_mode(0o022));
-    rustix::process::setsid().step(|| "start a session".into())?;
-    let theirs = streams(stdio, container.user, answer, newborn)?;
     // Its other limits are the Sentry's to keep, which needs more for itself.
-    inside::limit(Rlimit::Core, 0)?;
-    sys::reset_signals();
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
-        .step(|| "close ourselves to the container".into())?;
-    for (fd, number) in theirs.iter().zip([0, 1, 2]) {
-        sys::dup_to(fd.as_fd(), number).step(|| "arrange descriptors".into())?;
-    }
-    sys::cloexec_from(3).step(|| "arrange descriptors".into())?;
+    let theirs = begin(container.user, &[(Rlimit::Core, 0)], stdio, answer, newborn)?;
+    arrange(&theirs)?;
     match command {
         None => Err(sentry::run(container).into()),
         Some(command) => {
@@ -394,6 +376,36 @@ fn words_of(error: &std::io::Error) -> String {
         Some(libc::EISDIR) => "is a directory".into(),
         _ => error.to_string(),
     }
+}
+
+/// What is the same for all that are executed: a session, streams (returned), limits and signals of their own.
+fn begin(
+    user: u32,
+    limits: &[(Rlimit, u64)],
+    stdio: Stdio,
+    answer: &OwnedFd,
+    newborn: Newborn<'_>,
+) -> Result<Vec<OwnedFd>, Refusal> {
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    rustix::process::setsid().step(|| "start a session".into())?;
+    let theirs = streams(stdio, user, answer, newborn)?;
+    for &(which, value) in limits {
+        inside::limit(which, value)?;
+    }
+    sys::reset_signals();
+    // From here on others in the container are as privileged as we are, who still have the shim's memory and descriptors:
+    // nobody looks into a process that cannot be dumped. The execution ends that.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .step(|| "close ourselves to the container".into())?;
+    Ok(theirs)
+}
+
+/// Nothing but its streams is left when it is executed. The node's socket is closed by that, which tells it.
+fn arrange(theirs: &[OwnedFd]) -> Result<(), Failure> {
+    for (fd, number) in theirs.iter().zip([0, 1, 2]) {
+        sys::dup_to(fd.as_fd(), number).step(|| "arrange descriptors".into())?;
+    }
+    sys::cloexec_from(3).step(|| "arrange descriptors".into())
 }
 
 /// The process's ends: of its pipes, or of a terminal of the container's own, whose other end goes to the node, and to

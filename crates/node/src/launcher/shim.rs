@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::container::{self, Stdio};
 use super::stage::{Stage, tmpfs};
 use super::{Failure, Join, Rlimit, Start, Status, Step, inside, message, sentry};
-use crate::guard::Guards;
+use crate::guard::{Guards, Packed};
 use crate::pod::{HostSpaces, Mount, Processes};
 use crate::sys::{self, Fork};
 
@@ -132,6 +132,9 @@ pub(crate) struct Container {
     /// Names without CAP_.
     pub capabilities: Vec<String>,
     pub privileged: bool,
+    /// A filter of its own, beside that of all.
+    #[serde(default)]
+    pub filter: Option<Packed>,
     /// Its kernel is one of its own.
     #[serde(default)]
     pub sentry: bool,

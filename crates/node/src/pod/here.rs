@@ -48,6 +48,8 @@ pub struct PodOptions {
     pub name: String,
     /// Below it are the directories of the PersistentVolumes that were made for this node.
     pub claims: PathBuf,
+    /// The directory of the seccomp profiles that containers can name; it need not be there.
+    pub profiles: PathBuf,
     /// hostPath volumes may be these directories, or below one of them; others are refused.
     pub host_paths: Vec<PathBuf>,
     /// What else of this machine they may have.
@@ -84,7 +86,7 @@ impl Here {
         clock: Clock,
         tasks: Tasks,
     ) -> Result<(Arc<dyn Pods>, Close), Error> {
-        let PodOptions { client, name, claims, host_paths, allow, most, api, egress } = options;
+        let PodOptions { client, name, claims, profiles, host_paths, allow, most, api, egress } = options;
         let (root, finds) = (runtime.ids().is_root(), runtime.finds_processes());
         let allowed = Allowed { host_paths, host: allow, root, finds };
         let machine = Machine::read(&dir);
@@ -130,6 +132,7 @@ impl Here {
             allocatable,
             memory: machine.memory,
             claims,
+            profiles,
             dns: dns.clone(),
             proxy: network.proxy(),
             ids: runtime.ids(),

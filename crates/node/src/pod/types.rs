@@ -105,6 +105,8 @@ pub(crate) struct ContainerConfig {
     pub capabilities: Vec<String>,
     /// No filter of system calls, all of /proc, and the devices of the machine that it may open.
     pub privileged: bool,
+    /// A filter of system calls on top of the node's own.
+    pub filter: Option<crate::guard::Packed>,
     pub processes: Processes,
     pub stdin: bool,
     /// The input ends with the first client that was attached to it.

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node};
 use kit::Backoff;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::core::DynamicObject;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use wire::node::Node as Described;
@@ -47,6 +47,7 @@ struct Told {
     uid: String,
     ready: bool,
     handlers: Vec<&'static str>,
+    extended: Map<String, Value>,
     at: Instant,
 }
 
@@ -105,15 +106,17 @@ impl<'a> Attend<'a> {
         // Of a node that does not answer nobody knows them.
         let described = if ready { Some(self.link.describe().await?) } else { None };
         let handlers = described.as_ref().map(|it| self.handlers(it)).unwrap_or_default();
+        let extended = extended(&node);
         let told = |told: &Told| {
-            told.uid == uid && told.ready == ready && told.handlers == handlers && told.at.elapsed() < TELL
+            let same = told.uid == uid && told.ready == ready && told.handlers == handlers;
+            same && told.extended == extended && told.at.elapsed() < TELL
         };
         let told = self.told.as_ref().is_some_and(told);
         // Of a node that does not answer, others may say what they like: nobody knows better.
         if !told || (ready && differs) {
             let version = described.map(|it| it.version);
-            self.tell(&said, version, &handlers, now).await?;
-            self.told = Some(Told { uid: uid.clone(), ready, handlers, at: Instant::now() });
+            self.tell(&said, version, &handlers, &extended, now).await?;
+            self.told = Some(Told { uid: uid.clone(), ready, handlers, extended, at: Instant::now() });
         }
         if ready {
             self.renew(&uid, now).await?;
@@ -182,16 +185,20 @@ impl<'a> Attend<'a> {
         said: &[(bool, Timestamp); 4],
         version: Option<String>,
         handlers: &[&str],
+        extended: &Map<String, Value>,
         now: Timestamp,
     ) -> Result<(), Error> {
         const DOING: &str = "tell how the Node is";
         let Options { client, name, most, .. } = self.options;
         let runtime = version.map(|it| format!("insula://{it}")).unwrap_or_default();
         let served = client.apiserver_version().await.map_err(Error::api(DOING))?.git_version;
-        let room = json!({
-            "cpu": self.machine.cpus.to_string(), "memory": quantity(self.machine.memory), "pods": most.to_string(),
-            "ephemeral-storage": quantity(self.machine.disk),
-        });
+        let room = Map::from_iter([
+            ("cpu".to_owned(), json!(self.machine.cpus.to_string())),
+            ("memory".to_owned(), json!(quantity(self.machine.memory))),
+            ("pods".to_owned(), json!(most.to_string())),
+            ("ephemeral-storage".to_owned(), json!(quantity(self.machine.disk))),
+        ]);
+        let allocatable: Map<_, _> = room.clone().into_iter().chain(extended.clone()).collect();
         let conditions = CONDITIONS.iter().zip(said).map(|((type_, so, not), (is, since))| {
             let message = match (*type_, is) {
                 ("Ready", true) => "the node answers",
@@ -222,7 +229,7 @@ impl<'a> Attend<'a> {
             "kind": "Node",
             "status": {
                 "capacity": room,
-                "allocatable": room,
+                "allocatable": allocatable,
                 "conditions": conditions,
                 "addresses": [
                     {"type": "InternalIP", "address": "127.0.0.1"},
@@ -267,6 +274,14 @@ impl<'a> Attend<'a> {
 
 fn word(is: bool) -> &'static str {
     if is { "True" } else { "False" }
+}
+
+/// What somebody else says the Node has (`example.com/dongle`, by a patch of its status): it is pods' to use, as a kubelet
+/// has it.
+fn extended(node: &DynamicObject) -> Map<String, Value> {
+    let all = node.data.pointer("/status/capacity").and_then(Value::as_object);
+    let theirs = all.into_iter().flatten().filter(|(name, _)| name.contains('/'));
+    theirs.map(|(name, amount)| (name.clone(), amount.clone())).collect()
 }
 
 /// Since when the Node says that it is so, or not; `None` when it says something else. Others write here too: who looks

@@ -475,6 +475,13 @@ async fn the_node_is_ready_while_it_answers() {
     let unknown = json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}});
     nodes.patch_status(NODE, &PatchParams::default(), &Patch::Merge(&unknown)).await.unwrap();
     until(&nodes, NODE, |it| it.is_some_and(is_ready)).await;
+    // What somebody says that it has beside what it finds is there for pods, as long as that is said.
+    for amount in [json!("3"), json!("2"), Value::Null] {
+        let dongles = json!({"status": {"capacity": {"example.com/dongle": amount}}});
+        nodes.patch_status(NODE, &PatchParams::default(), &Patch::Merge(&dongles)).await.unwrap();
+        let given = |it: &Value| it["status"]["allocatable"].get("example.com/dongle").cloned().unwrap_or_default();
+        until(&nodes, NODE, |it| it.is_some_and(|it| given(it) == amount)).await;
+    }
 
     house.node.say(bound("a", "default"));
     house.pod("me-a", is_ready).await;

@@ -10,7 +10,8 @@ use super::env::{self, Environment, Found, Named};
 use super::objects::{ObjectKind, Seen, locked};
 use super::security::{self, Account};
 use super::volumes::is_read_only;
-use super::{ConfigError, Inner, PodFacts, Record, names, resources};
+use super::{ConfigError, Inner, PodFacts, Record, names, profile, resources};
+use crate::guard::Packed;
 use crate::pod::types::{ContainerConfig, ImageFacts, Kernel, Mount, Processes, Root};
 
 const CONFIG: &str = "CreateContainerConfigError";
@@ -29,9 +30,10 @@ pub(super) async fn config(
     let wrong = |message: String| ConfigError { reason: CONFIG, message };
     if facts.kernel == Kernel::Sentry {
         // No flag allows it.
-        security::check_sentry(container, facts.target.as_deref()).map_err(wrong)?;
+        security::check_sentry(pod, container, facts.target.as_deref()).map_err(wrong)?;
     }
     security::check(pod, container, &inner.allowed).map_err(wrong)?;
+    let filter = filter(inner, pod, container).await.map_err(|message| ConfigError { reason: CREATE, message })?;
     let mut seen = Seen::new();
     let found = look(inner, pod, container, &mut seen).await.map_err(wrong)?;
     let given = env::given(pod, container, &found, facts, &inner.node).map_err(|message| {
@@ -72,6 +74,7 @@ pub(super) async fn config(
         read_only_root: own.and_then(|it| it.read_only_root_filesystem) == Some(true),
         capabilities: security::capabilities(container),
         privileged: security::is_privileged(container),
+        filter,
         processes: match &facts.target {
             _ if shared => Processes::Pod,
             Some(target) => Processes::Of(target.clone()),
@@ -85,6 +88,14 @@ pub(super) async fn config(
         termination_message_path: message.unwrap_or("/dev/termination-log").to_owned(),
         stop_signal: image.stop_signal,
     })
+}
+
+/// The profile of system calls that it names, read anew for each start.
+async fn filter(inner: &Inner, pod: &Pod, container: &Container) -> Result<Option<Packed>, String> {
+    let Some(name) = profile::named(pod, container).map(str::to_owned) else { return Ok(None) };
+    let dir = inner.node.profiles.clone();
+    let loaded = tokio::task::spawn_blocking(move || profile::load(&dir, &name)).await;
+    loaded.map_err(|_| "reading a seccomp profile failed".to_owned())?.map(Some)
 }
 
 async fn look(inner: &Inner, pod: &Pod, container: &Container, seen: &mut Seen) -> Result<Found, String> {

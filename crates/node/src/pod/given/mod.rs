@@ -13,6 +13,7 @@ mod names;
 mod objects;
 mod ownership;
 mod payload;
+mod profile;
 mod quantity;
 mod resources;
 mod security;
@@ -53,6 +54,8 @@ pub(crate) struct NodeFacts {
     pub(crate) memory: u64,
     /// The directory below which those of PersistentVolumes are that were made for this node.
     pub(crate) claims: PathBuf,
+    /// The directory of the seccomp profiles that containers can name.
+    pub(crate) profiles: PathBuf,
     pub(crate) dns: Dns,
     /// The variables that name its proxy, in capital letters.
     pub(crate) proxy: Vec<(&'static str, String)>,
@@ -68,6 +71,7 @@ impl Default for NodeFacts {
             allocatable: BTreeMap::new(),
             memory: 0,
             claims: PathBuf::new(),
+            profiles: PathBuf::new(),
             dns: Dns::default(),
             proxy: Vec::new(),
             ids: Ids::Own { count: 1 },

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use k8s_openapi::api::core::v1::{Container, ContainerPort, Pod, PodSecurityContext, SecurityContext};
 
 use super::expand::quote;
+use super::profile;
 use crate::engine::Ids;
 use crate::pod::kubelet::plain;
 use crate::pod::types::{HostPort, HostSpaces, ImageFacts};
@@ -209,13 +210,6 @@ pub(super) fn check(pod: &Pod, container: &Container, allowed: &Allowed) -> Resu
     if own.and_then(|it| it.proc_mount.as_deref()) == Some("Unmasked") && !is_privileged(container) {
         return Err("containers with an unmasked /proc are refused on this node, but for privileged ones".to_owned());
     }
-    let profile = own
-        .and_then(|it| it.seccomp_profile.as_ref())
-        .or_else(|| context(pod).and_then(|it| it.seccomp_profile.as_ref()));
-    if let Some(it) = profile.filter(|it| it.type_ == "Localhost") {
-        let name = it.localhost_profile.as_deref().unwrap_or_default();
-        return Err(format!("cannot load seccomp profile {}: this node has no profiles but its own", quote(name)));
-    }
     if container.volume_devices.as_ref().is_some_and(|it| !it.is_empty()) {
         return Err("block devices cannot be given to containers on this node".to_owned());
     }
@@ -243,9 +237,13 @@ pub(crate) fn beyond_sentry(pod: &Pod) -> Option<String> {
 }
 
 /// What no container of such a pod has.
-pub(super) fn check_sentry(container: &Container, target: Option<&str>) -> Result<(), String> {
+pub(super) fn check_sentry(pod: &Pod, container: &Container, target: Option<&str>) -> Result<(), String> {
     if is_privileged(container) {
         return Err("privileged containers are not to be had with gVisor: it is there to keep the machine away".into());
+    }
+    if let Some(name) = profile::named(pod, container) {
+        let why = "the Sentry is under a filter of its own";
+        return Err(format!("the seccomp profile {} is not to be had with gVisor: {why}", quote(name)));
     }
     match target {
         Some(target) => Err(format!(
@@ -261,8 +259,7 @@ pub(super) fn remark(pod: &Pod, container: &Container) -> Option<&'static str> {
     if is_privileged(container) {
         return None;
     }
-    let own = container.security_context.as_ref().and_then(|it| it.seccomp_profile.as_ref());
-    let profile = own.or_else(|| context(pod).and_then(|it| it.seccomp_profile.as_ref()))?;
+    let profile = profile::seccomp(pod, container)?;
     (profile.type_ == "Unconfined").then_some(
         "the seccomp profile Unconfined is not honored: this node filters the system calls of every container",
     )
@@ -461,6 +458,12 @@ mod tests {
             ),
             (
                 json!({}),
+                json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "a"}}),
+                None,
+                "the seccomp profile \"a\" is not to be had with gVisor: the Sentry is under a filter of its own".to_owned(),
+            ),
+            (
+                json!({}),
                 json!({}),
                 Some("web"),
                 "a container cannot see the processes of \"web\" with gVisor: each container has a kernel of its own"
@@ -469,7 +472,7 @@ mod tests {
         ];
         for (spec, own, target, is) in table {
             let (pod, container) = pod(spec, own);
-            let refused = beyond_sentry(&pod).or_else(|| check_sentry(&container, target).err());
+            let refused = beyond_sentry(&pod).or_else(|| check_sentry(&pod, &container, target).err());
             assert_eq!(refused.unwrap_or_default(), is);
         }
     }

@@ -168,6 +168,7 @@ impl World for Stage {
             read_only_root: false,
             capabilities: Vec::new(),
             privileged: false,
+            filter: None,
             processes: Processes::Own,
             stdin: false,
             stdin_once: false,

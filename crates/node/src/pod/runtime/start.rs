@@ -409,6 +409,7 @@ impl Runtime {
             read_only_root: config.read_only_root,
             capabilities: config.capabilities.clone(),
             privileged: config.privileged,
+            filter: config.filter.clone(),
             sentry: pod.kernel == Kernel::Sentry,
             processes,
             stdin: config.stdin,

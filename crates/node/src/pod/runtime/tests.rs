@@ -91,6 +91,31 @@ impl Place {
         ((&mut exec.exit).await.unwrap(), out)
     }
 
+    /// Makes a pod with a volume, in which commands that cannot be executed are refused in the words that people know.
+    /// What mounts the volume, which has a `program`.
+    async fn refuses_commands(&self, uid: &str, kernel: Kernel) -> Vec<Mount> {
+        let host = self.dir.path().join("volume");
+        std::fs::create_dir(&host).unwrap();
+        // By another process: what other tests fork would have them open for writing, too, and make them busy.
+        let script = "echo rubbish > no-program; printf '#!/bin/sh\\nsleep 1000\\n' > program; chmod 755 *program";
+        let made = std::process::Command::new("sh").args(["-c", script]).current_dir(&host).status();
+        assert!(made.unwrap().success());
+        let volume = Volume { name: "v".into(), source: VolumeSource::Path(host), fs_group: None };
+        self.pod(uid, |it| (it.kernel, it.volumes) = (kernel, vec![volume])).await;
+        let mounts = vec![Mount { volume: "v".into(), sub_path: String::new(), path: "/v".into(), read_only: true }];
+        for (args, why) in [
+            ("no-such", "exec: \"no-such\": executable file not found in $PATH"),
+            ("/no/such", "exec: \"/no/such\": stat /no/such: no such file or directory"),
+            ("/etc", "exec: \"/etc\": is a directory"),
+            ("/v/no-program", "exec: \"/v/no-program\": exec format error"),
+        ] {
+            let config = ContainerConfig { args: vec![args.into()], mounts: mounts.clone(), ..container("c", "") };
+            let refused = self.runtime.start(uid, config).await;
+            assert!(matches!(&refused, Err(StartError::Command(said)) if said == why), "{refused:?}");
+        }
+        mounts
+    }
+
     pub(in crate::pod) async fn close(self) {
         self.tasks.end().await;
     }
@@ -114,6 +139,7 @@ pub(in crate::pod) fn container(name: &str, script: &str) -> ContainerConfig {
         groups: vec![0],
         read_only_root: false,
         privileged: false,
+        filter: None,
         capabilities: ["CHOWN", "KILL", "SETUID", "SETGID"].map(Into::into).to_vec(),
         processes: Processes::Own,
         stdin: false,
@@ -170,27 +196,32 @@ async fn a_container_has_a_dev_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_profile_of_system_calls_holds_for_all_of_a_container() {
+    let place = Place::open().await;
+    place.pod("one", |_| {}).await;
+    let profile = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28},
+        {"names": ["mount"], "action": "SCMP_ACT_ALLOW"}]}"#;
+    let filter = Some(crate::guard::pack(&crate::guard::profile(profile).unwrap()));
+    let script = "mkdir /a 2>&1; grep Seccomp_filters /proc/self/status; exec sleep 1000";
+    place.start("one", ContainerConfig { filter, ..container("c", script) }).await;
+    // What the node's own filter refuses, no profile allows.
+    let exec =
+        "mkdir /b 2>&1; mount -t tmpfs x /tmp 2>&1 | grep -o 'permission denied\\|Operation not permitted'; exit 3";
+    let (code, printed) = place.exec("one", "c", exec).await;
+    assert_eq!(code, 3);
+    assert!(printed.starts_with("mkdir: cannot create directory '/b': No space left on device\n"), "{printed}");
+    assert!(printed.to_lowercase().ends_with("permitted\n") || printed.ends_with("permission denied\n"), "{printed}");
+    place.runtime.kill("one", "c").await.unwrap();
+    let printed = place.end("one", "c", 0).await.1;
+    assert!(printed.starts_with("mkdir: cannot create directory '/a': No space left on device\n"), "{printed}");
+    place.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_executed_is_said() {
     let place = Place::open().await;
-    let host = place.dir.path().join("volume");
-    std::fs::create_dir(&host).unwrap();
-    // By another process: what other tests fork would have it open for writing, too, and make it busy.
-    let mut make = std::process::Command::new("sh");
-    make.args(["-c", "echo rubbish > no-program && chmod 755 no-program"]).current_dir(&host);
-    assert!(make.status().unwrap().success());
-    let volume = Volume { name: "v".into(), source: VolumeSource::Path(host), fs_group: None };
-    place.pod("one", |it| it.volumes = vec![volume]).await;
-    let mounts = vec![Mount { volume: "v".into(), sub_path: String::new(), path: "/v".into(), read_only: true }];
-    for (args, why) in [
-        ("no-such", "exec: \"no-such\": executable file not found in $PATH"),
-        ("/no/such", "exec: \"/no/such\": stat /no/such: no such file or directory"),
-        ("/etc", "exec: \"/etc\": is a directory"),
-        ("/v/no-program", "exec: \"/v/no-program\": exec format error"),
-    ] {
-        let config = ContainerConfig { args: vec![args.into()], mounts: mounts.clone(), ..container("c", "") };
-        let refused = place.runtime.start("one", config).await;
-        assert!(matches!(&refused, Err(StartError::Command(said)) if said == why), "{refused:?}");
-    }
+    place.refuses_commands("one", Kernel::Machine).await;
     let climbs = Mount { volume: "v".into(), sub_path: "../..".into(), path: "/v".into(), read_only: false };
     let refused = place.runtime.start("one", ContainerConfig { mounts: vec![climbs], ..container("c", "true") }).await;
     assert!(matches!(&refused, Err(StartError::SubPath(volume)) if volume == "v"), "{refused:?}");

@@ -75,28 +75,8 @@ async fn a_signal_reaches_the_command_in_a_sentry() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_executed_in_a_sentry_is_said() {
-    use std::os::unix::fs::PermissionsExt;
     let Some(place) = place().await else { return };
-    let host = place.dir.path().join("volume");
-    std::fs::create_dir(&host).unwrap();
-    std::fs::write(host.join("no-program"), "rubbish").unwrap();
-    std::fs::write(host.join("program"), "#!/bin/sh\nsleep 1000\n").unwrap();
-    for name in ["no-program", "program"] {
-        std::fs::set_permissions(host.join(name), PermissionsExt::from_mode(0o755)).unwrap();
-    }
-    let volume = Volume { name: "v".into(), source: VolumeSource::Path(host), fs_group: None };
-    place.pod("one", |it| (it.kernel, it.volumes) = (Kernel::Sentry, vec![volume])).await;
-    let mounts = vec![Mount { volume: "v".into(), sub_path: String::new(), path: "/v".into(), read_only: true }];
-    for (args, why) in [
-        ("no-such", "exec: \"no-such\": executable file not found in $PATH"),
-        ("/no/such", "exec: \"/no/such\": stat /no/such: no such file or directory"),
-        ("/etc", "exec: \"/etc\": is a directory"),
-        ("/v/no-program", "exec: \"/v/no-program\": exec format error"),
-    ] {
-        let config = ContainerConfig { args: vec![args.into()], mounts: mounts.clone(), ..container("c", "") };
-        let refused = place.runtime.start("one", config).await;
-        assert!(matches!(&refused, Err(StartError::Command(said)) if said == why), "{refused:?}");
-    }
+    let mounts = place.refuses_commands("one", Kernel::Sentry).await;
     place.start("one", ContainerConfig { args: vec!["/v/program".into()], mounts, ..container("c", "") }).await;
     let args = vec!["no-such".into()];
     let config = ExecConfig { args, env: vec![], stdin: false, stdout: true, stderr: true, tty: false };
