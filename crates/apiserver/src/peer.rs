@@ -31,12 +31,13 @@ pub(crate) struct Counted {
 }
 
 /// Sends a request, and waits for the head of the answer. Whoever stops waiting, or reading, ends the connection.
-pub(crate) async fn ask<B>(
+pub(crate) async fn ask<S, B>(
     tasks: &Tasks,
-    connection: Counted,
+    connection: S,
     request: Request<B>,
 ) -> Result<Response<Incoming>, hyper::Error>
 where
+    S: Stream + 'static,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {

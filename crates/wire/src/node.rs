@@ -14,7 +14,7 @@
 //! | `GET /v1/watch` | → lines of JSON, each an [`Event`]: first all that is there, then every change |
 //! | `GET /kubelet/containerLogs/{namespace}/{pod}/{container}` | as the kubelet of Kubernetes 1.34 serves it, errors too |
 //! | `GET`, `POST /kubelet/exec/{namespace}/{pod}/{container}`, `…/attach/…` | the same, over WebSocket or SPDY (`v5.channel.k8s.io`, `v4.channel.k8s.io`) |
-//! | `GET`, `POST /kubelet/portForward/{namespace}/{pod}` | the same, over SPDY (`portforward.k8s.io`), in the messages of a WebSocket or not |
+//! | `GET`, `POST /kubelet/portForward/{namespace}/{pod}` | the same, over SPDY (`portforward.k8s.io`), in the messages of a WebSocket or not; with `Upgrade: tcp` and one `port` that port's connection as it is, or 502 |
 //! | `GET /kubelet/pods`, `…/stats/summary`, `…/metrics/resource`, `…/healthz` | the same |
 //!
 //! Below `/kubelet` a bound sandbox with the labels `insula.dev/namespace` and `insula.dev/pod` is a Pod too; its one

@@ -11,9 +11,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use http::{Request, Response};
+use http::header::{CONNECTION, HOST, UPGRADE};
+use http::{Request, Response, StatusCode};
 use http_body::Body;
+use http_body_util::Empty;
 use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
 use kit::Tasks;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
@@ -37,7 +40,9 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// `sinceTime`, `tailLines` and `limitBytes`; `GET` or `POST {prefix}/exec/{namespace}/{pod}/{container}` with `command`,
 /// `input`, `output`, `error` and `tty`; `{prefix}/attach/...`; `{prefix}/portForward/{namespace}/{pod}` with `port`. The
 /// latter three are upgrades: with the client's own `Upgrade` and `Sec-WebSocket-*` headers, answered by the kubelet, and
-/// from its 101 on bytes go both ways unread. What is asked of `nodes/proxy` is asked as it is, at `{prefix}{path}`; for
+/// from its 101 on bytes go both ways unread. `pods/proxy` reaches a pod whose address is of its machine's loopback network by
+/// `POST {prefix}/portForward/{namespace}/{pod}/{uid}` with one `port` and `Upgrade: tcp`: the kubelet connects to it before it
+/// answers 101, and the connection is the port's from then on. What is asked of `nodes/proxy` is asked as it is, at `{prefix}{path}`; for
 /// `metrics.k8s.io`, `GET {prefix}/stats/summary`.
 ///
 /// A kubelet has 10 s to be there and 30 s to send the head of its answer, also where there is nothing to log yet. Whoever
@@ -68,6 +73,19 @@ pub(crate) enum Unreached {
     Silent { node: String },
     #[error("{node}: {why}")]
     Broken { node: String, why: String },
+    /// In its own words.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A TCP port inside a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Inside {
+    pub(crate) node: String,
+    pub(crate) namespace: String,
+    pub(crate) pod: String,
+    pub(crate) uid: String,
+    pub(crate) port: u16,
 }
 
 impl Kubelets {
@@ -104,19 +122,48 @@ impl Kubelets {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let permit = self.room.clone().try_acquire_owned().map_err(|_| Unreached::Busy)?;
+        let stream = self.open(node).await?;
+        answered(node, peer::ask(tasks, Counted { stream, _permit: permit }, request)).await
+    }
+
+    /// Connects to a port inside a pod. It takes none of the kubelets' connections: whoever asks counts for himself.
+    pub(crate) async fn dial(&self, tasks: &Tasks, to: &Inside) -> Result<Box<dyn Stream>, Unreached> {
+        let Inside { node, namespace, pod, uid, port } = to;
+        let broken = |why: String| Unreached::Broken { node: node.clone(), why };
+        let stream = self.open(node).await?;
+        let request = Request::post(self.path(&format!("/portForward/{namespace}/{pod}/{uid}?port={port}")))
+            .header(HOST, pods::host(node))
+            .header(CONNECTION, "Upgrade")
+            .header(UPGRADE, "tcp")
+            .body(Empty::<Bytes>::new());
+        let request = request.map_err(|error| broken(error.to_string()))?;
+        let response = answered(node, peer::ask(tasks, stream, request)).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Unreached::Refused(pods::said(response).await));
+        }
+        let upgraded = hyper::upgrade::on(response).await.map_err(|error| broken(kit::chain(&error)))?;
+        Ok(Box::new(TokioIo::new(upgraded)))
+    }
+
+    async fn open(&self, node: &str) -> Result<Box<dyn Stream>, Unreached> {
         let dial = |why: String| Unreached::Dial { node: node.to_owned(), why };
         let stream = tokio::time::timeout(CONNECT, (self.connect)(node)).await;
-        let stream = stream.map_err(|_| dial("i/o timeout".to_owned()))?.map_err(|error| dial(error.to_string()))?;
-        let broken = |error: hyper::Error| Unreached::Broken { node: node.to_owned(), why: kit::chain(&error) };
-        let asked = peer::ask(tasks, Counted { stream, _permit: permit }, request);
-        match tokio::time::timeout(ANSWER, asked).await {
-            Ok(answered) => answered.map_err(broken),
-            Err(_) => Err(Unreached::Silent { node: node.to_owned() }),
-        }
+        stream.map_err(|_| dial("i/o timeout".to_owned()))?.map_err(|error| dial(error.to_string()))
     }
 
     /// The path of the kubelet's own, below what its API has in front of it.
     pub(crate) fn path(&self, path: &str) -> String {
         format!("{}{path}", self.prefix)
+    }
+}
+
+/// The head of an answer, if it begins in time.
+async fn answered(
+    node: &str,
+    asked: impl Future<Output = Result<Response<Incoming>, hyper::Error>>,
+) -> Result<Response<Incoming>, Unreached> {
+    match tokio::time::timeout(ANSWER, asked).await {
+        Ok(answered) => answered.map_err(|error| Unreached::Broken { node: node.to_owned(), why: kit::chain(&error) }),
+        Err(_) => Err(Unreached::Silent { node: node.to_owned() }),
     }
 }

@@ -267,9 +267,7 @@ fn ports(query: Query<'_>) -> Result<String, Problem> {
 async fn logged(pod: &str, response: Response<Incoming>) -> Result<Response<Body>, Problem> {
     let status = response.status();
     if !status.is_success() {
-        let said = tokio::time::timeout(super::ANSWER, Limited::new(response.into_body(), SAID).collect()).await;
-        let said = said.ok().and_then(Result::ok).map(|it| it.to_bytes()).unwrap_or_default();
-        return Err(refused(pod, status, &String::from_utf8_lossy(&said)));
+        return Err(refused(pod, status, &said(response).await));
     }
     let frames = stream::unfold(response.into_body(), |mut body| async move {
         loop {
@@ -289,6 +287,13 @@ async fn logged(pod: &str, response: Response<Incoming>) -> Result<Response<Body
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     Ok(response)
+}
+
+/// What a kubelet says why it does not.
+pub(super) async fn said(response: Response<Incoming>) -> String {
+    let said = tokio::time::timeout(super::ANSWER, Limited::new(response.into_body(), SAID).collect()).await;
+    let said = said.ok().and_then(Result::ok).map(|it| it.to_bytes()).unwrap_or_default();
+    String::from_utf8_lossy(&said).into_owned()
 }
 
 /// `GenericHttpResponseChecker` and `NewGenericServerResponse`, for what a kubelet says.

@@ -38,7 +38,7 @@ use crate::kubelets::{self, Unreached};
 use crate::object::status::Problem;
 use crate::peer::{self, Counted, Stream};
 use links::{Links, clean, escape};
-use place::Place;
+use place::{At, Place};
 
 /// Requests that are passed on at once, but for those to kubelets, which have a room of their own.
 const ROOM: usize = 512;
@@ -350,11 +350,13 @@ async fn send(core: &Core, place: &Place, request: Request<Sent>) -> Result<Resp
         Place::Kubelet(node) => return ask_kubelet(core, node, request).await,
     };
     let permit = core.proxied.0.clone().try_acquire_owned().map_err(|_| Failed::Busy)?;
-    let late = || {
-        Failed::Dial(format!("dial tcp {}: i/o timeout", at.first().map_or_else(|| host.clone(), ToString::to_string)))
+    let late = || match at {
+        At::Addresses(all) => all.first().map_or_else(|| host.clone(), ToString::to_string),
+        At::Inside(_) => host.clone(),
     };
-    let connected = tokio::time::timeout(CONNECT, peer::dial(at)).await;
-    let stream = connected.map_err(|_| late())?.map_err(Failed::Dial)?;
+    let connected = tokio::time::timeout(CONNECT, dial(core, host, at)).await;
+    let connected = connected.map_err(|_| Failed::Dial(format!("dial tcp {}: i/o timeout", late())));
+    let stream = connected?.map_err(Failed::Dial)?;
     let stream: Box<dyn Stream> = if tls {
         let name = host.rsplit_once(':').filter(|(_, port)| !port.contains(']')).map_or(host.as_str(), |it| it.0);
         let name = ServerName::try_from(name.trim_matches(['[', ']']).to_owned());
@@ -364,10 +366,25 @@ async fn send(core: &Core, place: &Place, request: Request<Sent>) -> Result<Resp
         let greeted = greeted.map_err(|_| Failed::Dial("net/http: TLS handshake timeout".to_owned()))?;
         Box::new(greeted.map_err(|error| Failed::Dial(kit::chain(&error)))?)
     } else {
-        Box::new(stream)
+        stream
     };
     let asked = peer::ask(&core.tasks, Counted { stream, _permit: permit }, request).await;
     asked.map_err(|error| Failed::Answer(broken(&error)))
+}
+
+/// The words are those of Go.
+async fn dial(core: &Core, host: &str, at: &At) -> Result<Box<dyn Stream>, String> {
+    let inside = match at {
+        At::Addresses(all) => return peer::dial(all).await.map(|it| Box::new(it) as Box<dyn Stream>),
+        At::Inside(inside) => inside,
+    };
+    let Some(kubelets) = core.kubelets.as_ref() else {
+        return Err(format!("there is no way to the node {}", inside.node));
+    };
+    kubelets.dial(&core.tasks, inside).await.map_err(|error| match error {
+        Unreached::Refused(why) => format!("dial tcp {host}: {why}"),
+        error => error.to_string(),
+    })
 }
 
 async fn ask_kubelet(core: &Core, node: &str, mut request: Request<Sent>) -> Result<Response<Incoming>, Failed> {

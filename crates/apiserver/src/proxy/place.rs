@@ -1,5 +1,5 @@
-//! Where a name leads: `ResourceLocation` of upstream's nodes, pods and services. No name leads to this machine itself, nor to
-//! what only a link's neighbours reach (where clouds keep their secrets).
+//! Where a name leads: `ResourceLocation` of upstream's nodes, pods and services. No name leads to this machine itself, but for
+//! what pods in its network declare, nor to what only a link's neighbours reach (where clouds keep their secrets).
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::Kind;
 use crate::core::Core;
+use crate::kubelets::Inside;
 use crate::object::status::{Problem, What};
 use crate::store::Key;
 
@@ -23,10 +24,18 @@ const PREFERRED: [&str; 5] = ["Hostname", "InternalDNS", "InternalIP", "External
 /// Where to ask.
 #[derive(Debug)]
 pub(super) enum Place {
-    /// At one of these addresses, which `host` (and, where one is said, the port) stands for.
-    Network { tls: bool, host: String, at: Vec<SocketAddr> },
+    /// Where `host` (and, where one is said, the port) stands for.
+    Network { tls: bool, host: String, at: At },
     /// This node's kubelet, by the way there is to it.
     Kubelet(String),
+}
+
+#[derive(Debug)]
+pub(super) enum At {
+    /// One of these.
+    Addresses(Vec<SocketAddr>),
+    /// What the pod's kubelet connects to.
+    Inside(Inside),
 }
 
 /// `[scheme:]name[:port]`.
@@ -90,7 +99,7 @@ fn not_allowed() -> Problem {
 fn pod(core: &Core, namespace: &str, id: &Id<'_>) -> Result<Option<Place>, Problem> {
     let pod = core.store.get(&Key::new("", "pods", namespace, id.name));
     let pod = pod.ok_or_else(|| Problem::not_found(What::new("", "pods"), id.name))?.value();
-    let mut ports = list(&pod, "/spec/containers").flat_map(|it| list(it, "/ports"));
+    let mut ports = ports(&pod);
     let chosen = match id.port {
         "" => ports.next().and_then(|it| port(it, "containerPort")),
         said => match said.parse::<u16>().ok().or_else(|| {
@@ -111,18 +120,48 @@ fn pod(core: &Core, namespace: &str, id: &Id<'_>) -> Result<Option<Place>, Probl
         }
         return Err(not_allowed());
     };
-    let address: IpAddr = address.parse().ok().filter(|it| is_global_unicast(*it)).ok_or_else(not_allowed)?;
-    Ok(Some(at(id.is_tls(), address, chosen)))
+    reached(core, &pod, address, chosen, id.is_tls()).ok_or_else(not_allowed).map(Some)
+}
+
+/// The port of a pod at one of its addresses. None where the address leads to somewhere else.
+fn reached(core: &Core, pod: &Value, address: &str, port: Option<u16>, tls: bool) -> Option<Place> {
+    let address: IpAddr = address.parse().ok()?;
+    if is_global_unicast(address) {
+        return Some(at(tls, address, port));
+    }
+    // Of the machine's loopback network: nobody listens there for all ports of the pod, or somebody else does.
+    let number = port.unwrap_or(if tls { 443 } else { 80 });
+    let node = pod.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or_default();
+    if !address.is_loopback() || node.is_empty() || core.kubelets.is_none() {
+        return None;
+    }
+    // Inside of it is the machine itself: what else listens there is not the pod's.
+    let is_host = pod.pointer("/spec/hostNetwork") == Some(&Value::Bool(true));
+    if is_host && !ports(pod).any(|it| self::port(it, "containerPort") == Some(number)) {
+        return None;
+    }
+    let of = |field| pod.get("metadata").map(|it| text(it, field).to_owned()).unwrap_or_default();
+    let (namespace, name, uid) = (of("namespace"), of("name"), of("uid"));
+    let inside = Inside { node: node.to_owned(), namespace, pod: name, uid, port: number };
+    Some(Place::Network { tls, host: said(address, port), at: At::Inside(inside) })
+}
+
+/// What the containers of a pod declare.
+fn ports(pod: &Value) -> impl Iterator<Item = &Value> {
+    list(pod, "/spec/containers").flat_map(|it| list(it, "/ports"))
 }
 
 fn at(tls: bool, address: IpAddr, port: Option<u16>) -> Place {
     let to = SocketAddr::new(address, port.unwrap_or(if tls { 443 } else { 80 }));
-    let host = match (port, address) {
-        (Some(_), _) => to.to_string(),
+    Place::Network { tls, host: said(address, port), at: At::Addresses(vec![to]) }
+}
+
+fn said(address: IpAddr, port: Option<u16>) -> String {
+    match (port, address) {
+        (Some(port), _) => SocketAddr::new(address, port).to_string(),
         (None, IpAddr::V4(address)) => address.to_string(),
         (None, IpAddr::V6(address)) => format!("[{address}]"),
-    };
-    Place::Network { tls, host, at: vec![to] }
+    }
 }
 
 /// Addresses that serve the same ports.
@@ -154,12 +193,12 @@ fn service(core: &Core, namespace: &str, id: &str, parsed: &Id<'_>) -> Result<Pl
     for subset in from_random(&subsets) {
         let ports = subset.ports.iter().filter(|(name, _)| *name == wanted).map(|(_, port)| *port);
         for port in ports {
-            let asked = |(address, pod): &(String, Value)| {
-                let may = address.parse().ok().filter(|it| is_global_unicast(*it));
-                may.filter(|_| is_of(core, namespace, address, pod))
+            let asked = |(address, target): &(String, Value)| {
+                let pod = whose(core, namespace, address, target)?;
+                reached(core, &pod, address, Some(port), parsed.is_tls())
             };
-            if let Some(address) = from_random(&subset.ready).find_map(asked) {
-                return Ok(at(parsed.is_tls(), address, Some(port)));
+            if let Some(place) = from_random(&subset.ready).find_map(asked) {
+                return Ok(place);
             }
         }
     }
@@ -172,9 +211,10 @@ fn from_random<T>(all: &[T]) -> impl Iterator<Item = &T> {
     all.iter().cycle().skip(first).take(all.len())
 }
 
-fn is_of(core: &Core, namespace: &str, address: &str, target: &Value) -> bool {
-    let pod = core.store.get(&Key::new("", "pods", namespace, text(target, "name")));
-    text(target, "namespace") == namespace && pod.is_some_and(|pod| addresses(&pod.value()).contains(&address))
+/// The pod that has this address, if it is the one that it is said to be.
+fn whose(core: &Core, namespace: &str, address: &str, target: &Value) -> Option<Value> {
+    let pod = core.store.get(&Key::new("", "pods", namespace, text(target, "name")))?.value();
+    (text(target, "namespace") == namespace && addresses(&pod).contains(&address)).then_some(pod)
 }
 
 /// What the Endpoints of the service's name say, else the EndpointSlices: there may be nobody who makes the one of the other.
@@ -245,5 +285,5 @@ async fn node(core: &Core, id: &Id<'_>) -> Result<Option<Place>, Problem> {
         return Err(Problem::unavailable(&why));
     }
     let host = if host.contains(':') { format!("[{host}]:{wanted}") } else { format!("{host}:{wanted}") };
-    Ok(Some(Place::Network { tls: id.is_tls(), host, at: found }))
+    Ok(Some(Place::Network { tls: id.is_tls(), host, at: At::Addresses(found) }))
 }

@@ -344,6 +344,93 @@ async fn pods_are_asked_at_their_addresses_and_services_at_those_of_their_ready_
     assert_eq!((by_slice.code, path(&by_slice).as_str()), (200, "/a"), "{}", by_slice.text);
 }
 
+/// The kubelet's next connection, once it has agreed that it is a port's, and what it was asked.
+async fn dialled(nodes: &mut Nodes) -> (String, DuplexStream) {
+    let (head, stream) =
+        says(nodes, b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: tcp\r\n\r\n").await;
+    assert!(head.to_lowercase().contains("upgrade: tcp\r\n"), "{head}");
+    (head.lines().next().unwrap().to_owned(), stream)
+}
+
+#[tokio::test]
+async fn pods_of_a_loopback_network_are_reached_from_inside_by_their_kubelet() {
+    let (house, mut nodes) = house().await;
+    let bound = async |name: &str, address: &str, host: bool| {
+        let container = json!({"name": "c", "image": "i", "ports": [{"name": "web", "containerPort": 8080}]});
+        let spec = json!({"containers": [container], "nodeName": "n", "schedulerName": "nobody", "hostNetwork": host});
+        let made = house.post(PODS, &json!({"metadata": {"name": name}, "spec": spec})).await.is(201);
+        let status = json!({"status": {"podIP": address, "podIPs": [{"ip": address}]}});
+        house.patch(&format!("{PODS}/{name}/status"), "merge", &status).await.is(200);
+        made["metadata"]["uid"].as_str().unwrap().to_owned()
+    };
+    let (near, host) = (bound("near", "127.64.1.2", false).await, bound("host", "127.0.0.1", true).await);
+    bound("link", "169.254.169.254", false).await;
+    let service = json!({"metadata": {"name": "s"}, "spec": {"ports": [{"name": "web", "port": 80}]}});
+    house.post(SERVICES, &service).await.is(201);
+    let target = json!({"kind": "Pod", "namespace": "default", "name": "near"});
+    let slice = json!({"metadata": {"name": "s-1", "labels": {"kubernetes.io/service-name": "s"}}, "addressType": "IPv4",
+        "ports": [{"name": "web", "port": 8080}], "endpoints": [{"addresses": ["127.64.1.2"], "targetRef": target}]});
+    house.post("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", &slice).await;
+
+    let client = over_tls(&house).await;
+    for (path, pod, uid, port) in [
+        (format!("{PODS}/near/proxy/a?b=c"), "near", &near, 8080),
+        (format!("{PODS}/near:9/proxy/a?b=c"), "near", &near, 9),
+        (format!("{SERVICES}/s:80/proxy/a?b=c"), "near", &near, 8080),
+        (format!("{PODS}/host/proxy/a?b=c"), "host", &host, 8080),
+    ] {
+        let inside = async {
+            let (asked, mut stream) = dialled(&mut nodes).await;
+            assert_eq!(asked, format!("POST /kubelet/portForward/default/{pod}/{uid}?port={port} HTTP/1.1"));
+            assert_eq!(text::<18>(&mut stream).await, "GET /a?b=c HTTP/1.");
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi").await.unwrap();
+            stream
+        };
+        let (answer, _) = tokio::join!(send(&client, Method::GET, &path, &[], ""), inside);
+        assert_eq!((answer.code, answer.text.as_str()), (200, "hi"), "{path}");
+    }
+
+    // An upgrade inside of it, which ends with either side; and TLS.
+    let inside = async {
+        let (_, mut stream) = dialled(&mut nodes).await;
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            head.push(char::from(stream.read_u8().await.unwrap()));
+        }
+        assert!(head.starts_with("GET /live HTTP/1.1\r\n") && head.contains("upgrade: websocket\r\n"), "{head}");
+        let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\nhello";
+        stream.write_all(answer).await.unwrap();
+        assert_eq!(text::<2>(&mut stream).await, "hi");
+        stream
+    };
+    let speaker = async {
+        let switch = [("connection", "Upgrade"), ("upgrade", "websocket")];
+        let asked = request(Method::GET, &format!("{PODS}/near/proxy/live"), &switch);
+        let response = client.send(asked).await.unwrap();
+        assert_eq!(response.status().as_u16(), 101);
+        let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+        assert_eq!(text::<5>(&mut stream).await, "hello");
+        stream.write_all(b"hi").await.unwrap();
+    };
+    let (mut inside, ()) = tokio::join!(inside, speaker);
+    assert_eq!(inside.read(&mut [0]).await.unwrap(), 0, "the pod is not told that the client left");
+    let path = format!("{PODS}/https:near:8443/proxy/");
+    let greeted = async { dialled(&mut nodes).await.1.read_u8().await.unwrap() };
+    let (answer, first) = tokio::join!(house.get(&path), greeted);
+    assert_eq!((answer.code, first), (503, 0x16));
+
+    let path = format!("{PODS}/near:81/proxy/");
+    let refused = b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 27\r\n\r\nconnect: connection refused";
+    let (answer, _) = tokio::join!(house.get(&path), says(&mut nodes, refused));
+    let said = "error trying to reach service: dial tcp 127.64.1.2:81: connect: connection refused";
+    assert_eq!((answer.code, answer.message().as_str()), (503, said));
+    // What else listens at the machine, is not the pod's; and what only a link's neighbours reach is nobody's.
+    for name in ["host:81", "link"] {
+        let answer = house.get(&format!("{PODS}/{name}/proxy/")).await;
+        assert_eq!((answer.code, answer.message().as_str()), (400, "address not allowed"), "{name}");
+    }
+}
+
 #[tokio::test]
 async fn a_pod_that_breaks_the_rules_of_http_is_an_error_of_the_service() {
     let house = House::open().await;

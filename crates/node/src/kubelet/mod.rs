@@ -113,7 +113,7 @@ impl Kubelet {
                 exec::answer(self, target(namespace, pod, uid.first().copied()), container, to, request).await
             }
             ["portForward", namespace, pod, uid @ ..] if upgrades && uid.len() < 2 => {
-                forward::answer(self, target(namespace, pod, uid.first().copied()), request)
+                forward::answer(self, target(namespace, pod, uid.first().copied()), request).await
             }
             ["stats", "summary"] if upgrades => Ok(json(&self.summary())),
             ["metrics", "resource"] if reads => Ok(text("text/plain; version=0.0.4; charset=utf-8", self.resources())),

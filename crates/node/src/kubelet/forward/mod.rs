@@ -1,6 +1,8 @@
 //! `portForward`: connections to a pod's ports, many at once over one connection, as streams of SPDY. kubectl puts that
-//! into the messages of a WebSocket since 1.31; other clients have two channels of a WebSocket for each port.
+//! into the messages of a WebSocket since 1.31; other clients have two channels of a WebSocket for each port. An API server
+//! that passes a request on has one connection for one port, bare.
 
+mod bare;
 mod ports;
 mod session;
 
@@ -21,7 +23,7 @@ const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 /// A WebSocket with channels.
 const CHANNELS: &str = "v4.channel.k8s.io";
 
-pub(super) fn answer(
+pub(super) async fn answer(
     kubelet: &Kubelet,
     target: Target<'_>,
     mut request: Request<()>,
@@ -35,6 +37,9 @@ pub(super) fn answer(
     if !pods.state(&uid).is_some_and(|it| it.alive) {
         let full_name = format!("{}_{}", target.name, target.namespace);
         return Ok(plain(StatusCode::INTERNAL_SERVER_ERROR, format!("pod not found ({full_name:?})")));
+    }
+    if bare::is_asked(request.headers()) {
+        return bare::answer(kubelet, session::To { pods, name: target.name.to_owned(), uid }, request).await;
     }
     let (carrier, protocol, switched) = upgrade(request.headers(), &[PROTOCOL], &[TUNNEL, CHANNELS])?;
     let named =

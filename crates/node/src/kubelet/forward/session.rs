@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use wire::websocket::{Broken, Message, Opcode, Side, close, frame};
 
 use super::super::channels::{Out, write};
-use super::super::door::Pods;
+use super::super::door::{Connection, Pods};
 use super::super::spdy::{self, Frame, Headers};
 use super::super::websocket::{self, Messages};
 
@@ -50,6 +50,18 @@ pub(super) struct To {
     pub(super) pods: Arc<dyn Pods>,
     pub(super) name: String,
     pub(super) uid: String,
+}
+
+impl To {
+    /// Connects to a port, or says in Go's words why not.
+    pub(super) async fn dial(&self, port: u16) -> Result<Connection, String> {
+        let dialled = timeout(DIAL, self.pods.dial(&self.uid, port)).await;
+        dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(|error| match error.kind() {
+            io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
+            io::ErrorKind::TimedOut => "connect: connection timed out".to_owned(),
+            _ => error.to_string(),
+        })
+    }
 }
 
 /// Serves a client until it goes.
@@ -378,9 +390,7 @@ pub(super) struct Streams {
 
 /// Connects, and carries bytes both ways until the pod's side has no more, or the client wants none.
 pub(super) async fn forward(to: To, port: u16, streams: Streams, output: Output, say: Say) {
-    let dialled =
-        timeout(DIAL, to.pods.dial(&to.uid, port)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    let said = match dialled {
+    let said = match to.dial(port).await {
         Ok(connection) => {
             let (from, into) = tokio::io::split(connection);
             tokio::select! {
@@ -390,12 +400,7 @@ pub(super) async fn forward(to: To, port: u16, streams: Streams, output: Output,
             }
             String::new()
         }
-        Err(error) => {
-            let why = match error.kind() {
-                io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
-                io::ErrorKind::TimedOut => "connect: connection timed out".to_owned(),
-                _ => error.to_string(),
-            };
+        Err(why) => {
             let To { name, uid, .. } = &to;
             format!(
                 "error forwarding port {port} to pod {name}, uid {uid}: failed to connect to localhost:{port} inside the pod: {why}"

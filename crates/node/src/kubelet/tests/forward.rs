@@ -247,3 +247,34 @@ async fn who_names_the_ports_has_two_channels_for_each() {
     assert_eq!(said[&0], b"P\0answer");
     assert_eq!((said[&1].as_slice(), said[&2].as_slice()), (&b"P\0"[..], &b"Q\0"[..]));
 }
+
+#[tokio::test]
+async fn an_upgrade_to_tcp_is_one_ports_connection_once_that_is_there() {
+    let pods = Scripted::new(json!({}));
+    let mut web = pods.listen(80);
+    let headers = "Connection: Upgrade\r\nUpgrade: tcp\r\n";
+    let path = format!("portForward/n/p/{UID}");
+    for (query, code, why) in [
+        ("", 400, "query parameter"),
+        ("?port=x", 400, "as a port"),
+        ("?port=80,81", 400, "2 ports: an upgrade to tcp has one"),
+        ("?port=81", 502, "connect: connection refused"),
+    ] {
+        let (_, (status, said)) = ask(&pods.kubelet(), "POST", &format!("{path}{query}"), headers).await;
+        assert!(status == code && said.contains(why), "{query}: {status} {said}");
+    }
+    let (mut stream, (status, said)) = ask(&pods.kubelet(), "POST", &format!("{path}?port=80"), headers).await;
+    assert!(status == 101 && said.to_lowercase().contains("upgrade: tcp\r\n"), "{said}");
+    let mut pod = web.recv().await.unwrap();
+    stream.write_all(b"ask").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut asked = String::new();
+    pod.read_to_string(&mut asked).await.unwrap();
+    assert_eq!(asked, "ask");
+    // After the end of what comes, the answer still is wanted.
+    pod.write_all(b"answer").await.unwrap();
+    drop(pod);
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert_eq!(answer, "answer");
+}
