@@ -17,18 +17,36 @@ const SILENCE: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_secs(15);
 const TIMES: u32 = 4;
 
+/// Bytes of one pod that wait to be carried, where they are not the kernel's to keep.
+const QUEUE: usize = 256 << 10;
+
 /// How many connections are carried at once: of all pods, and of one.
 pub(super) struct Limit {
     all: Arc<Semaphore>,
     of_one: usize,
     /// Connections by whose they are.
-    busy: Mutex<BTreeMap<IpAddr, usize>>,
+    busy: Mutex<BTreeMap<IpAddr, Busy>>,
+    /// The queue of those that are nobody's in particular.
+    queue: Arc<Semaphore>,
+}
+
+struct Busy {
+    count: usize,
+    queue: Arc<Semaphore>,
 }
 
 /// One of these connections, until it is dropped.
 pub(super) struct Seat {
     _counted: Option<Counted>,
     _permit: OwnedSemaphorePermit,
+    queue: Arc<Semaphore>,
+}
+
+impl Seat {
+    /// Bytes that may wait for all connections of the one whose it is.
+    pub(super) fn queue(&self) -> Arc<Semaphore> {
+        self.queue.clone()
+    }
 }
 
 struct Counted {
@@ -38,42 +56,50 @@ struct Counted {
 
 impl Limit {
     pub(super) fn new(all: usize, of_one: usize) -> Arc<Self> {
-        Arc::new(Self { all: Arc::new(Semaphore::new(all)), of_one, busy: Mutex::default() })
+        let queue = Arc::new(Semaphore::new(QUEUE));
+        Arc::new(Self { all: Arc::new(Semaphore::new(all)), of_one, busy: Mutex::default(), queue })
     }
 
     /// The same places, and one may have all of them.
     pub(super) fn undivided(&self) -> Arc<Self> {
-        Arc::new(Self { all: self.all.clone(), of_one: usize::MAX, busy: Mutex::default() })
+        let queue = self.queue.clone();
+        Arc::new(Self { all: self.all.clone(), of_one: usize::MAX, busy: Mutex::default(), queue })
     }
 
     /// Waits for a place among all; `None` for who has as many as one may have. `of`: whose it is; nobody's in particular
     /// are those of this machine itself.
     async fn seat(self: &Arc<Self>, of: Option<IpAddr>) -> Option<Seat> {
-        let counted = match of {
-            Some(of) => Some(self.count(of)?),
-            None => None,
-        };
+        let (counted, queue) = self.count(of)?;
         let permit = self.all.clone().acquire_owned().await.ok()?;
-        Some(Seat { _counted: counted, _permit: permit })
+        Some(Seat { _counted: counted, _permit: permit, queue })
     }
 
-    fn count(self: &Arc<Self>, of: IpAddr) -> Option<Counted> {
+    /// A place, if there is one right now.
+    pub(super) fn try_seat(self: &Arc<Self>, of: Option<IpAddr>) -> Option<Seat> {
+        let (counted, queue) = self.count(of)?;
+        let permit = self.all.clone().try_acquire_owned().ok()?;
+        Some(Seat { _counted: counted, _permit: permit, queue })
+    }
+
+    fn count(self: &Arc<Self>, of: Option<IpAddr>) -> Option<(Option<Counted>, Arc<Semaphore>)> {
+        let Some(of) = of else { return Some((None, self.queue.clone())) };
         let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = busy.entry(of).or_default();
-        if *count >= self.of_one {
+        let fresh = || Busy { count: 0, queue: Arc::new(Semaphore::new(QUEUE)) };
+        let busy = busy.entry(of).or_insert_with(fresh);
+        if busy.count >= self.of_one {
             return None;
         }
-        *count += 1;
-        Some(Counted { limit: self.clone(), of })
+        busy.count += 1;
+        Some((Some(Counted { limit: self.clone(), of }), busy.queue.clone()))
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
         let mut busy = self.limit.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = busy.get_mut(&self.of) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
+        if let Some(its) = busy.get_mut(&self.of) {
+            its.count = its.count.saturating_sub(1);
+            if its.count == 0 {
                 busy.remove(&self.of);
             }
         }
@@ -218,6 +244,7 @@ mod tests {
         let _own = limit.seat(None).await.unwrap();
         // Now all are taken: who comes waits, and whoever goes away meanwhile had none.
         assert!(futures::FutureExt::now_or_never(limit.seat(two)).is_none());
-        assert_eq!(limit.busy.lock().unwrap().get(&two.unwrap()), Some(&1));
+        assert!(limit.try_seat(None).is_none());
+        assert_eq!(limit.busy.lock().unwrap().get(&two.unwrap()).map(|it| it.count), Some(1));
     }
 }

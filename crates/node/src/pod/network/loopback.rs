@@ -7,12 +7,13 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kit::{Shutdown, Tasks};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::forward::{self, Limit};
 use super::netlink::Prefix;
 use super::switch::hash;
 use crate::Error;
+use crate::launcher::shim::Socket;
 use crate::pod::Runtime;
 
 /// Addresses that are tried for one pod before one is taken at which not all of its ports are free: somebody may listen
@@ -84,9 +85,19 @@ impl Loopback {
 
     /// To any port of a pod, declared or not.
     pub(super) async fn connect(&self, to: SocketAddrV4) -> io::Result<TcpStream> {
-        let uid = self.pods().iter().find(|(_, it)| it.address == *to.ip()).map(|(uid, _)| uid.clone());
-        let uid = uid.ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionRefused))?;
-        self.runtime.dial(&uid, to.port()).await
+        self.runtime.dial(&self.whose(*to.ip())?, to.port()).await
+    }
+
+    /// The same for datagrams.
+    pub(super) async fn connect_udp(&self, to: SocketAddrV4) -> io::Result<UdpSocket> {
+        let socket = self.runtime.socket(&self.whose(*to.ip())?, Socket::Udp).await?;
+        rustix::net::connect(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, to.port()))?;
+        UdpSocket::from_std(socket.into())
+    }
+
+    fn whose(&self, address: Ipv4Addr) -> io::Result<String> {
+        let uid = self.pods().iter().find(|(_, it)| it.address == address).map(|(uid, _)| uid.clone());
+        uid.ok_or_else(|| io::ErrorKind::ConnectionRefused.into())
     }
 }
 

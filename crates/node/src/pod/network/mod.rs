@@ -7,6 +7,7 @@
 
 mod dns;
 mod egress;
+mod flows;
 mod forward;
 mod host;
 mod loopback;
@@ -24,7 +25,7 @@ use std::sync::Arc;
 
 use kit::{Clock, Tasks};
 use kube::Client;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UdpSocket};
 
 use super::{HostPort, Runtime};
 use crate::Error;
@@ -33,6 +34,7 @@ use forward::Limit;
 pub(crate) use host::ADDRESS;
 use host::Host;
 use loopback::Loopback;
+use services::Limits;
 use switch::Switch;
 
 /// The uid under which the runtime holds the middle of the pods' network. No pod has it: theirs are made by an API server.
@@ -42,6 +44,9 @@ pub(crate) const SWITCH: &str = "network";
 const CONNECTIONS: usize = 4096;
 /// Most of one pod to services.
 const OF_ONE: usize = 1024;
+/// Most flows of datagrams to services, which stay a while after their last one; and of one pod.
+const FLOWS: usize = 8192;
+const FLOWS_OF_ONE: usize = 1024;
 
 /// What a network is made with.
 pub(crate) struct NetworkOptions {
@@ -105,7 +110,8 @@ impl Network {
         if let Some(switch) = &network.ways.switch {
             egress::start(switch.clone(), names.clone(), runtime, egress, &tasks).await?;
         }
-        services::start(network.clone(), client, clock, &tasks, limit, api, names);
+        let limits = Limits { connections: limit, flows: Limit::new(FLOWS, FLOWS_OF_ONE) };
+        services::start(network.clone(), client, clock, &tasks, limits, api, names);
         let (ending, shutdown) = (network.clone(), tasks.shutdown().clone());
         tasks.tenant("pod network", async move {
             let Some(switch) = &ending.ways.switch else { return };
@@ -202,6 +208,15 @@ impl Network {
             (To::Pod(to), Ways { switch: None, loopback: Some(loopback) }) => loopback.connect(to).await,
             (To::Pod(_), _) => Err(refused()),
             (To::Api(to), _) => TcpStream::connect(to).await,
+        }
+    }
+
+    /// A socket for datagrams to one of this node's pods and from it, but for those in the host's network.
+    async fn connect_udp(&self, to: To) -> io::Result<UdpSocket> {
+        match (to, &*self.ways) {
+            (To::Pod(to), Ways { switch: Some(switch), .. }) if switch.has(*to.ip()) => switch.connect_udp(to).await,
+            (To::Pod(to), Ways { switch: None, loopback: Some(loopback) }) => loopback.connect_udp(to).await,
+            _ => Err(io::ErrorKind::ConnectionRefused.into()),
         }
     }
 }

@@ -27,13 +27,31 @@ pub(super) struct Plan {
     pub left_out: usize,
 }
 
+/// What is carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Protocol {
+    Tcp,
+    Udp,
+}
+
 /// Where to listen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Place {
     /// In the pods' network.
-    Cluster(SocketAddrV4),
+    Cluster(Protocol, SocketAddrV4),
     /// At the host's 127.0.0.1.
-    Node(u16),
+    Node(Protocol, u16),
+}
+
+impl Protocol {
+    /// None: not carried.
+    fn of(said: Option<&str>) -> Option<Self> {
+        match said.unwrap_or("TCP") {
+            "TCP" => Some(Self::Tcp),
+            "UDP" => Some(Self::Udp),
+            _ => None,
+        }
+    }
 }
 
 /// Where connections go.
@@ -91,22 +109,27 @@ pub(super) fn plan(
             Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
         });
         let is_api = name.0 == "default" && name.1 == "kubernetes";
-        for port in ports.iter().filter(|it| it.protocol.as_deref().unwrap_or("TCP") == "TCP") {
+        for port in ports {
+            let Some(protocol) = Protocol::of(port.protocol.as_deref()) else { continue };
             // Whatever its endpoints say: somebody else may have written them.
-            let endpoints: Vec<To> = match is_api {
-                true => vec![To::Api(api)],
-                false => {
-                    let all = endpoints(slices, port).into_iter();
+            let endpoints: Vec<To> = match (is_api, protocol) {
+                (true, Protocol::Tcp) => vec![To::Api(api)],
+                (true, Protocol::Udp) => Vec::new(),
+                (false, _) => {
+                    let all = endpoints(slices, port, protocol).into_iter();
                     all.map(|it| To::Pod(SocketAddrV4::new(within(*it.ip()), it.port()))).collect()
                 }
             };
-            // Nobody listens for what nobody answers: connections are refused at once.
+            // Nobody listens for what nobody answers: connections are refused at once, and datagrams as unreachable.
             if endpoints.is_empty() {
                 continue;
             }
             let places = [
-                u16::try_from(port.port).ok().map(|it| Place::Cluster(SocketAddrV4::new(address, it))),
-                port.node_port.and_then(|it| u16::try_from(it).ok()).filter(|it| *it > 0).map(Place::Node),
+                u16::try_from(port.port).ok().map(|it| Place::Cluster(protocol, SocketAddrV4::new(address, it))),
+                port.node_port
+                    .and_then(|it| u16::try_from(it).ok())
+                    .filter(|it| *it > 0)
+                    .map(|it| Place::Node(protocol, it)),
             ];
             for place in places.into_iter().flatten() {
                 if plan.listeners.len() >= LISTENERS {
@@ -130,12 +153,14 @@ fn named(ports: &[ServicePort]) -> Vec<(&str, String, u16)> {
 }
 
 /// Where a port of a service leads: to what is ready; where nothing is, to what ends and still serves.
-fn endpoints(slices: &[&EndpointSlice], port: &ServicePort) -> Vec<SocketAddrV4> {
+fn endpoints(slices: &[&EndpointSlice], port: &ServicePort, protocol: Protocol) -> Vec<SocketAddrV4> {
     let of = |wanted: fn(&Endpoint) -> bool| {
         let mut all = BTreeSet::new();
         for slice in slices {
-            let is_it =
-                |it: &&EndpointPort| it.name.as_deref().unwrap_or_default() == port.name.as_deref().unwrap_or("");
+            let is_it = |it: &&EndpointPort| {
+                it.name.as_deref().unwrap_or_default() == port.name.as_deref().unwrap_or_default()
+                    && Protocol::of(it.protocol.as_deref()) == Some(protocol)
+            };
             let number = slice.ports.iter().flatten().find(is_it).and_then(|it| it.port);
             let Some(number) = number.and_then(|it| u16::try_from(it).ok()) else { continue };
             for endpoint in slice.endpoints.iter().filter(|it| wanted(it)) {
@@ -297,6 +322,22 @@ mod tests {
                 &one,
                 &two,
                 vec![web, "127.0.0.1:30080 -> 10.1.0.1:8080, 10.1.0.3:8080"],
+            ),
+            // The same number, and each goes where its own does.
+            (
+                json!({"type": "NodePort", "clusterIP": "10.96.0.9", "ports": [
+                    {"name": "udp", "port": 53, "protocol": "UDP", "nodePort": 30053},
+                    {"name": "tcp", "port": 53, "nodePort": 30053},
+                    {"name": "sctp", "port": 53, "protocol": "SCTP"}]}),
+                &json!([{"name": "tcp", "port": 5300}, {"name": "udp", "port": 5353, "protocol": "UDP"},
+                    {"name": "sctp", "port": 9, "protocol": "SCTP"}]),
+                &ends,
+                vec![
+                    "10.96.0.9:53 -> 10.1.0.4:5300",
+                    "10.96.0.9:53/UDP -> 10.1.0.4:5353",
+                    "127.0.0.1:30053 -> 10.1.0.4:5300",
+                    "127.0.0.1:30053/UDP -> 10.1.0.4:5353",
+                ],
             ),
         ] {
             let (service, slice) = (service("s", spec), slice("s", ports.clone(), endpoints.clone()));

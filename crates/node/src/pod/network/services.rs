@@ -1,6 +1,7 @@
 //! Listens for the services that there are, and gives each connection to a pod.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,17 +13,25 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kit::{Backoff, Clock, Shutdown, Tasks};
 use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Api, Client};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::watch;
 
-use super::Network;
 use super::dns::Names;
+use super::flows;
 use super::forward::{self, Limit};
-use super::plan::{Place, Plan, Target, Turns, plan};
+use super::plan::{Place, Plan, Protocol, Target, Turns, plan};
+use super::{Network, To};
 use crate::Error;
 
 /// Endpoints that are tried for one connection.
 const TRIES: usize = 3;
+
+/// How much is carried at once.
+#[derive(Clone)]
+pub(super) struct Limits {
+    pub connections: Arc<Limit>,
+    pub flows: Arc<Limit>,
+}
 
 /// Watches services and their endpoints until the shutdown begins.
 pub(super) fn start(
@@ -30,12 +39,12 @@ pub(super) fn start(
     client: Client,
     clock: Clock,
     tasks: &Tasks,
-    limit: Arc<Limit>,
+    limits: Limits,
     api: SocketAddr,
     names: Names,
 ) {
     let (ends, own) = (tasks.shutdown().clone(), tasks.clone());
-    let served = Served::new(network, clock, tasks.clone(), limit, names);
+    let served = Served::new(network, clock, tasks.clone(), limits, names);
     own.tenant("services of pods", async move {
         tokio::select! {
             () = ends.begun() => {}
@@ -102,7 +111,7 @@ pub(super) struct Served {
     network: Network,
     clock: Clock,
     tasks: Tasks,
-    limit: Arc<Limit>,
+    limits: Limits,
     names: Names,
     open: BTreeMap<Place, Open>,
     /// The ClusterIPs that are ours; not known before we have looked.
@@ -118,8 +127,8 @@ struct Open {
 }
 
 impl Served {
-    pub(super) fn new(network: Network, clock: Clock, tasks: Tasks, limit: Arc<Limit>, names: Names) -> Self {
-        Self { network, clock, tasks, limit, names, open: BTreeMap::new(), owned: None, left_out: 0 }
+    pub(super) fn new(network: Network, clock: Clock, tasks: Tasks, limits: Limits, names: Names) -> Self {
+        Self { network, clock, tasks, limits, names, open: BTreeMap::new(), owned: None, left_out: 0 }
     }
 
     /// Makes it so. What could not be done is tried again with the next change, and after a while.
@@ -142,7 +151,12 @@ impl Served {
         for (place, target) in listeners {
             let target = Arc::new(target);
             if let Some(open) = self.open.get(&place) {
-                open.target.send_replace(target);
+                // Flows look at it anew.
+                open.target.send_if_modified(|it| {
+                    let other = **it != *target;
+                    *it = target;
+                    other
+                });
                 continue;
             }
             match self.listen(place).await {
@@ -173,65 +187,122 @@ impl Served {
     }
 
     /// None: nobody could reach it.
-    async fn listen(&self, place: Place) -> io::Result<Option<TcpListener>> {
-        match (place, &self.network.ways.switch) {
-            (Place::Cluster(at), Some(switch)) if !switch.has(*at.ip()) => switch.listen(at).await.map(Some),
-            (Place::Cluster(_), _) => Ok(None),
-            (Place::Node(port), _) => TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.map(Some),
-        }
+    async fn listen(&self, place: Place) -> io::Result<Option<Listener>> {
+        use Listener::{Connections, Datagrams};
+        use Protocol::{Tcp, Udp};
+        let host = Ipv4Addr::LOCALHOST;
+        Ok(Some(match (place, &self.network.ways.switch) {
+            (Place::Cluster(_, at), Some(switch)) if switch.has(*at.ip()) => return Ok(None),
+            (Place::Cluster(_, _), None) => return Ok(None),
+            (Place::Cluster(Tcp, at), Some(switch)) => Connections(switch.listen(at).await?),
+            // At this very address, so that answers come from where they were asked for.
+            (Place::Cluster(Udp, at), Some(switch)) => Datagrams(switch.listen_udp(at).await?),
+            (Place::Node(Tcp, port), _) => Connections(TcpListener::bind((host, port)).await?),
+            (Place::Node(Udp, port), _) => Datagrams(UdpSocket::bind((host, port)).await?),
+        }))
     }
 
-    fn serve(&self, listener: TcpListener, target: Arc<Target>) -> Open {
+    fn serve(&self, listener: Listener, target: Arc<Target>) -> Open {
         let (target, targets) = watch::channel(target);
-        let stop = self.tasks.shutdown().child();
-        let (network, clock, turns) =
-            (self.network.clone(), self.clock.clone(), Arc::new(Mutex::new(Turns::default())));
-        let connect = move |from: SocketAddr| {
-            let (network, clock, turns) = (network.clone(), clock.clone(), turns.clone());
-            let target = targets.borrow().clone();
-            async move { connect(&network, &clock, &turns, &target, from).await }
+        let (stop, tasks) = (self.tasks.shutdown().child(), self.tasks.clone());
+        let chooser = Chooser {
+            network: self.network.clone(),
+            clock: self.clock.clone(),
+            turns: Arc::default(),
+            target: targets.clone(),
         };
-        let serve = forward::serve(listener, stop.clone(), self.tasks.clone(), self.limit.clone(), connect);
-        self.tasks.tenant("service of pods", serve);
+        match listener {
+            Listener::Connections(listener) => {
+                let connect = move |from: SocketAddr| {
+                    let chooser = chooser.clone();
+                    async move {
+                        let connected = chooser.first(from, |to| chooser.network.connect(to)).await;
+                        connected.map(|(_, stream)| stream)
+                    }
+                };
+                let serve = forward::serve(listener, stop.clone(), tasks, self.limits.connections.clone(), connect);
+                self.tasks.tenant("service of pods", serve);
+            }
+            Listener::Datagrams(socket) => {
+                let connect = move |from: SocketAddr| {
+                    let chooser = chooser.clone();
+                    async move { chooser.first(from, |to| chooser.network.connect_udp(to)).await }
+                };
+                let listener = flows::Listener {
+                    socket,
+                    stop: stop.clone(),
+                    tasks,
+                    clock: self.clock.clone(),
+                    limit: self.limits.flows.clone(),
+                    target: targets,
+                    connect,
+                };
+                self.tasks.tenant("service of pods", flows::serve(listener));
+            }
+        }
         Open { target, stop }
     }
 }
 
-/// Connects to the endpoint whose turn it is, or to one of the next.
-async fn connect(
-    network: &Network,
-    clock: &Clock,
-    turns: &Mutex<Turns>,
-    target: &Target,
-    from: SocketAddr,
-) -> io::Result<TcpStream> {
-    let client = match from.ip() {
-        IpAddr::V4(it) => it,
-        IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
-    };
-    let now = || Duration::try_from(clock.now().duration_since(jiff::Timestamp::UNIX_EPOCH)).unwrap_or_default();
-    let turns = || turns.lock().unwrap_or_else(PoisonError::into_inner);
-    let order = turns().take(target, client, now());
-    let mut last = io::Error::from(io::ErrorKind::ConnectionRefused);
-    for to in order.into_iter().take(TRIES) {
-        match network.connect(to).await {
-            Ok(stream) => {
-                if target.affinity.is_some() {
-                    turns().had(client, to, now());
+enum Listener {
+    Connections(TcpListener),
+    Datagrams(UdpSocket),
+}
+
+/// Chooses among the endpoints of one port.
+#[derive(Clone)]
+struct Chooser {
+    network: Network,
+    clock: Clock,
+    turns: Arc<Mutex<Turns>>,
+    target: watch::Receiver<Arc<Target>>,
+}
+
+impl Chooser {
+    /// Connects to the endpoint whose turn it is, or to one of the next.
+    async fn first<T, F>(&self, from: SocketAddr, connect: impl Fn(To) -> F) -> io::Result<(To, T)>
+    where
+        F: Future<Output = io::Result<T>>,
+    {
+        let client = match from.ip() {
+            IpAddr::V4(it) => it,
+            IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
+        };
+        let target = self.target.borrow().clone();
+        let now =
+            || Duration::try_from(self.clock.now().duration_since(jiff::Timestamp::UNIX_EPOCH)).unwrap_or_default();
+        let turns = || self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let order = turns().take(&target, client, now());
+        let mut last = io::Error::from(io::ErrorKind::ConnectionRefused);
+        for to in order.into_iter().take(TRIES) {
+            match connect(to).await {
+                Ok(connected) => {
+                    if target.affinity.is_some() {
+                        turns().had(client, to, now());
+                    }
+                    return Ok((to, connected));
                 }
-                return Ok(stream);
+                Err(error) => last = error,
             }
-            Err(error) => last = error,
         }
+        Err(last)
     }
-    Err(last)
 }
 
 impl std::fmt::Display for Place {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Cluster(at) => write!(out, "{at}"),
-            Self::Node(port) => write!(out, "127.0.0.1:{port}"),
+            Self::Cluster(protocol, at) => write!(out, "{at}{protocol}"),
+            Self::Node(protocol, port) => write!(out, "127.0.0.1:{port}{protocol}"),
         }
+    }
+}
+
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(match self {
+            Self::Tcp => "",
+            Self::Udp => "/UDP",
+        })
     }
 }

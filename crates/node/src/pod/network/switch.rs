@@ -261,6 +261,13 @@ impl Switch {
         UdpSocket::from_std(socket.into())
     }
 
+    /// A socket that sends to a place within the network and receives from there only.
+    pub(super) async fn connect_udp(&self, to: SocketAddrV4) -> io::Result<UdpSocket> {
+        let socket = self.shared.runtime.socket(SWITCH, Socket::Udp).await?;
+        rustix::net::connect(&socket, &to)?;
+        UdpSocket::from_std(socket.into())
+    }
+
     /// Connects to a place within the network.
     pub(super) async fn connect(&self, to: SocketAddrV4) -> io::Result<TcpStream> {
         let socket: OwnedFd = self.shared.runtime.socket(SWITCH, Socket::Tcp).await?;

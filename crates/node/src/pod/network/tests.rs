@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use super::host::Host;
 use super::netlink::Netlink;
 use super::services::Served;
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use super::*;
@@ -85,7 +86,12 @@ fn python(script: &str) -> ContainerConfig {
 }
 
 async fn serve(place: &Place, uid: &str) {
-    place.start(uid, python(SERVER)).await;
+    listens(place, uid, SERVER).await;
+}
+
+/// Starts what says that it listens.
+async fn listens(place: &Place, uid: &str, server: &str) {
+    place.start(uid, python(server)).await;
     let mut output = place.runtime.attach(uid, "c", false).unwrap().output;
     if place.printed(uid, "c", 0).await.is_empty() {
         output.recv().await.unwrap();
@@ -130,6 +136,10 @@ fn slice(service: &str, address: Ipv4Addr) -> EndpointSlice {
 fn network(place: &Place, ways: Ways) -> Network {
     let host = Host::new(place.runtime.clone(), place.tasks.clone(), Limit::new(100, 100));
     Network { ways: Arc::new(ways), host: Arc::new(host) }
+}
+
+fn limits() -> Limits {
+    Limits { connections: Limit::new(100, 100), flows: Limit::new(100, 100) }
 }
 
 async fn answer(mut stream: TcpStream, bytes: usize) -> String {
@@ -188,8 +198,7 @@ async fn pods_reach_each_other_services_and_names_and_nothing_of_the_host() {
     let headless = service("bare", "None", 80);
     let slices = [slice("web", a), slice("thief", a), bare];
     let all: Vec<_> = services.iter().chain([&headless]).collect();
-    let mut served =
-        Served::new(network.clone(), kit::Clock::system(), place.tasks.clone(), Limit::new(100, 100), names.clone());
+    let mut served = Served::new(network.clone(), kit::Clock::system(), place.tasks.clone(), limits(), names.clone());
     served.apply(plan::plan(&all, &slices.iter().collect::<Vec<_>>(), at, |it| it)).await.unwrap();
 
     for (host, port, bytes, said) in [
@@ -277,6 +286,121 @@ async fn pods_reach_each_other_services_and_names_and_nothing_of_the_host() {
     assert_eq!(next.owned().await.unwrap(), Vec::<Ipv4Addr>::new());
     next.close().await;
     assert_eq!(host.index(&leg).unwrap(), None);
+    place.close().await;
+}
+
+/// Answers each datagram with who it is, who has asked and how much.
+const ECHO: &str = "
+import socket
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+u.bind(('0.0.0.0', 5353))
+print('listens', flush=True)
+while True:
+    d, f = u.recvfrom(65536)
+    u.sendto(f'{socket.gethostname()} {f[0]} {len(d)}'.encode(), f)
+";
+
+/// Asks from one port, one after the other; what was answered, and from where.
+const ASKER: &str = "
+import socket, sys
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+u.bind(('', int(sys.argv[1])))
+u.settimeout(60)
+to = (sys.argv[2], int(sys.argv[3]))
+for n in sys.argv[4:]:
+    try:
+        if n == '0': u.connect(to)
+        u.sendto(b'x' * int(n), to) if n != '0' else u.send(b'')
+        d, f = u.recvfrom(100)
+        print(d.decode(), '%s:%s' % f, end=';')
+    except OSError as e:
+        print(type(e).__name__, end=';')
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn datagrams_go_to_a_services_endpoint_while_that_is_one_and_answers_come_from_the_service() {
+    let place = Place::open().await;
+    let seed = place.runtime.dir("").to_string_lossy().into_owned();
+    let (switch, loopback) = match Switch::open(place.runtime.clone(), &seed).await {
+        Ok(switch) => (Some(switch), None),
+        Err(error) => {
+            eprintln!("only at a port of the host: this machine makes no networks for pods: {}", kit::chain(&error));
+            (None, Some(Loopback::new(place.runtime.clone(), seed, place.tasks.clone(), Limit::new(100, 100))))
+        }
+    };
+    let network = network(&place, Ways { switch: switch.clone(), loopback });
+    let mut pods = BTreeMap::new();
+    for uid in ["a", "b"] {
+        place.pod(uid, |it| it.hostname = uid.into()).await;
+        let IpAddr::V4(address) = network.join(uid, &[]).await.unwrap() else { panic!() };
+        listens(&place, uid, ECHO).await;
+        pods.insert(uid, address);
+    }
+    let both = |node_port: u16| -> Service {
+        let spec = json!({"type": "NodePort", "clusterIP": "10.96.7.7", "ports": [
+            {"name": "udp", "port": 53, "protocol": "UDP", "nodePort": node_port},
+            {"name": "tcp", "port": 53, "targetPort": 8080}]});
+        serde_json::from_value(json!({"metadata": {"name": "dns", "namespace": "default"}, "spec": spec})).unwrap()
+    };
+    let ends = |uids: &[&str]| {
+        let mut slice = slice("dns", pods["a"]);
+        slice.ports = serde_json::from_value(json!([{"name": "udp", "port": 5353, "protocol": "UDP"}])).unwrap();
+        let all = uids.iter().map(|it| json!({"addresses": [pods[it].to_string()]}));
+        slice.endpoints = serde_json::from_value(all.collect()).unwrap();
+        slice
+    };
+    let names = dns::Names::default();
+    let mut served = Served::new(network.clone(), kit::Clock::system(), place.tasks.clone(), limits(), names);
+    let api: SocketAddr = "127.0.0.1:1".parse().unwrap();
+    let plan = |port: u16, uids: &[&str]| plan::plan(&[&both(port)], &[&ends(uids)], api, |it| it);
+    // One that nobody else has.
+    let port = loop {
+        let port = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        if served.apply(plan(port, &["a", "b"])).await.is_ok() {
+            break port;
+        }
+    };
+    let host = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    host.connect(("127.0.0.1", port)).await.unwrap();
+    let ask = async || {
+        host.send(b"host").await.unwrap();
+        let mut said = [0; 100];
+        let got = tokio::time::timeout(Duration::from_secs(60), host.recv(&mut said)).await.unwrap().unwrap();
+        String::from_utf8_lossy(&said[..got]).split(' ').next().unwrap().to_owned()
+    };
+    let first = ask().await;
+    assert_eq!(ask().await, first);
+    let other = if first == "a" { "b" } else { "a" };
+    served.apply(plan(port, &[other])).await.unwrap();
+    assert_eq!(ask().await, other);
+
+    if let Some(switch) = &switch {
+        let gateway = switch.address();
+        let ask = async |from: u16, port: u16, sizes: &str| {
+            let script = format!("exec python3 - {from} 10.96.7.7 {port} {sizes} <<'END'\n{ASKER}\nEND");
+            place.exec("b", "c", &script).await.1
+        };
+        served.apply(plan(port, &["a"])).await.unwrap();
+        // Also what is larger than a packet, and oneself.
+        let said = format!("a {gateway} 1 10.96.7.7:53;a {gateway} 40000 10.96.7.7:53;");
+        assert_eq!(ask(7000, 53, "1 40000").await, said);
+        served.apply(plan(port, &["b"])).await.unwrap();
+        assert_eq!(ask(7000, 53, "2").await, format!("b {gateway} 2 10.96.7.7:53;"));
+        // No such port; nobody there.
+        assert_eq!(ask(7000, 54, "0").await, "ConnectionRefusedError;");
+        served.apply(plan(port, &[])).await.unwrap();
+        let gone = async { while ask(7000, 53, "0").await != "ConnectionRefusedError;" {} };
+        tokio::time::timeout(Duration::from_secs(60), gone).await.unwrap();
+        // What another test forks right now has the socket, too, until it executes.
+        let again = async {
+            while served.apply(plan(port, &["a"])).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), again).await.unwrap();
+        assert_eq!(ask(7000, 53, "3").await, format!("a {gateway} 3 10.96.7.7:53;"));
+        switch.close().await;
+    }
     place.close().await;
 }
 
