@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use crate::launcher::{Cgroup, Join};
+use crate::launcher::{Cgroup, Join, Shown};
 
 /// What a hierarchy is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,6 +189,26 @@ impl Cgroups {
             });
         }
         Ok(groups)
+    }
+
+    /// The groups of a pod, below which its containers see theirs, in the places that programs look for them.
+    pub(crate) fn shown(&self, id: &str) -> Vec<Shown> {
+        let mixed = self.hierarchies.iter().any(|it| it.version == Version::One);
+        let shown = self.hierarchies.iter().flat_map(|it| {
+            let names: &[&str] = match (it.version, mixed) {
+                (Version::Two, false) => &[""],
+                (Version::Two, true) => &["unified"],
+                (Version::One, _) => &[],
+            };
+            let uses = it.uses.iter().filter(|_| it.version == Version::One).map(|it| match it {
+                Use::Memory => "memory",
+                Use::Cpu => "cpu",
+                Use::Pids => "pids",
+                Use::Freeze => "freezer",
+            });
+            uses.chain(names.iter().copied()).map(|name| Shown { name: name.to_owned(), dir: it.base.join(id) })
+        });
+        shown.collect()
     }
 
     /// What a further process of a container joins its groups by.

@@ -90,6 +90,7 @@ struct MountAttr {
 pub(crate) const ATTR_RDONLY: u64 = 0x1;
 pub(crate) const ATTR_NOSUID: u64 = 0x2;
 pub(crate) const ATTR_NODEV: u64 = 0x4;
+pub(crate) const ATTR_NOEXEC: u64 = 0x8;
 const ATTR_IDMAP: u64 = 0x0010_0000;
 
 /// Sets attributes of the mount that `tree` is the root of, and with `ids` (a user namespace) maps the owners of its

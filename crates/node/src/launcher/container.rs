@@ -26,17 +26,19 @@ pub(super) struct Stdio {
     input: Option<(OwnedFd, OwnedFd)>,
     /// Standard output and error; none with a terminal.
     outputs: Vec<(OwnedFd, OwnedFd)>,
+    /// Which of them go nowhere: to write to a pipe that nobody reads is the end of most programs.
+    unheard: [bool; 2],
     tty: bool,
 }
 
 impl Stdio {
-    pub(super) fn new(tty: bool, input: bool) -> Result<Self, Failure> {
+    pub(super) fn new(tty: bool, input: bool, unheard: [bool; 2]) -> Result<Self, Failure> {
         let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step(|| "make a pipe".into());
         if tty {
-            return Ok(Self { input: None, outputs: Vec::new(), tty });
+            return Ok(Self { input: None, outputs: Vec::new(), unheard, tty });
         }
         let input = input.then(pipe).transpose()?;
-        Ok(Self { input, outputs: vec![pipe()?, pipe()?], tty })
+        Ok(Self { input, outputs: vec![pipe()?, pipe()?], unheard, tty })
     }
 
     /// What to read from, and what to write to; closes the process's ends.
@@ -138,6 +140,7 @@ fn build(
         ids,
         privileged: container.privileged,
         devices: placed(devices, "devices")?,
+        group: Some(&container.group_name),
         sentry: container.sentry,
     };
     let base = match placed(image, "image")? {
@@ -428,13 +431,12 @@ fn streams(stdio: Stdio, user: u32, answer: &OwnedFd, newborn: Newborn<'_>) -> R
             theirs.push(rustix::io::fcntl_dupfd_cloexec(&slave, 3).step(what)?);
         }
     } else {
-        let input = match stdio.input {
-            Some((read, _)) => read,
-            None => rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                .step(|| "open /dev/null".into())?,
-        };
-        theirs.push(input);
-        theirs.extend(stdio.outputs.into_iter().map(|(_, write)| write));
+        let null =
+            |how| rustix::fs::open("/dev/null", how | OFlags::CLOEXEC, Mode::empty()).step(|| "open /dev/null".into());
+        theirs.push(stdio.input.map_or_else(|| null(OFlags::RDONLY), |(read, _)| Ok(read))?);
+        for ((_, write), unheard) in stdio.outputs.into_iter().zip(stdio.unheard) {
+            theirs.push(if unheard { null(OFlags::WRONLY)? } else { write });
+        }
     }
     let above = |fd: OwnedFd| rustix::io::fcntl_dupfd_cloexec(&fd, 3).step(|| "arrange descriptors".into());
     let theirs = theirs.into_iter().map(above).collect::<Result<Vec<_>, _>>()?;

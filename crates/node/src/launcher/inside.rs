@@ -12,7 +12,7 @@ use rustix::process::{Resource, Rlimit as Limit};
 use rustix::thread::{Gid, Uid};
 
 use super::stage::{Lower, Stage, fill_dev, overlay, tmpfs};
-use super::{Answer, Failure, IdMap, Probe, Rlimit, Start, Step, message, shim};
+use super::{Answer, Failure, IdMap, Probe, Rlimit, Start, Step, message, shim, system};
 use crate::guard::{self, Guards};
 use crate::sys;
 
@@ -107,6 +107,7 @@ fn become_program(
         ids: &start.ids,
         privileged: false,
         devices: None,
+        group: None,
         sentry: start.probe == Some(Probe::Sentry),
     };
     let root = mount_all(stage, &view, &Base::Host(&sources))?;
@@ -196,8 +197,10 @@ pub(super) struct View<'a> {
     pub hosts: &'a str,
     pub resolv: Option<&'a str>,
     pub ids: &'a [IdMap],
-    /// All of /proc, and /sys as far as that can be had.
+    /// All of /proc, and /sys to write to.
     pub privileged: bool,
+    /// The name of the control groups in its /sys; without one, that is empty.
+    pub group: Option<&'a str>,
     /// Where the host's /dev is, if it is to be seen.
     pub devices: Option<&'a Path>,
     /// A Sentry brings its own /dev, /proc and /sys.
@@ -299,12 +302,8 @@ pub(super) fn mount_all(stage: &Stage, view: &View<'_>, base: &Base<'_>) -> Resu
     if stage.guards.has(Guards::PROC) && !view.privileged {
         mask(&proc)?;
     }
-    if view.privileged {
-        match rustix::mount::mount("sysfs", root.join("sys"), "sysfs", no | MountFlags::NODEV, None::<&CStr>) {
-            // It is the machine's, over which a user namespace has no rights.
-            Ok(()) | Err(rustix::io::Errno::PERM) => {}
-            Err(error) => return Err(error).step(|| "mount /sys".into()),
-        }
+    if let Some(group) = view.group {
+        system::mount_at(&root.join("sys"), group, view.privileged)?;
     }
     Ok(root)
 }

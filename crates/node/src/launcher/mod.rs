@@ -21,6 +21,7 @@ mod probe;
 mod sentry;
 pub(crate) mod shim;
 mod stage;
+mod system;
 mod zygote;
 
 use std::path::PathBuf;
@@ -32,6 +33,7 @@ pub(crate) use disk::{FILES, image, is_marked, mark};
 pub use disk::{IMAGE, MARK};
 pub(crate) use handle::{Error, Handle, Made, Ranges, deadline, receive, send};
 pub(crate) use probe::{Probe, Works};
+pub(crate) use system::Shown;
 pub(crate) use zygote::main;
 
 use crate::guard::Guards;

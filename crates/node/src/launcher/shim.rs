@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::container::{self, Stdio};
 use super::stage::{Stage, tmpfs};
-use super::{Failure, Join, Rlimit, Start, Status, Step, inside, message, sentry};
+use super::{Failure, Join, Rlimit, Shown, Start, Status, Step, inside, message, sentry, system};
 use crate::guard::{Guards, Packed};
 use crate::pod::{HostSpaces, Mount, Processes};
 use crate::sys::{self, Fork};
@@ -45,6 +45,9 @@ pub(crate) struct Pod {
     /// Settings of its namespaces, by their names with dots.
     pub sysctls: Vec<(String, String)>,
     pub host: HostSpaces,
+    /// Its control groups, as containers see theirs below them.
+    #[serde(default)]
+    pub groups: Vec<Shown>,
 }
 
 /// What a shim can be asked. The first descriptor is the socket for the answer.
@@ -132,6 +135,9 @@ pub(crate) struct Container {
     /// Names without CAP_.
     pub capabilities: Vec<String>,
     pub privileged: bool,
+    /// What its control groups are called below the pod's.
+    #[serde(default)]
+    pub group_name: String,
     /// A filter of its own, beside that of all.
     #[serde(default)]
     pub filter: Option<Packed>,
@@ -157,6 +163,9 @@ pub(crate) struct Command {
     /// On top of the container's.
     pub env: Vec<(String, String)>,
     pub stdin: bool,
+    /// Nobody listens to its standard output, its standard error.
+    #[serde(default)]
+    pub unheard: [bool; 2],
     pub tty: bool,
 }
 
@@ -263,6 +272,7 @@ pub(super) fn run(
     own_stage()?;
     let lowers = lowers(stage, trees)?;
     prepare(pod)?;
+    system::keep(&pod.groups)?;
     if stage.guards.has(Guards::PROCESSES) {
         let no = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
         rustix::mount::mount("proc", "proc", "proc", no, None::<&CStr>).step(|| "mount /proc".into())?;
@@ -536,7 +546,7 @@ impl Shim<'_> {
         let image = if image { rest.pop() } else { None };
         let words = Path::new(MESSAGES).join(&key);
         fs::write(&words, "").step(|| "make a file for last words".into())?;
-        let stdio = Stdio::new(config.tty, config.stdin)?;
+        let stdio = Stdio::new(config.tty, config.stdin, [false; 2])?;
         let target = match &config.processes {
             Processes::Of(key) => {
                 let process = self.processes.get(key).filter(|it| it.ended.is_none()).ok_or(Refusal::Gone)?;
@@ -576,7 +586,7 @@ impl Shim<'_> {
         let (command, groups, _) = unpack::<Command>(groups, fds)?;
         let of = self.processes.get(&command.of).filter(|it| it.ended.is_none()).ok_or(Refusal::Gone)?;
         let container = of.container.as_ref().ok_or(Refusal::Gone)?;
-        let stdio = Stdio::new(command.tty, command.stdin)?;
+        let stdio = Stdio::new(command.tty, command.stdin, command.unheard)?;
         use rustix::thread::ThreadNameSpaceType as Type;
         let birth = birth(&groups);
         let (pid, pidfd) = match through(&of.pidfd, Type::PROCESS_ID | Type::MOUNT, 0, birth)? {

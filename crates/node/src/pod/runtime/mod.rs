@@ -231,6 +231,7 @@ impl Runtime {
             args: config.args,
             env: config.env,
             stdin: config.stdin,
+            unheard: [!config.stdout, !config.stderr],
             tty: config.tty,
         };
         // Known before it can end.

@@ -119,7 +119,12 @@ impl Runtime {
             env: Vec::new(),
             inherits: vec![3],
             probe: None,
-            pod: Some(Pod { shm: SHM, sysctls: config.sysctls.clone(), host: config.host }),
+            pod: Some(Pod {
+                shm: SHM,
+                sysctls: config.sysctls.clone(),
+                host: config.host,
+                groups: engine.cgroups.shown(&cell.group()),
+            }),
         };
         let launcher = engine.launcher().await?;
         let mut made = launcher.start(start, &[listener.as_fd()]).await.map_err(Error::machine("make a pod"))?;
@@ -272,7 +277,8 @@ impl Runtime {
             return Err(Error::Conflict(format!("the container {} runs already", config.name)).into());
         }
         let key = format!("{}.{}", config.name, config.attempt);
-        let group = format!("{}/c-{key}", cell.group());
+        let group_name = format!("c-{key}");
+        let group = format!("{}/{group_name}", cell.group());
         let limits = cgroup::Limits {
             memory: config.limits.memory,
             cpu: config.limits.cpu,
@@ -303,7 +309,8 @@ impl Runtime {
             stop_signal: config.stop_signal,
         };
         let tag = Tag { state: state.clone(), tty: config.tty, stdin_once: config.stdin_once };
-        let described = self.describe(&pod, &config, cell, serde_json::to_string(&tag).unwrap_or_default());
+        let described =
+            self.describe(&pod, &config, cell, &group_name, serde_json::to_string(&tag).unwrap_or_default());
         let fds = groups.iter().map(|(_, fd)| fd).chain(&image).chain(&devices);
         let fds: Vec<_> = fds.map(AsFd::as_fd).collect();
         let joins = groups.iter().map(|(join, _)| *join).collect();
@@ -382,7 +389,7 @@ impl Runtime {
         self.dir(uid).join("logs").join(container)
     }
 
-    fn describe(&self, pod: &PodConfig, config: &ContainerConfig, cell: &Cell, tag: String) -> Container {
+    fn describe(&self, pod: &PodConfig, config: &ContainerConfig, cell: &Cell, group: &str, tag: String) -> Container {
         let mut hosts = pod.hosts.clone();
         if let Some(address) = cell.live().state.address
             && !pod.host.network
@@ -409,6 +416,7 @@ impl Runtime {
             read_only_root: config.read_only_root,
             capabilities: config.capabilities.clone(),
             privileged: config.privileged,
+            group_name: group.to_owned(),
             filter: config.filter.clone(),
             sentry: pod.kernel == Kernel::Sentry,
             processes,

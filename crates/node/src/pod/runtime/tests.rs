@@ -219,6 +219,29 @@ async fn a_profile_of_system_calls_holds_for_all_of_a_container() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_container_sees_its_own_limits_and_its_own_network() {
+    let place = Place::open().await;
+    place.pod("one", |_| {}).await;
+    let limits = wire::node::Limits { memory: Some(64 << 20), ..wire::node::Limits::default() };
+    place.start("one", ContainerConfig { limits, ..container("c", "exec sleep 1000") }).await;
+    let look = "ls /sys/class/net /sys/firmware/*; touch /sys/kernel && echo written; true";
+    match place.exec("one", "c", look).await.1.as_str() {
+        "" => println!("skipped in part: there is no /sys to be had here"),
+        seen => assert_eq!(seen, "/sys/class/net:\nlo\n"),
+    }
+    let groups = &place.runtime.shared.engine.cgroups;
+    if !groups.limits_memory() {
+        println!("skipped: no control groups limit memory here");
+        return place.close().await;
+    }
+    let read = "cd /sys/fs/cgroup; cat memory.max memory/memory.limit_in_bytes";
+    assert_eq!(place.exec("one", "c", read).await.1, "67108864\n");
+    let write = "for it in $(find /sys/fs/cgroup -name cgroup.procs); do echo 0 > $it && echo written; done; true";
+    assert_eq!(place.exec("one", "c", write).await, (0, String::new()));
+    place.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_executed_is_said() {
     let place = Place::open().await;
     place.refuses_commands("one", Kernel::Machine).await;
