@@ -15,6 +15,8 @@ pub const POD: &str = "insula.dev/pod";
 pub const PROJECTED: &str = "insula.dev/projected";
 /// Annotation of such a Pod: the sandbox's id at its node.
 pub const SANDBOX: &str = "insula.dev/sandbox";
+/// Annotation of any other Pod: with the value `true` its containers stand still, with `false` or without it they go on.
+pub const FROZEN: &str = "insula.dev/frozen";
 
 /// Held by a run until it is stopped and its record is gone.
 pub const RUN_FINALIZER: &str = "sympozium.ai/agentrun-finalizer";

@@ -304,7 +304,17 @@ impl Cgroups {
         Err(io::ErrorKind::TimedOut.into())
     }
 
-    /// Kills whatever is in a sandbox's groups, its first process or not.
+    /// Whether what is in a group stands still, or is about to.
+    pub(crate) fn is_frozen(&self, id: &str) -> bool {
+        let Some(it) = self.of(Use::Freeze) else { return false };
+        let (file, thawed) = match it.version {
+            Version::One => ("freezer.state", "THAWED"),
+            Version::Two => ("cgroup.freeze", "0"),
+        };
+        fs::read_to_string(it.base.join(id).join(file)).is_ok_and(|it| it.trim() != thawed)
+    }
+
+    /// Kills whatever is in a sandbox's groups, its first process or not, frozen or not.
     pub(crate) fn kill(&self, id: &str) {
         for it in &self.hierarchies {
             let dir = it.base.join(id);
@@ -316,6 +326,10 @@ impl Cgroups {
                     let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
                 }
             }
+        }
+        // Version 1 keeps even the killed frozen.
+        if let Some(it) = self.of(Use::Freeze).filter(|it| it.version == Version::One) {
+            let _ = fs::write(it.base.join(id).join("freezer.state"), "THAWED");
         }
     }
 

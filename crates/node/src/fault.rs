@@ -29,6 +29,8 @@ pub(crate) const POD_STEPS: &[&str] = &[
     "container: groups made",
     "container: executed",
     "container: written down",
+    "container: stands still",
+    "container: goes on",
     "container: ended",
     "container: forgotten",
     "pod: killed",

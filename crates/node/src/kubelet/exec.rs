@@ -140,10 +140,16 @@ fn in_pod(
     mut request: Request<()>,
 ) -> Result<Response<Body>, Refused> {
     let uid = pod.metadata.uid.clone().unwrap_or_default();
-    let runs = pods
-        .state(&uid)
-        .is_some_and(|state| state.containers.iter().any(|it| it.name == container && it.exit.is_none()));
+    let state = pods.state(&uid);
+    let runs =
+        state.as_ref().is_some_and(|it| it.containers.iter().any(|it| it.name == container && it.exit.is_none()));
+    let frozen = state.filter(|it| it.frozen).map(|it| it.config.frozen());
     let process = match to {
+        _ if let Some(why) = frozen
+            && runs =>
+        {
+            Err(why)
+        }
         To::Command if !runs => Err(format!("container not found ({container:?})")),
         To::Command => {
             let config = ExecConfig {

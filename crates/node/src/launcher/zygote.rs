@@ -211,6 +211,7 @@ impl Family {
         for it in &self.sandboxes {
             let _ = rustix::process::pidfd_send_signal(&it.pidfd, Signal::KILL);
         }
+        self.bases.iter().for_each(|it| thaw_below(it));
         for it in &self.sandboxes {
             wait(&it.pidfd, Timespec { tv_sec: 5, tv_nsec: 0 });
             while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
@@ -245,12 +246,23 @@ const HEIR_TRIES: u32 = 240;
 
 const KILL_TRIES: u32 = 100;
 
+/// The control groups below a node's own, those of pods with what is below them.
+fn groups_below(base: &Path) -> impl Iterator<Item = PathBuf> {
+    let dirs = |at: &Path| fs::read_dir(at).into_iter().flatten().flatten().map(|it| it.path()).collect::<Vec<_>>();
+    dirs(base).into_iter().flat_map(move |group| dirs(&group).into_iter().chain([group]))
+}
+
+/// Has what stands still go on: a freezer of version 1 keeps even the killed.
+fn thaw_below(base: &Path) {
+    for group in groups_below(base) {
+        let _ = fs::write(group.join("freezer.state"), "THAWED");
+    }
+}
+
 /// Kills what is in the control groups of pods below a node's own; whether there was something.
 fn kill_below(base: &Path) -> bool {
-    let dirs = |at: &Path| fs::read_dir(at).into_iter().flatten().flatten().map(|it| it.path()).collect::<Vec<_>>();
-    let groups = dirs(base).into_iter().flat_map(|group| dirs(&group).into_iter().chain([group]));
     let mut found = false;
-    for group in groups {
+    for group in groups_below(base) {
         for pid in fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default().lines() {
             if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
                 found = true;

@@ -145,6 +145,7 @@ impl Here {
             cpu: machine.cpus as u64 * 1000,
             memory: machine.memory,
             pods: most,
+            no_freezer: runtime.no_freezer(),
         };
         let given = Given::new(client.clone(), facts, allowed.clone(), clock.clone(), tasks.clone());
         let here = Arc::new(Self {
@@ -391,6 +392,10 @@ impl World for Here {
 
     async fn kill(&self, uid: &str, container: &str) -> Result<(), Error> {
         self.runtime.kill(uid, container).await
+    }
+
+    async fn freeze(&self, uid: &str, frozen: bool) -> Result<(), Error> {
+        self.runtime.freeze(uid, frozen).await
     }
 
     async fn exec(&self, uid: &str, container: &str, command: Vec<String>, most: usize) -> Result<Ran, StartError> {

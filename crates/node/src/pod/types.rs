@@ -41,6 +41,14 @@ pub(crate) struct PodConfig {
     pub host_ports: Vec<HostPort>,
 }
 
+impl PodConfig {
+    /// What is said to whoever wants something of it while it is frozen. Without a colon: clients take such words for YAML.
+    pub(crate) fn frozen(&self) -> String {
+        let (namespace, name, annotation) = (&self.namespace, &self.name, api::labels::FROZEN);
+        format!("the pod is frozen; kubectl annotate -n {namespace} pod {name} {annotation}- thaws it")
+    }
+}
+
 /// Which kernel serves the containers of a pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Kernel {
@@ -150,6 +158,9 @@ pub(crate) struct PodState {
     pub config: PodConfig,
     /// The shim lives. When it does not, all containers have ended, and `create` makes another one.
     pub alive: bool,
+    /// The processes of its containers stand still, and no others are started. The kernel is asked, not the disk.
+    #[serde(skip)]
+    pub frozen: bool,
     pub address: Option<IpAddr>,
     pub created: jiff::Timestamp,
     /// Every container that was ever started here and not forgotten, the latest two attempts of each name.
@@ -197,6 +208,9 @@ pub(crate) enum StartError {
     /// Its sub path of this volume leads out of it, or cannot be made: `CreateContainerConfigError`.
     #[error("cannot use a part of the volume {0}")]
     SubPath(String),
+    /// The pod stands still.
+    #[error("{0}")]
+    Frozen(String),
     #[error(transparent)]
     Machine(#[from] Error),
 }

@@ -34,7 +34,11 @@ pub(super) async fn answer(
         None => return Err(Refused(StatusCode::NOT_FOUND, "pod does not exist".to_owned())),
     };
     let uid = pod.metadata.uid.clone().unwrap_or_default();
-    if !pods.state(&uid).is_some_and(|it| it.alive) {
+    let state = pods.state(&uid).filter(|it| it.alive);
+    if let Some(state) = state.as_ref().filter(|it| it.frozen) {
+        return Err(Refused(StatusCode::INTERNAL_SERVER_ERROR, state.config.frozen()));
+    }
+    if state.is_none() {
         let full_name = format!("{}_{}", target.name, target.namespace);
         return Ok(plain(StatusCode::INTERNAL_SERVER_ERROR, format!("pod not found ({full_name:?})")));
     }

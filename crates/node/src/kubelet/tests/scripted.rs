@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -53,6 +54,7 @@ pub(super) struct Scripted {
     dir: TempDir,
     states: Mutex<Vec<ContainerState>>,
     stats: Mutex<Stats>,
+    pub(super) frozen: AtomicBool,
     live: Mutex<Option<Log>>,
     execs: Mutex<Option<mpsc::UnboundedSender<Played>>>,
     pub(super) output: broadcast::Sender<(Stream, Bytes)>,
@@ -69,6 +71,7 @@ impl Scripted {
             dir: TempDir::new().unwrap(),
             states: Mutex::default(),
             stats: Mutex::default(),
+            frozen: AtomicBool::new(false),
             live: Mutex::default(),
             execs: Mutex::default(),
             output: broadcast::channel(4).0,
@@ -145,7 +148,8 @@ impl Pods for Scripted {
         };
         let containers = self.states.lock().unwrap().clone();
         let created = START.parse().unwrap();
-        (uid == UID).then_some(PodState { config, alive: true, address: None, created, containers })
+        let frozen = self.frozen.load(Ordering::Relaxed);
+        (uid == UID).then_some(PodState { config, alive: true, frozen, address: None, created, containers })
     }
 
     fn log(&self, _uid: &str, container: &str, attempt: u32) -> io::Result<Log> {

@@ -171,6 +171,21 @@ async fn what_does_not_run_or_start_is_said_as_a_kubelet_says_it() {
 }
 
 #[tokio::test]
+async fn who_wants_something_of_a_frozen_pod_is_told_at_once() {
+    let pods = running();
+    let kubelet = pods.kubelet();
+    pods.frozen.store(true, std::sync::atomic::Ordering::Relaxed);
+    let words = "the pod is frozen; kubectl annotate -n n pod p insula.dev/frozen- thaws it";
+    for path in ["exec/n/p/c?command=x&output=1", "attach/n/p/c?output=1"] {
+        let told = Client::open(&kubelet, path).await.outcome().await;
+        assert_eq!(told, failed(&format!("unable to upgrade connection: {words}")));
+        assert_eq!(ask(&kubelet, "POST", path, SPDY).await.1, (500, words.into()));
+    }
+    let (status, said) = ask(&kubelet, "POST", "portForward/n/p", SPDY).await.1;
+    assert!(status == 500 && said.contains(words), "{said}");
+}
+
+#[tokio::test]
 async fn who_attaches_sees_what_comes_until_the_container_ends() {
     let pods = running();
     let kubelet = pods.kubelet();

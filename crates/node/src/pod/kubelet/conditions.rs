@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
 use super::memory::{Ending, Memory};
 use super::plan::{Seen, View};
 use super::spec::Kind;
-use super::status::time;
+use super::status::{frozen, time};
 
 pub(super) struct Facts<'a> {
     pub seen: &'a Seen<'a>,
@@ -119,6 +119,9 @@ fn containers_ready(facts: &Facts<'_>) -> Says {
         "Succeeded" => return Says::because(false, "PodCompleted"),
         "Failed" => return Says::because(false, "PodFailed"),
         _ => {}
+    }
+    if let Some(why) = frozen(facts.seen) {
+        return Says::not("Frozen", why);
     }
     let pairs = facts.views.iter().zip(&facts.statuses);
     let names: Vec<&str> = pairs

@@ -30,6 +30,7 @@ pub(crate) struct Memory {
     pub since: Option<Timestamp>,
     pub volumes: Step,
     pub create: Step,
+    pub freezing: Freezing,
     pub stop: Step,
     pub remove: Step,
     pub delete: Step,
@@ -37,6 +38,15 @@ pub(crate) struct Memory {
     pub ending: Option<Ending>,
     /// Those that were being started have been told not to go on.
     pub cancelled: bool,
+}
+
+/// What is done about a pod that is to stand still, or to go on.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Freezing {
+    /// Never done: the pod's state says which it is.
+    pub step: Step,
+    /// Why nothing comes of what its annotation says, as it was told.
+    pub told: Option<String>,
 }
 
 /// Something that is done once, and tried again.
@@ -234,6 +244,11 @@ impl Memory {
             part.stillborn.drain(..many);
         }
         part.fail(refused, now);
+    }
+
+    pub(crate) fn turned(&mut self, done: bool, now: Timestamp) {
+        self.freezing.step.ended(!done, now);
+        self.freezing.step.done = false;
     }
 
     pub(crate) fn pre_stopped(&mut self, container: &str) {

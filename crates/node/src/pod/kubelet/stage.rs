@@ -66,7 +66,8 @@ impl Stage {
         let id = format!("{uid}-{container}-0");
         let (name, stop_signal) = (container.to_owned(), None);
         let containers = vec![ContainerState { name, attempt: 0, id, started: now, exit: None, stop_signal }];
-        let state = PodState { config: config(uid, "p"), alive: true, address: None, created: now, containers };
+        let state =
+            PodState { config: config(uid, "p"), alive: true, frozen: false, address: None, created: now, containers };
         self.pods().insert(uid.to_owned(), (state, watch::Sender::new(0)));
     }
 
@@ -184,7 +185,7 @@ impl World for Stage {
         let (now, uid) = (self.clock.now(), config.uid.clone());
         self.log(format!("create {}", config.name));
         let address = Some([10, 1, 0, 2].into());
-        let state = PodState { config, alive: true, address, created: now, containers: Vec::new() };
+        let state = PodState { config, alive: true, frozen: false, address, created: now, containers: Vec::new() };
         self.pods().insert(uid, (state.clone(), watch::Sender::new(0)));
         Ok(state)
     }
@@ -212,6 +213,12 @@ impl World for Stage {
     async fn kill(&self, uid: &str, container: &str) -> Result<(), Error> {
         self.log(format!("kill {container}"));
         self.exit(uid, container, 137);
+        Ok(())
+    }
+
+    async fn freeze(&self, uid: &str, frozen: bool) -> Result<(), Error> {
+        self.log(if frozen { "freeze" } else { "thaw" }.to_owned());
+        self.change(uid, |state| state.frozen = frozen);
         Ok(())
     }
 

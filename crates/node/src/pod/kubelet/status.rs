@@ -48,6 +48,11 @@ pub(super) fn time(at: Timestamp) -> Time {
     Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }
 
+/// What is said of a pod whose containers stand still.
+pub(super) fn frozen(seen: &Seen<'_>) -> Option<String> {
+    seen.state.filter(|it| it.alive && it.frozen).map(|it| it.config.frozen())
+}
+
 pub(super) fn status(seen: &Seen<'_>, views: &[View<'_>], memory: &Memory) -> PodStatus {
     let told = seen.told;
     let generation = seen.pod.metadata.generation;
@@ -181,7 +186,13 @@ fn container(view: &View<'_>, part: Option<&Part>, seen: &Seen<'_>, has_init: bo
             }
         }
     };
-    if again && let Some((reason, message)) = why_waiting(view, part, seen) {
+    let frozen = frozen(seen);
+    let waits = match &frozen {
+        // Nothing is started in it.
+        Some(why) => Some(("Frozen".to_owned(), why.clone())),
+        None => why_waiting(view, part, seen),
+    };
+    if again && let Some((reason, message)) = waits {
         if state.terminated.is_some() {
             last_state = state;
         }
@@ -211,7 +222,7 @@ fn container(view: &View<'_>, part: Option<&Part>, seen: &Seen<'_>, has_init: bo
         container_id: id.or_else(|| known.and_then(|it| it.container_id.clone())),
         image,
         image_id,
-        ready: view.ready(part),
+        ready: view.ready(part) && (frozen.is_none() || view.running().is_none()),
         started: (view.unit.kind != Kind::Ephemeral).then(|| view.started(part)),
         restart_count: attempts,
         resources: last.map(|_| spec.resources.clone().unwrap_or_default()),

@@ -75,6 +75,8 @@ pub(crate) struct Node {
     pub cpu: u64,
     pub memory: u64,
     pub pods: usize,
+    /// Why it cannot freeze pods.
+    pub no_freezer: Option<String>,
 }
 
 /// Everything that outlives the call is the implementor's; futures are dropped when nobody wants their result any more.
@@ -116,6 +118,8 @@ pub(crate) trait World: Send + Sync + 'static {
     ) -> impl Future<Output = Result<ContainerState, StartError>> + Send;
     fn signal(&self, uid: &str, container: &str, signal: i32) -> impl Future<Output = Result<(), Error>> + Send;
     fn kill(&self, uid: &str, container: &str) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Has all processes of all containers stand still, or go on: all or none.
+    fn freeze(&self, uid: &str, frozen: bool) -> impl Future<Output = Result<(), Error>> + Send;
     /// Runs a command to its end and keeps the first `most` bytes of what it says. Killed when dropped.
     fn exec(
         &self,

@@ -15,7 +15,7 @@ use crate::Error;
 use crate::engine::Engine;
 use crate::engine::pods::group;
 use crate::pod::log::{Log, Stream};
-use crate::pod::{ContainerState, Exit, PodState};
+use crate::pod::{ContainerState, Exit, PodState, StartError};
 use crate::state::Process;
 
 /// Pieces of output that somebody who is attached may lag behind.
@@ -26,6 +26,8 @@ pub(super) struct Cell {
     pub dir: PathBuf,
     /// Held by whoever makes or ends it: one at a time.
     pub work: tokio::sync::Mutex<()>,
+    /// Held for reading by whoever starts a process in it, for writing by whoever freezes it: none is half started then.
+    pub gate: tokio::sync::RwLock<()>,
     live: Mutex<Live>,
     /// Held by whoever writes it down: containers that end at the same time would mix what they write.
     noting: Mutex<()>,
@@ -117,6 +119,7 @@ impl Cell {
             uid: uid.to_owned(),
             dir,
             work: tokio::sync::Mutex::default(),
+            gate: tokio::sync::RwLock::default(),
             live: Mutex::new(live),
             noting: Mutex::default(),
             changed: watch::Sender::new(0),
@@ -145,6 +148,12 @@ impl Cell {
 
     pub(super) fn all_running(&self) -> Vec<Arc<Running>> {
         self.live().running.values().cloned().collect()
+    }
+
+    /// Nobody starts a process in it that it would keep from beginning.
+    pub(super) fn thawed(&self) -> Result<(), StartError> {
+        let state = &self.live().state;
+        if state.frozen { Err(StartError::Frozen(state.config.frozen())) } else { Ok(()) }
     }
 
     /// Whoever watches looks again.
@@ -204,6 +213,7 @@ impl Cell {
         {
             let mut live = self.live();
             live.state.alive = false;
+            live.state.frozen = false;
             live.pidfd = None;
             live.process = None;
             live.execs.clear();

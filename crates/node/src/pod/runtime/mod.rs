@@ -5,6 +5,7 @@
 
 mod adopt;
 mod cell;
+mod freeze;
 mod link;
 mod start;
 mod streams;
@@ -220,6 +221,8 @@ impl Runtime {
     /// Starts a process in a container that runs.
     pub(crate) async fn exec(&self, uid: &str, container: &str, config: ExecConfig) -> Result<Exec, StartError> {
         let (cell, running) = self.running(uid, container)?;
+        let _gate = cell.gate.read().await;
+        cell.thawed()?;
         let link = cell.link()?;
         let key = format!("exec-{}", kit::id());
         let groups = self.shared.engine.cgroups.join(&running.group);
@@ -289,7 +292,10 @@ impl Runtime {
 
     /// A connection to a port of the pod's loopback, from inside its network.
     pub(crate) async fn dial(&self, uid: &str, port: u16) -> std::io::Result<TcpStream> {
-        let link = self.find(uid).and_then(|it| it.link()).map_err(std::io::Error::other)?;
+        let cell = self.find(uid).map_err(std::io::Error::other)?;
+        // The kernel would take the connection, and nobody would answer.
+        cell.thawed().map_err(std::io::Error::other)?;
+        let link = cell.link().map_err(std::io::Error::other)?;
         let dial = async |v6: bool| {
             let mut fds = link.ask(&Order::Dial { port, v6 }, &[]).await.map_err(std::io::Error::other)?;
             let socket = fds.pop().ok_or(std::io::ErrorKind::InvalidData)?;
@@ -357,8 +363,6 @@ impl Runtime {
         if let Some(pidfd) = pidfd {
             let _ = rustix::process::pidfd_send_signal(&*pidfd, rustix::process::Signal::KILL);
             self.shared.engine.cgroups.kill_pod(&group);
-            // Frozen, it would not die of it.
-            let _ = self.shared.engine.cgroups.freeze(&group, false).await;
             point("pod: killed");
             let pidfd = pidfd.try_clone().and_then(sys::watch).map_err(Error::disk("watch the shim of a pod"))?;
             let ended = tokio::time::timeout(END, pidfd.readable()).await;
@@ -381,6 +385,10 @@ impl Runtime {
         let cells: Vec<_> = self.cells().values().cloned().collect();
         let ends = cells.into_iter().map(|cell| async move {
             let running = cell.all_running();
+            // Frozen, they would not hear of it.
+            if let Err(error) = self.stand(&running, false).await {
+                tracing::warn!(pod = cell.uid, error = kit::chain(&error), "cannot thaw a pod that ends");
+            }
             for it in &running {
                 let _ = self.signal(&cell.uid, &it.name, libc::SIGTERM).await;
             }

@@ -51,7 +51,8 @@ impl Runtime {
             let mut cells = self.cells();
             let new = || {
                 let containers = Vec::new();
-                let state = PodState { config: config.clone(), alive: false, address: None, created: now, containers };
+                let config = config.clone();
+                let state = PodState { config, alive: false, frozen: false, address: None, created: now, containers };
                 let note = Note { boot: engine.boot.clone(), slot: None, process: None, state };
                 Arc::new(Cell::new(&uid, dir.clone(), note))
             };
@@ -267,6 +268,8 @@ impl Runtime {
 
     async fn start_in(&self, cell: &Arc<Cell>, config: ContainerConfig) -> Result<ContainerState, StartError> {
         let engine = &self.shared.engine;
+        let _gate = cell.gate.read().await;
+        cell.thawed()?;
         let (link, pod, slot, pid) = {
             let live = cell.live();
             let gone = || Error::Gone(cell.uid.clone());

@@ -1,6 +1,7 @@
 //! Real pods on this machine, as root or as an ordinary user.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+mod freeze;
 mod host;
 mod sentry;
 
@@ -356,6 +357,8 @@ async fn a_port_of_a_pod_is_reached_from_inside_its_network() {
 const ELSEWHERE: &str = "INSULA_TEST_POD_DIR";
 /// The step at which it dies; without one it stays until it is killed.
 const DIES: &str = "INSULA_TEST_POD_STEP";
+/// Its pod is left frozen.
+const FROZEN: &str = "INSULA_TEST_POD_FROZEN";
 /// Its pod has kernels of its own.
 const SENTRY: &str = "INSULA_TEST_POD_SENTRY";
 
@@ -373,8 +376,11 @@ fn elsewhere() {
         let place = Place { runtime, tasks, dir: tempfile::tempdir().unwrap() };
         match step {
             Some(step) => die(&place, &step, Path::new(&dir)).await,
+            None if std::env::var_os(FROZEN).is_some() => freeze::stay(&place).await,
             None => stay(&place, std::env::var_os(SENTRY).is_some()).await,
         }
+        println!("ready");
+        std::future::pending::<()>().await;
     };
     tokio::runtime::Runtime::new().unwrap().block_on(run);
 }
@@ -384,8 +390,6 @@ async fn stay(place: &Place, sentry: bool) {
     let reads = ContainerConfig { stdin: true, stdin_once: true, ..container("reads", "echo begun; cat; exit 5") };
     place.start("one", reads).await;
     place.start("one", container("ends", "sleep 0.2; echo words > /dev/termination-log; exit 6")).await;
-    println!("ready");
-    std::future::pending::<()>().await;
 }
 
 /// The whole life of a pod, as far as the node lives.
@@ -400,6 +404,11 @@ async fn die(place: &Place, step: &str, dir: &Path) {
     place.start("one", container("stays", &format!("sleep 1000; : {}", dir.display()))).await;
     place.start("one", container("ends", "exit 6")).await;
     place.end("one", "ends", 0).await;
+    if place.runtime.no_freezer().is_none() {
+        place.start("one", container("stays-too", "exec sleep 1000")).await;
+        place.runtime.freeze("one", true).await.unwrap();
+        place.runtime.freeze("one", false).await.unwrap();
+    }
     place.runtime.remove("one").await.unwrap();
 }
 
@@ -426,7 +435,12 @@ async fn nobody_left(dir: &Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_killed_at_any_step_leaves_no_part_of_a_pod_that_the_next_one_does_not_know() {
-    let runs = crate::fault::POD_STEPS.iter().map(|step| async move {
+    let place = Place::open().await;
+    let freezes = place.runtime.no_freezer().is_none();
+    place.close().await;
+    let steps = crate::fault::POD_STEPS.iter();
+    let steps = steps.filter(|it| freezes || !["container: stands still", "container: goes on"].contains(it));
+    let runs = steps.map(|step| async move {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("volume")).unwrap();
         let mut other = std::process::Command::new(std::env::current_exe().unwrap());
@@ -441,6 +455,9 @@ async fn a_node_killed_at_any_step_leaves_no_part_of_a_pod_that_the_next_one_doe
         assert_eq!(alive, matches!(*step, "pod: alive") || step.starts_with("container: "), "{step}: {known:?}");
         if alive {
             // It can be gone on with, whatever was under way: what was executed runs, what was not can be started.
+            if place.runtime.no_freezer().is_none() {
+                place.runtime.freeze("one", false).await.unwrap();
+            }
             let running = |it: &ContainerState| it.name == "stays" && it.exit.is_none();
             if !known[0].containers.iter().any(running) {
                 place.start("one", ContainerConfig { attempt: 1, ..container("stays", "sleep 1000") }).await;
@@ -464,11 +481,11 @@ async fn a_pod_outlives_its_node() {
     outlives(&[]).await;
 }
 
-async fn outlives(env: &[(&str, &str)]) {
-    let dir = tempfile::tempdir().unwrap();
+/// A node was here, and was killed.
+fn left(dir: &Path, env: &[(&str, &str)]) {
     let mut other = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "pod::runtime::tests::elsewhere", "--nocapture"])
-        .env(ELSEWHERE, dir.path())
+        .env(ELSEWHERE, dir)
         .envs(env.iter().copied())
         .stdout(std::process::Stdio::piped())
         .spawn()
@@ -477,7 +494,11 @@ async fn outlives(env: &[(&str, &str)]) {
     assert!(std::io::BufRead::lines(said).any(|it| it.unwrap().contains("ready")));
     other.kill().unwrap();
     other.wait().unwrap();
+}
 
+async fn outlives(env: &[(&str, &str)]) {
+    let dir = tempfile::tempdir().unwrap();
+    left(dir.path(), env);
     let place = Place::over(dir).await;
     let (exit, _) = place.end("one", "ends", 0).await;
     assert_eq!((exit.code, exit.message.as_str(), exit.unseen), (6, "words\n", false), "{exit:?}");

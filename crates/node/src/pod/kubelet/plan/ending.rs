@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::PodStatus;
 use super::super::memory::{Ending, Hook, Stopping, later};
 use super::super::spec::{self, Kind};
 use super::view::due;
-use super::{Action, View, Work};
+use super::{Action, View, Work, freezing};
 use crate::pod::signals;
 
 /// What a container has at least between being asked and being killed, when it has anything at all.
@@ -18,6 +18,9 @@ pub(super) fn end(work: &mut Work<'_>, ending: &Ending) {
     if work.starts() && !work.memory.cancelled {
         work.memory.cancelled = true;
         work.actions.push(Action::Cancel);
+    }
+    if freezing::thaw_first(work) {
+        return;
     }
     let grace = match ending {
         Ending::Failed { grace, .. } => *grace,
@@ -53,7 +56,8 @@ pub(super) fn end(work: &mut Work<'_>, ending: &Ending) {
 pub(super) fn leave(work: &mut Work<'_>, status: &PodStatus) {
     let now = work.seen.now;
     let runs = work.views.iter().any(|it| it.running().is_some()) || work.starts();
-    let busy = work.memory.volumes.busy || work.memory.create.busy || work.memory.stop.busy;
+    let memory = &work.memory;
+    let busy = memory.volumes.busy || memory.create.busy || memory.stop.busy || memory.freezing.step.busy;
     if runs || busy {
         return;
     }

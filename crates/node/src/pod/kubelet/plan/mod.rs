@@ -1,6 +1,7 @@
 //! What is to be done about one pod, and what is to be said of it. Pure.
 
 mod ending;
+mod freezing;
 mod running;
 #[cfg(test)]
 mod tests;
@@ -59,6 +60,9 @@ pub(super) enum Action {
     Kill {
         container: String,
     },
+    /// Has all containers stand still, and gives up the probes that are under way; has them go on.
+    Freeze,
+    Thaw,
     Probe {
         container: String,
         kind: Probe,
@@ -132,6 +136,7 @@ pub(super) fn plan(seen: &Seen<'_>, memory: Memory) -> Plan {
         forget(&mut work, &view);
     }
     if work.memory.ending.is_none() {
+        freezing::keep(&mut work);
         running::run(&mut work);
     }
     if let Some(ending) = work.memory.ending.clone() {
@@ -145,7 +150,7 @@ pub(super) fn plan(seen: &Seen<'_>, memory: Memory) -> Plan {
         ending::leave(&mut work, &status);
     }
     let memory = work.memory;
-    let unsettled = memory.volumes.busy || memory.create.busy || memory.stop.busy;
+    let unsettled = memory.volumes.busy || memory.create.busy || memory.stop.busy || memory.freezing.step.busy;
     let starts = memory.parts.values().any(|it| it.starting.is_some());
     Plan {
         done: seen.gone && memory.remove.done,

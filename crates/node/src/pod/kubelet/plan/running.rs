@@ -4,7 +4,7 @@ use super::super::memory::{Backoff, Ending, Kind as Probe, Probing, later};
 use super::super::spec::{self, Kind};
 use super::super::status::SCHEME;
 use super::view::due;
-use super::{Action, View, Work, ending};
+use super::{Action, View, Work, ending, freezing};
 
 pub(super) fn run(work: &mut Work<'_>) {
     let now = work.seen.now;
@@ -108,6 +108,14 @@ fn containers(work: &mut Work<'_>) {
             return;
         }
         wanted.extend(regular);
+    }
+    if freezing::still(work) {
+        // What is asked for by now is what it runs: another image is seen when it goes on.
+        for view in &views {
+            let part = work.memory.part(view.unit.name());
+            part.asked = part.asked.take().or_else(|| view.unit.spec.image.clone());
+        }
+        return;
     }
     for view in &views {
         redefined(work, view);
@@ -231,6 +239,7 @@ fn unhealthy(work: &mut Work<'_>, view: &View<'_>) {
 pub(super) fn probe(work: &mut Work<'_>) {
     let now = work.seen.now;
     let ends = work.memory.ending.is_some();
+    let (still, frozen) = (freezing::still(work), freezing::frozen(work));
     for view in work.views.clone() {
         let Some(attempt) = view.running() else { continue };
         let part = work.memory.part(view.unit.name()).clone();
@@ -254,15 +263,20 @@ pub(super) fn probe(work: &mut Work<'_>) {
             let it = entry.or_insert_with(|| {
                 let known = match kind {
                     Probe::Startup => shown.and_then(|it| it.started).filter(|it| *it),
-                    Probe::Readiness => shown.map(|it| it.ready).filter(|it| *it),
+                    Probe::Readiness => shown.map(|it| it.ready).filter(|it| *it && !frozen),
                     Probe::Liveness => None,
                 };
                 Probing::new(&attempt.id, first, known)
             });
-            if it.id != attempt.id {
+            // Who stood still is probed anew. That he has started once stays true.
+            let starts_over = frozen && !(kind == Probe::Startup && it.result == Some(true));
+            if it.id != attempt.id || starts_over {
                 *it = Probing::new(&attempt.id, first, None);
             }
             it.hold |= kind == Probe::Startup && it.result == Some(true);
+            if still {
+                continue;
+            }
             let started = view.started(work.memory.parts.get(name));
             let it = work.memory.part(name).probes.get_mut(&kind);
             let Some(it) = it.filter(|it| !it.hold && !it.busy && (started || kind == Probe::Startup)) else {

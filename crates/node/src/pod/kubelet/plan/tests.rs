@@ -1,5 +1,6 @@
 //! Stories of one pod, told by plans alone: what is done is done at once, and every word of it is written down.
 
+mod freezing;
 mod life;
 mod probing;
 mod starting;
@@ -39,6 +40,8 @@ pub(super) struct Story {
     pub hanging: BTreeSet<String>,
     /// What probes find; without a word they pass.
     pub probes: BTreeMap<(String, Probe), Option<bool>>,
+    /// Nothing can be frozen or thawed.
+    pub stuck: bool,
     /// What images say of how to end.
     pub stop_signals: BTreeMap<String, i32>,
 }
@@ -69,6 +72,7 @@ impl Story {
             deaf: BTreeSet::new(),
             hanging: BTreeSet::new(),
             probes: BTreeMap::new(),
+            stuck: false,
             stop_signals: BTreeMap::new(),
         }
     }
@@ -142,7 +146,7 @@ impl Story {
                     ..PodConfig::default()
                 };
                 let address = Some([10, 1, 0, 2].into());
-                self.state = Some(PodState { config, alive: true, address, created: now, containers });
+                self.state = Some(PodState { config, alive: true, frozen: false, address, created: now, containers });
                 self.memory.create.ended(false, now);
             }
             Action::Start { container, attempt } => {
@@ -177,6 +181,14 @@ impl Story {
                 said.push(format!("kill {container}"));
                 self.exit(&container, 137);
                 self.memory.killed(&container, true, now);
+            }
+            Action::Freeze | Action::Thaw => {
+                let frozen = action == Action::Freeze;
+                said.push(if frozen { "freeze" } else { "thaw" }.into());
+                if !self.stuck {
+                    self.state.as_mut().unwrap().frozen = frozen;
+                }
+                self.memory.turned(!self.stuck, now);
             }
             Action::Probe { container, kind, id } => {
                 let passed = self.probes.get(&(container.clone(), kind)).copied().unwrap_or(Some(true));

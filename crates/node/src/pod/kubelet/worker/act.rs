@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::labels::FROZEN;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, PodStatus, Probe};
 use kit::Shutdown;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
@@ -61,6 +62,8 @@ pub(super) enum Outcome {
         container: String,
         done: bool,
     },
+    /// Frozen, or thawed.
+    Turned(bool),
     Probed {
         container: String,
         kind: Kind,
@@ -159,6 +162,8 @@ impl<W: World> Acting<'_, W> {
             Ok(_) => created(),
             Err(error) => {
                 let (reason, message) = match error {
+                    // It is started when the pod goes on.
+                    StartError::Frozen(_) => return Outcome::Cancelled { container },
                     StartError::Command(message) => ("RunContainerError", message),
                     StartError::SubPath(volume) => (
                         "CreateContainerConfigError",
@@ -280,6 +285,21 @@ impl<W: World> Acting<'_, W> {
         Outcome::Killed { container, done: done.is_ok() }
     }
 
+    pub(super) async fn freeze(self, frozen: bool) -> Outcome {
+        let done = self.inner.world.freeze(self.uid(), frozen).await;
+        let (warning, reason, message) = match (&done, frozen) {
+            (Ok(()), true) => {
+                let message = format!("Froze all containers, as the annotation {FROZEN} says");
+                (false, "Frozen", message)
+            }
+            (Ok(()), false) => (false, "Thawed", "All containers go on".to_owned()),
+            (Err(error), true) => (true, "FailedFreeze", format!("error freezing pod: {}", kit::chain(error))),
+            (Err(error), false) => (true, "FailedThaw", format!("error thawing pod: {}", kit::chain(error))),
+        };
+        self.note(warning, reason, message, None);
+        Outcome::Turned(done.is_ok())
+    }
+
     pub(super) async fn probe(
         self,
         container: Container,
@@ -287,6 +307,7 @@ impl<W: World> Acting<'_, W> {
         kind: Kind,
         id: String,
         address: Option<IpAddr>,
+        cancel: &Shutdown,
     ) -> Outcome {
         let spec = match kind {
             Kind::Startup => &container.startup_probe,
@@ -294,7 +315,12 @@ impl<W: World> Acting<'_, W> {
             Kind::Readiness => &container.readiness_probe,
         };
         let spec = Box::new(spec.clone().unwrap_or_default());
-        let found = probes::probe(&self.target(&container, address), &spec).await;
+        let target = self.target(&container, address);
+        let found = tokio::select! {
+            found = probes::probe(&target, &spec) => found,
+            // What it would find now says nothing of the container.
+            () = cancel.begun() => return Outcome::Probed { container: container.name, kind, id, spec, passed: None },
+        };
         let path = path(&container, unit);
         let kind_name = kind.name();
         let passed = match found {

@@ -49,6 +49,8 @@ pub(super) struct Task<'a, W: World> {
     patience: Option<Timestamp>,
     config: Option<PodConfig>,
     cancel: Shutdown,
+    /// Given up by probes when the pod is frozen.
+    probes: Shutdown,
     changes: Option<watch::Receiver<u64>>,
     /// Somebody looks whether what the pod was given is still right.
     guarded: bool,
@@ -74,6 +76,7 @@ impl<'a, W: World> Task<'a, W> {
             patience: None,
             config: None,
             cancel: Shutdown::new(),
+            probes: Shutdown::new(),
             changes: None,
             guarded: false,
             stale: false,
@@ -266,9 +269,15 @@ impl<'a, W: World> Task<'a, W> {
             }
             Action::Signal { container, signal } => async move { acting.signal(container, signal).await }.boxed(),
             Action::Kill { container } => async move { acting.kill(container).await }.boxed(),
+            Action::Freeze => {
+                std::mem::replace(&mut self.probes, Shutdown::new()).begin();
+                async move { acting.freeze(true).await }.boxed()
+            }
+            Action::Thaw => async move { acting.freeze(false).await }.boxed(),
             Action::Probe { container: name, kind, id } => {
                 let Some((spec, _, unit)) = container(&name) else { return };
-                async move { acting.probe(spec, unit, kind, id, address).await }.boxed()
+                let cancel = self.probes.clone();
+                async move { acting.probe(spec, unit, kind, id, address, &cancel).await }.boxed()
             }
             Action::Stop => async move { acting.stop().await }.boxed(),
             Action::Remove => async move { acting.remove().await }.boxed(),
@@ -351,6 +360,7 @@ impl<'a, W: World> Task<'a, W> {
             Outcome::PreStopped { container } => memory.pre_stopped(&container),
             Outcome::Signalled => {}
             Outcome::Killed { container, done } => memory.killed(&container, done, now),
+            Outcome::Turned(done) => memory.turned(done, now),
             Outcome::Probed { container, kind, id, spec, passed } => {
                 memory.probed(&container, kind, &id, &spec, passed, now);
             }

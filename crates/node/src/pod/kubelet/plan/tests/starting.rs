@@ -226,7 +226,8 @@ fn ephemeral_containers_are_started_once_beside_what_runs() {
 fn nothing_is_started_before_its_pod_is_whole() {
     let mut it = pod("Always", json!([c("c")]));
     let config = PodConfig::default();
-    it.state = Some(PodState { config, alive: true, address: None, created: it.now, containers: Vec::new() });
+    it.state =
+        Some(PodState { config, alive: true, frozen: false, address: None, created: it.now, containers: Vec::new() });
     it.memory.admitted = true;
     it.memory.volumes.ended(false, it.now);
     it.memory.create.busy = true;
