@@ -32,6 +32,11 @@ use crate::sys::{self, Fork};
 
 /// Bytes that are kept of a container's last words.
 const WORDS: u64 = 4096;
+/// What of [`Order`] a shim understands that was made by this program. One that hears anything else takes its node for
+/// broken.
+pub(crate) const GENERATION: u32 = 1;
+/// The first that knows [`Order::Usage`].
+pub(crate) const TELLS_USAGE: u32 = 1;
 /// Where volumes, last words and shared memory are, in the shim's own mount namespace.
 pub(super) const VOLUMES: &str = "pod/vol";
 pub(super) const MESSAGES: &str = "pod/msg";
@@ -88,6 +93,10 @@ pub(crate) enum Order {
     /// The answer brings a socket in the pod's network, which is neither bound nor connected.
     Socket {
         kind: Socket,
+    },
+    /// The answer says how much a container has written to its root.
+    Usage {
+        key: String,
     },
     /// All containers that were not forgotten.
     State,
@@ -180,6 +189,10 @@ pub(crate) enum Said {
     },
     /// Descriptor: the terminal.
     Terminal,
+    /// Bytes.
+    Used {
+        bytes: u64,
+    },
     /// Descriptor: a file with a [`Record`] for each.
     Containers,
     Refused(Refusal),
@@ -480,6 +493,7 @@ impl Shim<'_> {
                 return reply(answer, &Said::Done, &[&socket]);
             }
             Order::Socket { kind } => return reply(answer, &Said::Done, &[&open(kind)?]),
+            Order::Usage { key } => return self.usage(&key, answer),
             Order::State => {
                 let records = self.processes.iter().filter_map(|(key, it)| {
                     let tag = it.container.as_ref()?.tag.clone();
@@ -526,6 +540,22 @@ impl Shim<'_> {
         use rustix::thread::ThreadNameSpaceType as Type;
         match through(&container.pidfd, Type::PROCESS_ID | Type::MOUNT, 0, None)? {
             Fork::Child => sentry::signal(command, &process.pidfd, signal),
+            Fork::Parent { .. } => Ok(()),
+        }
+    }
+
+    /// Asks the file system that the container's root is written to, which only its mount namespace has.
+    fn usage(&self, key: &str, answer: &OwnedFd) -> Result<(), Refusal> {
+        let process = self.processes.get(key).filter(|it| it.ended.is_none()).ok_or(Refusal::Gone)?;
+        match through(&process.pidfd, rustix::thread::ThreadNameSpaceType::MOUNT, 0, None)? {
+            Fork::Child => {
+                let said = match rustix::fs::statvfs("/").step(|| "look at a root".into()) {
+                    Ok(it) => Said::Used { bytes: it.f_blocks.saturating_sub(it.f_bfree).saturating_mul(it.f_frsize) },
+                    Err(failure) => Said::Refused(failure.into()),
+                };
+                let _ = message::send(answer.as_fd(), &said, &[]);
+                sys::exit_now(0)
+            }
             Fork::Parent { .. } => Ok(()),
         }
     }

@@ -184,8 +184,21 @@ impl Here {
         upkeep::used(pod, |container| self.runtime.usage(uid, Some(container))?.memory)
     }
 
-    pub(super) async fn overfull(&self, pod: &Pod) -> Option<String> {
-        self.given.overfull(pod, &self.runtime.dir(pod.metadata.uid.as_deref().unwrap_or_default())).await
+    /// The message with which a pod is evicted that stores more than it may. `whole`: its volumes are looked through, too.
+    pub(super) async fn overfull(&self, pod: &Pod, whole: bool) -> Option<String> {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let dir = self.runtime.dir(uid);
+        if whole && let Some(message) = self.given.overfull(pod, &dir).await {
+            return Some(message);
+        }
+        if !kubelet::is_bounded(pod) {
+            return None;
+        }
+        let volumes = if whole { self.given.stored(pod, &dir).await } else { 0 };
+        let all =
+            upkeep::containers(pod).map(|it| async { (it.name.clone(), self.runtime.stored(uid, &it.name).await) });
+        let used = futures::future::join_all(all).await.into_iter().collect();
+        kubelet::oversized(pod, &used, volumes)
     }
 
     pub(super) async fn collect_images(&self, pods: &[Arc<Pod>]) -> io::Result<()> {

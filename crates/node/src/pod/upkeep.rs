@@ -4,12 +4,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use futures::StreamExt;
 use jiff::SignedDuration;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use kit::Clock;
 
 use super::here::Here;
-use super::kubelet::{Kubelet, Pressure, Used, candidate, is_over};
+use super::kubelet::{Kubelet, Pressure, Used, candidate, is_critical, is_over};
 use crate::projection::available_memory;
 
 /// As a kubelet looks at its machine. It is the kernel that acts at once.
@@ -17,6 +18,8 @@ const LOOK: SignedDuration = SignedDuration::from_secs(10);
 /// Looks after which whole directories are counted, and images.
 const VOLUMES: u64 = 6;
 const IMAGES: u64 = 30;
+/// Pods that are looked at at the same time: one that does not answer holds up few.
+const AT_ONCE: usize = 4;
 /// Bytes of memory of which less is too little, as a kubelet has it.
 const MEMORY: u64 = 100 << 20;
 
@@ -31,15 +34,19 @@ pub(super) async fn keep(here: Arc<Here>, kubelet: Kubelet<Here>, clock: Clock) 
             let stays = |it: &&Arc<Pod>| !is_over(it) && it.metadata.deletion_timestamp.is_none();
             let used = pods.iter().filter(stays).map(|it| (&**it, here.memory(it)));
             if let Some((pod, message)) = candidate(used, pressure) {
-                evict(&kubelet, pod, message);
+                evict(&kubelet, pod, message, true);
             }
         }
-        if round.is_multiple_of(VOLUMES) {
-            for pod in pods.iter().filter(|it| !is_over(it)) {
-                if let Some(message) = here.overfull(pod).await {
-                    evict(&kubelet, pod, message);
-                }
-            }
+        let whole = round.is_multiple_of(VOLUMES);
+        let live: Vec<_> = pods.iter().filter(|it| !is_over(it) && !is_critical(it)).cloned().collect();
+        let looks = live.into_iter().map(|pod| {
+            let here = here.clone();
+            async move { here.overfull(&pod, whole).await.map(|message| (pod, message)) }
+        });
+        let over: Vec<_> = futures::stream::iter(looks).buffer_unordered(AT_ONCE).collect().await;
+        for (pod, message) in over.into_iter().flatten() {
+            // It has itself to blame.
+            evict(&kubelet, &pod, message, false);
         }
         if round.is_multiple_of(IMAGES)
             && let Err(error) = here.collect_images(&pods).await
@@ -49,9 +56,9 @@ pub(super) async fn keep(here: Arc<Here>, kubelet: Kubelet<Here>, clock: Clock) 
     }
 }
 
-fn evict(kubelet: &Kubelet<Here>, pod: &Pod, message: String) {
+fn evict(kubelet: &Kubelet<Here>, pod: &Pod, message: String, disruption: bool) {
     tracing::info!(pod = pod.metadata.name, namespace = pod.metadata.namespace, message, "evicting a pod");
-    kubelet.evict(pod.metadata.uid.as_deref().unwrap_or_default(), message);
+    kubelet.evict(pod.metadata.uid.as_deref().unwrap_or_default(), message, disruption);
 }
 
 /// The images that the containers of these pods have, as their statuses name them.
@@ -63,8 +70,11 @@ pub(super) fn used_images(pods: &[Arc<Pod>]) -> BTreeSet<&str> {
     statuses.map(|it| it.image_id.as_str()).filter(|it| !it.is_empty()).collect()
 }
 
+pub(super) fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
+    pod.spec.iter().flat_map(|it| it.containers.iter().chain(it.init_containers.iter().flatten()))
+}
+
 /// What the containers of a pod use of something.
 pub(super) fn used(pod: &Pod, of: impl Fn(&str) -> Option<u64>) -> Used {
-    let names = pod.spec.iter().flat_map(|it| it.containers.iter().chain(it.init_containers.iter().flatten()));
-    names.filter_map(|it| Some((it.name.clone(), of(&it.name)?))).collect()
+    containers(pod).filter_map(|it| Some((it.name.clone(), of(&it.name)?))).collect()
 }

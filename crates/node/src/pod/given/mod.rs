@@ -255,6 +255,15 @@ impl Given {
         locked(&self.0.pods).remove(uid);
     }
 
+    /// Bytes that a pod's own volumes on the disk hold. Reads whole directories, as [`Self::overfull`] does.
+    pub(crate) async fn stored(&self, pod: &Pod, dir: &Path) -> u64 {
+        let all = volumes::on_disk(pod, dir);
+        let measured = tokio::task::spawn_blocking(move || {
+            all.iter().filter_map(|it| ownership::usage(it).ok()).fold(0, u64::saturating_add)
+        });
+        measured.await.unwrap_or_default()
+    }
+
     /// The message with which a kubelet evicts a pod whose volumes on the disk hold more than they may. Reads whole
     /// directories: for every minute, not for every second.
     pub(crate) async fn overfull(&self, pod: &Pod, dir: &Path) -> Option<String> {

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Container, Pod, Volume as Wanted};
+use k8s_openapi::api::core::v1::{Container, EmptyDirVolumeSource, Pod, Volume as Wanted};
 
 use super::disks::{self, Unbound};
 use super::objects::{ObjectKind, Seen, locked};
@@ -364,11 +364,20 @@ fn normal(path: &str) -> PathBuf {
     out
 }
 
+/// The empty directories that a pod was given on the disk.
+pub(super) fn on_disk(pod: &Pod, dir: &Path) -> Vec<PathBuf> {
+    let empty = |it: &&Wanted| it.empty_dir.as_ref().is_some_and(is_on_disk) && is_name(&it.name);
+    used(pod).into_iter().filter(empty).map(|it| dir.join("volumes").join(&it.name)).collect()
+}
+
+fn is_on_disk(empty: &EmptyDirVolumeSource) -> bool {
+    empty.medium.as_deref().unwrap_or_default().is_empty()
+}
+
 /// The volumes on the disk with a bound: name, directory, bytes, and the bound as it was written.
 pub(super) fn limited(pod: &Pod, dir: &Path) -> Vec<(String, PathBuf, u64, String)> {
     let bound = |it: &&Wanted| {
-        let empty = it.empty_dir.as_ref().filter(|it| it.medium.as_deref().unwrap_or_default().is_empty())?;
-        let limit = empty.size_limit.as_ref()?;
+        let limit = it.empty_dir.as_ref().filter(|it| is_on_disk(it))?.size_limit.as_ref()?;
         let most = quantity::value(limit).and_then(|it| u64::try_from(it).ok()).filter(|it| *it > 0)?;
         is_name(&it.name).then(|| (it.name.clone(), dir.join("volumes").join(&it.name), most, limit.0.clone()))
     };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 
 use super::spec;
 use crate::pod::given::value;
@@ -69,6 +69,60 @@ fn message(pod: &Pod, used: &Used, pressure: Pressure) -> String {
     all
 }
 
+const STORAGE: &str = "ephemeral-storage";
+
+fn storage_limit(container: &Container) -> Option<(u64, &str)> {
+    let limit = container.resources.as_ref()?.limits.as_ref()?.get(STORAGE)?;
+    let bytes = value(limit).and_then(|it| u64::try_from(it).ok()).filter(|it| *it > 0)?;
+    Some((bytes, &limit.0))
+}
+
+/// Whether a container of the pod may store so much and no more.
+pub(crate) fn is_bounded(pod: &Pod) -> bool {
+    spec::units(pod).iter().any(|it| storage_limit(&it.spec).is_some())
+}
+
+/// What a pod's containers may store together, as Kubernetes adds it up: who has no limit adds nothing.
+fn storage_of_all(units: &[spec::Unit<'_>]) -> Option<(u64, String)> {
+    let (mut all, mut sidecars, mut first) = (0_u64, 0_u64, 0_u64);
+    let mut texts = Vec::new();
+    for it in units.iter().filter(|it| it.kind != spec::Kind::Ephemeral) {
+        let Some((bytes, text)) = storage_limit(&it.spec) else { continue };
+        texts.push(text);
+        match it.kind {
+            spec::Kind::Init => first = first.max(sidecars.saturating_add(bytes)),
+            spec::Kind::Sidecar => {
+                sidecars = sidecars.saturating_add(bytes);
+                all = all.saturating_add(bytes);
+                first = first.max(sidecars);
+            }
+            _ => all = all.saturating_add(bytes),
+        }
+    }
+    let text = match texts.as_slice() {
+        [] => return None,
+        [one] => (*one).to_owned(),
+        _ => quantity(all.max(first)),
+    };
+    Some((all.max(first), text))
+}
+
+/// What the status of a pod says that stores more than its containers may: `used` is what each has written to its root and
+/// printed, `volumes` what its volumes on the disk hold. In a kubelet's words, of which the last is a blank.
+pub(crate) fn oversized(pod: &Pod, used: &Used, volumes: u64) -> Option<String> {
+    let units = spec::units(pod);
+    let (most, text) = storage_of_all(&units)?;
+    if used.values().fold(volumes, |sum, it| sum.saturating_add(*it)) > most {
+        return Some(format!("Pod ephemeral local storage usage exceeds the total limit of containers {text}. "));
+    }
+    let regular = units.iter().filter(|it| it.kind == spec::Kind::Regular);
+    regular.into_iter().find_map(|it| {
+        let (name, (most, text)) = (it.name(), storage_limit(&it.spec)?);
+        (used.get(name).is_some_and(|it| *it > most))
+            .then(|| format!("Container {name} exceeded its local ephemeral storage limit {text:?}. "))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -106,5 +160,46 @@ mod tests {
             "The node was low on resource: memory. Threshold quantity: 100Mi, available: 50Mi. Container c was using 30Mi, \
              request is 10Mi, has larger consumption of memory. "
         );
+    }
+
+    #[test]
+    fn who_stores_more_than_it_may_is_told_so() {
+        let limit = |it: &str| json!({"limits": {"ephemeral-storage": it}});
+        let pod = |init: serde_json::Value, all: &[(&str, Option<&str>)]| -> Pod {
+            let one = |(name, most): &(&str, Option<&str>)| json!({"name": name, "resources": most.map(limit)});
+            let spec = json!({"initContainers": init, "containers": all.iter().map(one).collect::<Vec<_>>()});
+            serde_json::from_value(json!({"spec": spec})).unwrap()
+        };
+        let whole =
+            |most: &str| format!("Pod ephemeral local storage usage exceeds the total limit of containers {most}. ");
+        let own =
+            |name: &str, most: &str| format!("Container {name} exceeded its local ephemeral storage limit {most:?}. ");
+        let one = || pod(json!([]), &[("a", Some("5Mi"))]);
+        let beside = || pod(json!([]), &[("a", Some("5Mi")), ("b", None)]);
+        let two = || pod(json!([]), &[("a", Some("5Mi")), ("b", Some("10Mi"))]);
+        let first = || {
+            let sidecar = json!({"name": "s", "restartPolicy": "Always", "resources": limit("1Mi")});
+            let init = json!({"name": "i", "resources": limit("20Mi")});
+            pod(json!([sidecar, init]), &[("a", Some("5Mi"))])
+        };
+        // What containers have, and volumes.
+        let table = [
+            (one(), [5 << 20, 0], 0, None),
+            (one(), [(5 << 20) + 1, 0], 0, Some(whole("5Mi"))),
+            (one(), [4 << 20, 0], 2 << 20, Some(whole("5Mi"))),
+            (beside(), [0, 6 << 20], 0, Some(whole("5Mi"))),
+            (two(), [6 << 20, 0], 0, Some(own("a", "5Mi"))),
+            (two(), [6 << 20, 10 << 20], 0, Some(whole("15Mi"))),
+            (two(), [5 << 20, 9 << 20], 1 << 20, None),
+            (first(), [6 << 20, 0], 0, Some(own("a", "5Mi"))),
+            (first(), [5 << 20, 0], 17 << 20, Some(whole("21Mi"))),
+            (pod(json!([]), &[("a", None)]), [9 << 30, 0], 0, None),
+            (pod(json!([]), &[("a", Some("0"))]), [9 << 30, 0], 0, None),
+        ];
+        for (pod, [a, b], volumes, is) in table {
+            let used = Used::from([("a".to_owned(), a), ("b".to_owned(), b)]);
+            assert_eq!(oversized(&pod, &used, volumes), is, "{pod:?}");
+        }
+        assert!(is_bounded(&first()) && !is_bounded(&pod(json!([]), &[("a", None)])));
     }
 }

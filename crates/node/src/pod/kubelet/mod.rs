@@ -19,7 +19,7 @@ mod status;
 mod worker;
 mod world;
 
-pub(crate) use eviction::{Pressure, Used, candidate};
-pub(crate) use spec::{is_over, plain};
+pub(crate) use eviction::{Pressure, Used, candidate, is_bounded, oversized};
+pub(crate) use spec::{is_critical, is_over, plain};
 pub(crate) use worker::{Kubelet, Options, start};
 pub(crate) use world::{Download, Found, Looking, Node, Ran, Refused, Wire, World};

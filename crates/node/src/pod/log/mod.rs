@@ -183,6 +183,12 @@ impl Log {
         Ok(Self { shared: Arc::new(shared) })
     }
 
+    /// Bytes of all logs in a directory. What cannot be read is not counted.
+    pub(crate) fn size(dir: &Path) -> u64 {
+        let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        files.filter_map(|it| it.metadata().ok()).map(|it| it.len()).fold(0, u64::saturating_add)
+    }
+
     /// Takes what a container printed, in whatever pieces it comes, and writes the lines that are whole.
     pub(crate) fn write(&self, stream: Stream, bytes: &[u8]) {
         let shared = &self.shared;

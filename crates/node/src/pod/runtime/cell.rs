@@ -40,6 +40,8 @@ pub(super) struct Live {
     pub boot: String,
     pub slot: Option<u32>,
     pub process: Option<Process>,
+    /// Which orders the shim understands.
+    pub generation: u32,
     pub pidfd: Option<Arc<OwnedFd>>,
     pub link: Option<Link>,
     pub running: BTreeMap<String, Arc<Running>>,
@@ -52,6 +54,9 @@ pub(super) struct Note {
     pub boot: String,
     pub slot: Option<u32>,
     pub process: Option<Process>,
+    /// Of the shim.
+    #[serde(default)]
+    pub generation: u32,
     pub state: PodState,
 }
 
@@ -110,6 +115,7 @@ impl Cell {
             boot: note.boot,
             slot: note.slot,
             process: note.process,
+            generation: note.generation,
             pidfd: None,
             link: None,
             running: BTreeMap::new(),
@@ -173,8 +179,13 @@ impl Cell {
         let _alone = self.noting.lock().unwrap_or_else(PoisonError::into_inner);
         let text = {
             let live = self.live();
-            let note =
-                Note { boot: live.boot.clone(), slot: live.slot, process: live.process, state: live.state.clone() };
+            let note = Note {
+                boot: live.boot.clone(),
+                slot: live.slot,
+                process: live.process,
+                generation: live.generation,
+                state: live.state.clone(),
+            };
             serde_json::to_vec(&note)?
         };
         crate::state::replace(&self.dir, &text)

@@ -86,6 +86,14 @@ impl Link {
         }
     }
 
+    /// Bytes that a container has written to its root.
+    pub(super) async fn usage(&self, key: &str) -> Result<u64, StartError> {
+        match self.answer(&Order::Usage { key: key.to_owned() }, &[]).await? {
+            (Said::Used { bytes }, _) => Ok(bytes),
+            _ => Err(rubbish().into()),
+        }
+    }
+
     /// The streams of a container that runs. One with a terminal has one that is no pipe.
     pub(super) async fn streams(&self, key: &str, tty: bool) -> Result<Started, StartError> {
         match self.answer(&Order::Streams { key: key.to_owned() }, &[]).await? {

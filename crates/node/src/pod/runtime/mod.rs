@@ -36,7 +36,7 @@ use crate::doctor::Finding;
 use crate::engine::{Engine, Ids, blocking};
 use crate::fault::point;
 use crate::image::Images;
-use crate::launcher::shim::{Command, Order, Socket};
+use crate::launcher::shim::{Command, Order, Socket, TELLS_USAGE};
 use crate::{Error, sys};
 
 /// How long the processes of a container may take to be gone once they are killed.
@@ -193,6 +193,20 @@ impl Runtime {
             oom_kills: usage.oom_kills,
             workspace: None,
         })
+    }
+
+    /// Bytes on the disk, as its user sees it, that a container has: what it has written to its root, which nobody has to
+    /// read for that, and its logs.
+    pub(crate) async fn stored(&self, uid: &str, container: &str) -> u64 {
+        let logs = self.dir(uid).join("logs").join(container);
+        let logs = blocking(move || Log::size(&logs)).await.unwrap_or_default();
+        let Ok((cell, running)) = self.running(uid, container) else { return logs };
+        if cell.live().generation < TELLS_USAGE {
+            return logs;
+        }
+        let Ok(link) = cell.link() else { return logs };
+        // One that ends meanwhile has nothing any more.
+        logs.saturating_add(link.usage(&running.key).await.unwrap_or_default())
     }
 
     /// Sends a signal to a container's first process.

@@ -1,5 +1,6 @@
 //! How pods and containers come to be, and what is done when they end.
 
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::{Arc, Weak};
@@ -16,7 +17,7 @@ use crate::engine::pods::Seat;
 use crate::engine::{Engine, Ids, blocking};
 use crate::fault::point;
 use crate::launcher::message::DESCRIPTORS;
-use crate::launcher::shim::{Container, Ended, News, Order, Pod};
+use crate::launcher::shim::{self, Container, Ended, News, Order, Pod};
 use crate::launcher::{self, Rlimit, Start, Status, Trees};
 use crate::pod::log::{Log, Rotation, Stream};
 use crate::pod::{
@@ -29,6 +30,9 @@ use crate::{Error, sys};
 const SHM: u64 = 64 << 20;
 /// Bytes that a container may write outside its volumes when nothing is said.
 const LAYER: u64 = 1 << 30;
+/// Beyond a limit of what it may write there is this much: so that who exceeds it is ended for it, as a kubelet does, and
+/// who writes faster than that is seen comes to an end all the same.
+const SLACK: RangeInclusive<u64> = 16 << 20..=64 << 20;
 /// Processes and threads of a container when nothing is said.
 const PIDS: u32 = 8192;
 /// How long what a container has written may take to be read once it has ended: somebody else may have its pipes.
@@ -53,7 +57,7 @@ impl Runtime {
                 let containers = Vec::new();
                 let config = config.clone();
                 let state = PodState { config, alive: false, frozen: false, address: None, created: now, containers };
-                let note = Note { boot: engine.boot.clone(), slot: None, process: None, state };
+                let note = Note { boot: engine.boot.clone(), slot: None, process: None, generation: 0, state };
                 Arc::new(Cell::new(&uid, dir.clone(), note))
             };
             cells.entry(uid.clone()).or_insert_with(new).clone()
@@ -138,6 +142,7 @@ impl Runtime {
             live.boot = engine.boot.clone();
             live.slot = seat.slot;
             live.process = Some(process);
+            live.generation = shim::GENERATION;
             live.pidfd = Some(pidfd.clone());
             live.state.created = engine.clock.now();
             // Whatever there was before, was in another shim.
@@ -411,7 +416,7 @@ impl Runtime {
             hostname: pod.hostname.clone(),
             hosts,
             resolv: pod.resolv.clone(),
-            layer: config.limits.disk.unwrap_or(LAYER),
+            layer: config.limits.disk.map_or(LAYER, with_slack),
             mounts: config.mounts.clone(),
             user: config.user,
             group: config.group,
@@ -466,6 +471,11 @@ pub(super) async fn finish(engine: &Engine, cell: &Arc<Cell>, running: &Running,
     if running.exit.borrow().is_none() {
         cell.ended(running, exit);
     }
+}
+
+/// Bytes of the layer of a container with this limit.
+fn with_slack(limit: u64) -> u64 {
+    limit.saturating_add((limit / 10).clamp(*SLACK.start(), *SLACK.end()))
 }
 
 /// As a shell tells it.

@@ -243,6 +243,29 @@ async fn a_container_sees_its_own_limits_and_its_own_network() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_container_has_stored_is_known_and_has_an_end() {
+    let place = Place::open().await;
+    place.pod("one", |_| {}).await;
+    let limits = wire::node::Limits { disk: Some(5 << 20), ..Default::default() };
+    let script = "head -c 65536 /dev/zero | tr '\\0' x; echo; exec sleep 1000";
+    place.start("one", ContainerConfig { limits, ..container("c", script) }).await;
+    assert_eq!(place.exec("one", "c", "head -c 10M /dev/zero > /tmp/a").await.0, 0);
+    while place.printed("one", "c", 0).await.len() < 65536 {
+        tokio::task::yield_now().await;
+    }
+    let stored = place.runtime.stored("one", "c").await;
+    assert!(((10 << 20) + 65536..11 << 20).contains(&stored), "{stored}");
+    let (code, wrote) = place.exec("one", "c", "head -c 30M /dev/zero > /b; stat -c %s /b").await;
+    let wrote: u64 = wrote.trim().parse().unwrap();
+    assert!(code == 0 && wrote > 10 << 20 && wrote < 12 << 20, "16 MiB above the limit there is no more: {wrote}");
+    place.runtime.kill("one", "c").await.unwrap();
+    place.end("one", "c", 0).await;
+    let logs = place.runtime.stored("one", "c").await;
+    assert!((65536..1 << 20).contains(&logs), "{logs}");
+    place.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_executed_is_said() {
     let place = Place::open().await;
     place.refuses_commands("one", Kernel::Machine).await;

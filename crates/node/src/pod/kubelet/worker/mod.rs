@@ -138,9 +138,9 @@ impl<W: World> Kubelet<W> {
         self.pods().values().filter_map(|it| it.told.borrow().pod.clone()).collect()
     }
 
-    /// Ends a pod for the node's sake: its phase becomes Failed, reason `Evicted`.
-    pub(crate) fn evict(&self, uid: &str, message: String) {
-        let order = Ending::Failed { reason: "Evicted".to_owned(), message, grace: Some(1), disruption: true };
+    /// Ends a pod for the node's sake: its phase becomes Failed, reason `Evicted`. `disruption`: it is no fault of its own.
+    pub(crate) fn evict(&self, uid: &str, message: String, disruption: bool) {
+        let order = Ending::Failed { reason: "Evicted".to_owned(), message, grace: Some(1), disruption };
         self.order(uid, order);
     }
 

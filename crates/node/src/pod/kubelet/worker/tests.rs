@@ -396,7 +396,7 @@ async fn the_node_may_refuse_and_evict_and_a_strangers_status_is_set_right() {
         house.until("p", right).await;
     }
 
-    kubelet.evict(spec::uid(&pod), "The node was low on resource: memory. ".to_owned());
+    kubelet.evict(spec::uid(&pod), "The node was low on resource: memory. ".to_owned(), true);
     let evicted = house.until("p", over).await.pop().unwrap().status.unwrap();
     assert_eq!(evicted.reason.as_deref(), Some("Evicted"));
     let target = evicted.conditions.unwrap().into_iter().find(|it| it.type_ == "DisruptionTarget").unwrap();
