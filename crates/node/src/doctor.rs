@@ -161,11 +161,11 @@ impl Tried {
             bit("landlock", Works::LANDLOCK, "a domain held", "no Landlock: boot with lsm=landlock,… (Linux 5.13)"),
             match &self.quota {
                 Ok(()) => {
-                    let why = "hard: a workspace is a file system in a file".into();
+                    let why = "hard: a workspace, or the volume of a claim, is a file system in a file".into();
                     Finding { name: "quota", ok: true, why }
                 }
                 Err(why) => {
-                    let why = format!("a workspace's size is only counted: {why}");
+                    let why = format!("a workspace's size is only counted, that of a claim only said: {why}");
                     Finding { name: "quota", ok: false, why }
                 }
             },
@@ -336,7 +336,7 @@ impl Lab {
         if !is_root() {
             return Err("only root can mount one. Run as root for a hard bound".into());
         }
-        let formatter = Formatter::find(self.program.join("templates"));
+        let formatter = Formatter::find(self.program.join("templates"), 0o755, None);
         let formatter = formatter.ok_or("there is no mkfs.ext4: install e2fsprogs")?;
         let source = self.program.join("workspace");
         fs::create_dir_all(&source).map_err(|error| error.to_string())?;

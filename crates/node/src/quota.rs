@@ -1,8 +1,8 @@
-//! File systems in files, by which a workspace is bounded.
+//! File systems in files, by which workspaces and claims' volumes are bounded.
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -19,16 +19,19 @@ pub(crate) const LEAST: u64 = 16 << 20;
 pub(crate) struct Formatter {
     program: PathBuf,
     templates: PathBuf,
+    /// Of the directory that is shown: who may write to it, and to whom it belongs.
+    mode: u32,
+    owner: Option<u32>,
     /// One format at a time.
     work: tokio::sync::Mutex<()>,
 }
 
 impl Formatter {
-    /// `None` where there is no mkfs.ext4. `templates`: a directory of ours.
-    pub(crate) fn find(templates: PathBuf) -> Option<Self> {
+    /// `None` where there is no mkfs.ext4. `templates`: a directory of ours, for this mode and owner alone.
+    pub(crate) fn find(templates: PathBuf, mode: u32, owner: Option<u32>) -> Option<Self> {
         let places = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
         let program = places.iter().map(|it| Path::new(it).join("mkfs.ext4")).find(|it| it.exists())?;
-        Some(Self { program, templates, work: tokio::sync::Mutex::default() })
+        Some(Self { program, templates, mode, owner, work: tokio::sync::Mutex::default() })
     }
 
     /// Whether a workspace is, or now becomes, a file system of at most `bytes`. One that has files already, made where
@@ -47,7 +50,7 @@ impl Formatter {
         if entries.next().is_some() {
             return Ok(false);
         }
-        let template = self.template(bytes.max(LEAST).next_multiple_of(1 << 20)).await?;
+        let template = self.template(rounded(bytes)).await?;
         let copied = tokio::task::spawn_blocking(move || {
             let copy = fs::OpenOptions::new().write(true).create_new(true).open(&new)?;
             if !launcher::mark(&copy) {
@@ -60,6 +63,15 @@ impl Formatter {
         copied.map_err(Error::disk(format!("make a file system in {}", workspace.display())))
     }
 
+    fn shown(&self, files: &Path) -> io::Result<()> {
+        fs::create_dir_all(files)?;
+        fs::set_permissions(files, fs::Permissions::from_mode(self.mode))?;
+        match self.owner {
+            Some(owner) => std::os::unix::fs::chown(files, Some(owner), Some(owner)),
+            None => Ok(()),
+        }
+    }
+
     /// An empty file system of that size.
     async fn template(&self, bytes: u64) -> Result<PathBuf, Error> {
         let path = self.templates.join(format!("{bytes}.ext4"));
@@ -69,7 +81,7 @@ impl Formatter {
         }
         let (new, root) = (path.with_extension("new"), self.templates.join("root"));
         let _ = fs::remove_file(&new);
-        fs::create_dir_all(root.join(FILES)).map_err(Error::disk(format!("make {}", root.display())))?;
+        self.shown(&root.join(FILES)).map_err(Error::disk(format!("make {}", root.display())))?;
         let (block, journal) = if bytes < 128 << 20 { ("1024", "1") } else { ("4096", "8") };
         let done = Command::new(&self.program)
             .args(["-q", "-F", "-m", "0", "-b", block, "-J", &format!("size={journal}")])
@@ -86,6 +98,11 @@ impl Formatter {
         fs::rename(&new, &path).map_err(Error::disk(format!("make {}", path.display())))?;
         Ok(path)
     }
+}
+
+/// What an image is as large as that is to hold `bytes`.
+pub(crate) fn rounded(bytes: u64) -> u64 {
+    bytes.max(LEAST).checked_next_multiple_of(1 << 20).unwrap_or(u64::MAX)
 }
 
 /// Copies what is there of a file that is mostly holes.

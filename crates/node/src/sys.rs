@@ -351,6 +351,7 @@ pub(crate) fn join_session_keyring() -> io::Result<()> {
 
 const LOOP_CONFIGURE: u64 = 0x4c0a;
 const LOOP_GET_STATUS64: u64 = 0x4c05;
+const LOOP_SET_CAPACITY: u64 = 0x4c07;
 const LOOP_CTL_GET_FREE: u64 = 0x4c82;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 
@@ -413,6 +414,21 @@ pub(crate) fn loop_configure(device: BorrowedFd<'_>, image: BorrowedFd<'_>) -> i
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Tells a loop device that its file has become longer.
+pub(crate) fn loop_grow(device: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: takes no argument.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_CAPACITY as _, 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Gives the mounted ext4 that `file` is in so many blocks.
+pub(crate) fn ext4_grow(file: BorrowedFd<'_>, blocks: u64) -> io::Result<()> {
+    const EXT4_IOC_RESIZE_FS: u64 = 0x4008_6610;
+    // SAFETY: the kernel reads one u64, which outlives the call.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), EXT4_IOC_RESIZE_FS as _, &raw const blocks) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Keeps SIGUSR1 for [`wait_for_word`], also in a first process, which ignores what it does not handle.

@@ -105,6 +105,8 @@ pub(crate) struct Engine {
     pub changes: broadcast::Sender<wire::node::Sandbox>,
     ending: AtomicBool,
     formatter: Option<Formatter>,
+    /// The same, for volumes of claims: everybody may write to them.
+    volumes: Option<Formatter>,
     pub images: Images,
     found: tokio::sync::OnceCell<Vec<Finding>>,
     /// What doctor finds of gVisor, once it was tried.
@@ -139,6 +141,7 @@ impl Engine {
         let opened =
             Images::open(images.clone(), image_map, Default::default(), clock.clone(), tasks.shutdown().clone());
         let images = opened.map_err(Error::disk(format!("open the images in {}", images.display())))?;
+        let owner = ids.on_disk(0);
         let engine = Arc::new(Self {
             clock,
             defaults: limits,
@@ -155,7 +158,8 @@ impl Engine {
             seats: Mutex::default(),
             changes: broadcast::channel(CHANGES).0,
             ending: AtomicBool::new(false),
-            formatter: Formatter::find(data.join("templates")),
+            formatter: Formatter::find(data.join("templates"), 0o755, None),
+            volumes: Formatter::find(data.join("templates/volumes"), 0o777, owner),
             images,
             found: tokio::sync::OnceCell::new(),
             sentry: watch::Sender::new(None),
@@ -370,6 +374,15 @@ impl Engine {
             _ => false,
         };
         Ok(launcher::Workspace { source, read_only: asked.read_only, disk })
+    }
+
+    /// Whether the directory of a claim's volume, which holds none yet, becomes a file system of `bytes`. Not to be called
+    /// twice at a time.
+    pub(crate) async fn format_volume(&self, directory: &Path, bytes: u64) -> Result<bool, Error> {
+        match &self.volumes {
+            Some(formatter) if self.bounds_workspaces().await => formatter.prepare(directory, bytes).await,
+            _ => Ok(false),
+        }
     }
 
     /// Whether a workspace's size can be bounded by a file system; tried once.

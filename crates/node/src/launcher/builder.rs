@@ -10,7 +10,7 @@ use rustix::process::Pid;
 use rustix::thread::ThreadNameSpaceType;
 
 use super::stage::{Stage, shifted};
-use super::{Answer, Attach, Cgroup, Failure, Join, Start, Step, Trees, Workspace, disk, inside, message};
+use super::{Answer, Attach, Cgroup, Disk, Failure, Join, Start, Step, Trees, Workspace, disk, inside, message};
 use crate::guard::Guards;
 use crate::pod::HostSpaces;
 use crate::sys::{self, Fork};
@@ -148,6 +148,18 @@ pub(super) fn attach(stage: &Stage, attach: &Attach, answer: &OwnedFd, pidfd: Op
         let _ = fs::write("/etc/hosts", inside::hosts(name));
     }
     message::send(answer.as_fd(), &Answer::Done, &[]).step(|| "answer the node".into())
+}
+
+/// A mount of a volume.
+pub(super) fn disk(stage: &Stage, asked: &Disk, answer: &OwnedFd) -> Result<(), Failure> {
+    let gone = || Failure { step: "find the pod".into(), errno: libc::ESRCH };
+    let whose = asked.shift.map(|pid| Pid::from_raw(pid).ok_or_else(gone)).transpose()?;
+    let ids = whose.map(user_namespace).transpose()?;
+    let tree = disk::detached(&asked.directory, asked.bytes)?;
+    let set = if stage.guards.has(Guards::MOUNT_FLAGS) { sys::ATTR_NOSUID | sys::ATTR_NODEV } else { 0 };
+    sys::mount_setattr(tree.as_fd(), set, ids.as_ref().map(AsFd::as_fd), false)
+        .step(|| format!("prepare the mount of {}", asked.directory.display()))?;
+    message::send(answer.as_fd(), &Answer::Done, &[tree.as_fd()]).step(|| "answer the node".into())
 }
 
 /// Copies of mounts for the pod whose first process this is, with its ids.

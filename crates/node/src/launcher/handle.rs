@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::sys;
 
-use super::{Answer, Ask, Attach, Failure, Found, Setup, Start, Status, Tell, Trees, message};
+use super::{Answer, Ask, Attach, Disk, Failure, Found, Setup, Start, Status, Tell, Trees, message};
 
 /// Longer than any start, however busy the machine.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -144,6 +144,16 @@ impl Handle {
         let answer = self.ask(&Ask::Trees(trees), &[]).await?;
         match deadline(receive::<Answer>(&answer)).await? {
             Some((Answer::Done, fds)) => Ok(fds),
+            Some((Answer::Failed(failure), _)) => Err(Error::Failed(failure)),
+            Some((Answer::Made { .. }, _)) | None => Err(self.gone()),
+        }
+    }
+
+    /// A mount of the file system in a file.
+    pub(crate) async fn disk(&self, asked: Disk) -> Result<OwnedFd, Error> {
+        let answer = self.ask(&Ask::Disk(asked), &[]).await?;
+        match deadline(receive::<Answer>(&answer)).await? {
+            Some((Answer::Done, mut fds)) => fds.pop().ok_or_else(|| Error::Answer(io::ErrorKind::InvalidData.into())),
             Some((Answer::Failed(failure), _)) => Err(Error::Failed(failure)),
             Some((Answer::Made { .. }, _)) | None => Err(self.gone()),
         }

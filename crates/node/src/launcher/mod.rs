@@ -29,7 +29,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use container::make_in;
-pub(crate) use disk::{FILES, image, is_marked, mark};
+pub(crate) use disk::{FILES, image, is_marked, mark, size};
 pub use disk::{IMAGE, MARK};
 pub(crate) use handle::{Error, Handle, Made, Ranges, deadline, receive, send};
 pub(crate) use probe::{Probe, Works};
@@ -84,6 +84,8 @@ pub(crate) enum Ask {
     Attach(Attach),
     /// Descriptors: answer. They come back in the order of the paths.
     Trees(Trees),
+    /// Descriptors: answer. A mount comes back.
+    Disk(Disk),
     /// Descriptors: answer (unused), the pidfd of a sandbox that an earlier launcher started. It is ended with ours when
     /// no node comes back.
     Adopt { cgroups: Vec<PathBuf> },
@@ -126,6 +128,16 @@ pub(crate) struct Trees {
     pub shift: bool,
     /// Whole trees, whose device nodes can be opened.
     pub devices: bool,
+}
+
+/// The file system in a file of a directory.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Disk {
+    pub directory: PathBuf,
+    /// Make it so large, if it is smaller.
+    pub bytes: Option<u64>,
+    /// Show its owners as the same ids inside of this process.
+    pub shift: Option<i32>,
 }
 
 /// A control group to make, to write into and to start the sandbox in.

@@ -146,6 +146,7 @@ impl Family {
                     Ask::Start(start) => builder::start(stage, &start, &answer, &self.newborn, fds.collect()),
                     Ask::Attach(attach) => builder::attach(stage, &attach, &answer, fds.next()),
                     Ask::Trees(asked) => builder::trees(stage, &asked, &answer),
+                    Ask::Disk(asked) => builder::disk(stage, &asked, &answer),
                     Ask::Release { id } => {
                         disk::release(&id);
                         Ok(())

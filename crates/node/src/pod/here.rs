@@ -147,7 +147,8 @@ impl Here {
             pods: most,
             no_freezer: runtime.no_freezer(),
         };
-        let given = Given::new(client.clone(), facts, allowed.clone(), clock.clone(), tasks.clone());
+        let sizes = Some(runtime.clone());
+        let given = Given::new(client.clone(), facts, allowed.clone(), sizes, clock.clone(), tasks.clone());
         let here = Arc::new(Self {
             images: runtime.images(),
             runtime,

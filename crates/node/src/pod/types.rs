@@ -88,6 +88,8 @@ pub(crate) struct Volume {
 pub(crate) enum VolumeSource {
     /// A directory or file of this machine. Its owners inside are its owners outside (ids are shifted).
     Path(PathBuf),
+    /// The file system in a file of this directory, of ids as above.
+    Disk(PathBuf),
     /// A file system in memory, made with the pod. Bytes.
     Memory { size: Option<u64> },
 }

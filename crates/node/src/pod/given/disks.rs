@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::objects::{ObjectKind, Objects, Seen, bounded, not_found};
 use super::ownership;
+use super::quantity::value;
 use super::security::Allowed;
 use crate::engine::Ids;
 use crate::launcher::make_in;
@@ -31,6 +32,10 @@ pub(super) struct Bound {
     /// The PersistentVolume.
     pub(super) name: String,
     pub(super) path: PathBuf,
+    /// It is one of our directories, and may be a file system of its own.
+    pub(super) ours: bool,
+    /// Bytes that it was made for.
+    pub(super) size: Option<u64>,
     /// For one pod at a time.
     pub(super) alone: bool,
 }
@@ -115,14 +120,28 @@ pub(super) fn bound(pv: &PersistentVolume, ours: &Path, allowed: &Allowed, ids: 
         return Err(Unbound::Claim(format!("{why}: this node mounts directories only")));
     };
     let path = Path::new(&source.path);
-    let path = if is_below(path, ours) && path != ours {
+    let (path, is_ours) = if is_below(path, ours) && path != ours {
         let made = directory(path, ours, ids);
-        made.map_err(|error| wrong(format!("cannot make the directory {}: {error}", path.display())))?
+        let made = made.map_err(|error| wrong(format!("cannot make the directory {}: {error}", path.display())))?;
+        // What is deeper a pod may have made.
+        let is_ours = made.parent().is_some_and(|it| ours.canonicalize().is_ok_and(|ours| it == ours));
+        (made, is_ours)
     } else {
-        host(&source, allowed).map_err(wrong)?
+        (host(&source, allowed).map_err(wrong)?, false)
     };
+    let size = if is_ours { provisioned(pv) } else { None };
     let alone = spec.and_then(|it| it.access_modes.as_ref()).is_some_and(|it| it == &["ReadWriteOncePod"]);
-    Ok(Bound { name, path, alone })
+    Ok(Bound { name, path, ours: is_ours, size, alone })
+}
+
+/// The bytes of a volume that was made for a claim: nobody's own is changed.
+fn provisioned(pv: &PersistentVolume) -> Option<u64> {
+    const BY: (&str, &str) = ("pv.kubernetes.io/provisioned-by", "kubernetes.io/host-path");
+    if pv.metadata.annotations.as_ref()?.get(BY.0)? != BY.1 {
+        return None;
+    }
+    let capacity = pv.spec.as_ref()?.capacity.as_ref()?.get("storage")?;
+    value(capacity).and_then(|it| u64::try_from(it).ok()).filter(|it| *it > 0)
 }
 
 /// Makes a directory below ours, and says where it really is: nowhere else.
@@ -279,6 +298,38 @@ mod tests {
         match bound(&other, &ours, &Allowed::default(), &Ids::Own { count: 1 }) {
             Err(Unbound::Claim(why)) => assert!(why.contains("no volume plugin matched"), "{why}"),
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn sizes_are_those_of_volumes_that_were_made_for_claims() {
+        let at = tempfile::tempdir().unwrap();
+        let ours = at.path().canonicalize().unwrap().join("volumes");
+        fs::create_dir_all(ours.join("one/deeper")).unwrap();
+        fs::create_dir_all(at.path().join("host")).unwrap();
+        symlink(ours.join("one"), ours.join("link")).unwrap();
+        let allowed = Allowed { host_paths: vec![at.path().join("host")], ..Allowed::default() };
+        let made = json!({"pv.kubernetes.io/provisioned-by": "kubernetes.io/host-path"});
+        let other = json!({"pv.kubernetes.io/provisioned-by": "else"});
+        // Whether it is ours, and its bytes.
+        let table = [
+            (ours.join("one"), made.clone(), "1Gi", (true, Some(1 << 30))),
+            (ours.join("new"), made.clone(), "100Ti", (true, Some(100 << 40))),
+            (ours.join("one"), made.clone(), "-1", (true, None)),
+            (ours.join("one"), other, "1Gi", (true, None)),
+            (ours.join("one"), json!({}), "1Gi", (true, None)),
+            (ours.join("link"), made.clone(), "1Gi", (true, Some(1 << 30))),
+            (ours.join("one/deeper"), made.clone(), "1Gi", (false, None)),
+            (at.path().join("host"), made, "1Gi", (false, None)),
+        ];
+        for (path, annotations, size, is) in table {
+            let pv: PersistentVolume = serde_json::from_value(json!({
+                "metadata": {"name": "v", "annotations": annotations},
+                "spec": {"capacity": {"storage": size}, "hostPath": {"path": path}},
+            }))
+            .unwrap();
+            let bound = bound(&pv, &ours, &allowed, &Ids::Own { count: 1 }).unwrap();
+            assert_eq!((bound.ours, bound.size), is, "{}", path.display());
         }
     }
 }

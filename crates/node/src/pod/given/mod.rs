@@ -35,7 +35,7 @@ use kit::{Clock, Tasks};
 use kube::Client;
 use tokio::sync::watch;
 
-use super::{ContainerConfig, ImageFacts, Kernel, Volume};
+use super::{ContainerConfig, ImageFacts, Kernel, Runtime, Volume};
 use crate::engine::Ids;
 pub(crate) use names::{Dns, host_name, hosts, machine_hosts, resolv};
 use objects::{ObjectKind, Objects, Seen, Watched, locked};
@@ -117,6 +117,8 @@ struct Inner {
     objects: Objects,
     node: NodeFacts,
     allowed: Allowed,
+    /// Who makes the sizes of claims hold, if somebody does.
+    runtime: Option<Runtime>,
     clock: Clock,
     /// By uid, until they are forgotten.
     pods: Mutex<HashMap<String, Record>>,
@@ -133,6 +135,8 @@ struct Record {
     watches: BTreeMap<ObjectKind, (Arc<Watched>, u64)>,
     /// The PersistentVolumes that it has for itself alone.
     alone: HashSet<String>,
+    /// The PersistentVolumes below our directory, with their sizes, and whether those hold.
+    sized: HashMap<String, (Option<u64>, bool)>,
     /// The volumes whose files were given to the pod's group.
     owned: HashSet<String>,
     revised: watch::Sender<()>,
@@ -146,6 +150,7 @@ impl Record {
             lacking: Seen::new(),
             watches: BTreeMap::new(),
             alone: HashSet::new(),
+            sized: HashMap::new(),
             owned: HashSet::new(),
             revised: watch::Sender::new(()),
         }
@@ -170,9 +175,16 @@ impl Record {
 
 impl Given {
     /// Nothing is done until the first call.
-    pub(crate) fn new(client: Client, node: NodeFacts, allowed: Allowed, clock: Clock, tasks: Tasks) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        node: NodeFacts,
+        allowed: Allowed,
+        runtime: Option<Runtime>,
+        clock: Clock,
+        tasks: Tasks,
+    ) -> Self {
         let objects = Objects::new(client, tasks);
-        Self(Arc::new(Inner { objects, node, allowed, clock, pods: Mutex::default() }))
+        Self(Arc::new(Inner { objects, node, allowed, runtime, clock, pods: Mutex::default() }))
     }
 
     /// Whether a kubelet would turn this pod away: then it fails, and nothing of it is started.

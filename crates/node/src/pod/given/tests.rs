@@ -40,7 +40,7 @@ impl House {
         let claims = dir.path().join("claims");
         fs::create_dir(&claims).unwrap();
         let node = NodeFacts { claims, memory: 1 << 30, ..NodeFacts::default() };
-        let given = Given::new(client.clone(), node, Allowed::default(), clock.clone(), tasks.clone());
+        let given = Given::new(client.clone(), node, Allowed::default(), None, clock.clone(), tasks.clone());
         let house = Self { client, given, clock, tasks, dir };
         let namespace = json!({"metadata": {"name": NAMESPACE}});
         let all = Api::<Namespace>::all(house.client.clone());
@@ -339,7 +339,7 @@ async fn a_disk_that_holds_more_than_it_may_is_told() {
     let tasks = Tasks::new(Shutdown::new());
     let clock = Clock::starting_at("2026-03-26T12:00:00Z".parse().unwrap());
     let client = testkit::api_server(&clock, &tasks).await;
-    let given = Given::new(client, NodeFacts::default(), Allowed::default(), clock, tasks.clone());
+    let given = Given::new(client, NodeFacts::default(), Allowed::default(), None, clock, tasks.clone());
     let dir = tempfile::tempdir().unwrap();
     let pod = pod("u", json!([{"name": "cache", "emptyDir": {"sizeLimit": "1Mi"}}, {"name": "free", "emptyDir": {}}]));
     given.volumes(&pod, dir.path()).await.unwrap();
@@ -366,7 +366,8 @@ async fn files_are_for_the_pods_user_and_group() {
     pod.spec.as_mut().unwrap().security_context =
         serde_json::from_value(json!({"runAsUser": 1000, "fsGroup": 3000})).unwrap();
     let node = NodeFacts { ids: Ids::Slots, ..NodeFacts::default() };
-    let given = Given::new(house.client.clone(), node, Allowed::default(), house.clock.clone(), house.tasks.clone());
+    let given =
+        Given::new(house.client.clone(), node, Allowed::default(), None, house.clock.clone(), house.tasks.clone());
     given.volumes(&pod, &house.dir(&pod)).await.unwrap();
     let of = |path: &str| {
         let it = fs::metadata(house.dir(&pod).join("volumes").join(path)).unwrap();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -212,12 +213,14 @@ async fn one(
             let why = "volume uses the ReadWriteOncePod access mode and is already in use by another pod";
             return Err(Failure::Mount(set_up(&bound.name, why)));
         }
+        let is_disk = sized(inner, uid, &bound).await.map_err(|why| Failure::Mount(set_up(&bound.name, &why)))?;
         if let Some(group) = owner.group.filter(|_| !is_read_only(volume)) {
             let context = pod.spec.as_ref().and_then(|it| it.security_context.as_ref());
             let lazy = context.and_then(|it| it.fs_group_change_policy.as_deref()) == Some("OnRootMismatch");
-            give(inner, uid, &bound, group, lazy).await.map_err(failed)?;
+            give(inner, uid, &bound, is_disk, group, lazy).await.map_err(failed)?;
         }
-        return Ok(volume_of(VolumeSource::Path(bound.path), None));
+        let source = if is_disk { VolumeSource::Disk(bound.path) } else { VolumeSource::Path(bound.path) };
+        return Ok(volume_of(source, None));
     }
     if let Some(csi) = &volume.csi {
         let why = "kubernetes.io/csi: mounter.SetUpAt failed to get CSI client: driver name";
@@ -251,19 +254,57 @@ fn take(inner: &Inner, uid: &str, bound: &disks::Bound) -> bool {
     true
 }
 
+/// Whether the volume is a file system of its own, so that its size holds. Looked at once for each pod and size.
+async fn sized(inner: &Inner, uid: &str, bound: &disks::Bound) -> Result<bool, String> {
+    let Some(runtime) = inner.runtime.as_ref().filter(|_| bound.ours) else { return Ok(false) };
+    let known = {
+        let pods = locked(&inner.pods);
+        let of = |it: &Record| it.sized.get(&bound.name).copied();
+        match pods.get(uid).and_then(of).filter(|it| it.0 == bound.size) {
+            Some((_, is_disk)) => return Ok(is_disk),
+            // Another one is about to have the directory itself, or has it.
+            None => pods.values().filter_map(of).any(|it| !it.1).then_some(false),
+        }
+    };
+    let is_disk = match known {
+        Some(it) => it,
+        None => runtime.bounded(&bound.path, bound.size).await.map_err(|error| kit::chain(&error))?,
+    };
+    if let Some(record) = locked(&inner.pods).get_mut(uid) {
+        record.sized.insert(bound.name.clone(), (bound.size, is_disk));
+    }
+    Ok(is_disk)
+}
+
 /// Gives a claim's files to the group, once for each pod.
-async fn give(inner: &Inner, uid: &str, bound: &disks::Bound, group: u32, lazy: bool) -> Result<(), String> {
+async fn give(
+    inner: &Inner,
+    uid: &str,
+    bound: &disks::Bound,
+    is_disk: bool,
+    group: u32,
+    lazy: bool,
+) -> Result<(), String> {
     let done = locked(&inner.pods).get(uid).is_some_and(|it| it.owned.contains(&bound.name));
     if done {
         return Ok(());
     }
     // Where this machine does not have the id, what pods have made stays as they made it.
     let group = Group::of(group, &inner.node.ids);
-    let path = bound.path.clone();
+    if group == Group::Everybody {
+        return Ok(());
+    }
+    let held = match inner.runtime.as_ref().filter(|_| is_disk) {
+        Some(runtime) => Some(runtime.mounted(&bound.path, None, None).await.map_err(|error| kit::chain(&error))?),
+        None => None,
+    };
+    // Nowhere else is it mounted for us.
+    let path = match &held {
+        Some(it) => PathBuf::from(format!("/proc/self/fd/{}/.", it.as_raw_fd())),
+        None => bound.path.clone(),
+    };
     blocking(move || {
-        if group == Group::Everybody {
-            return Ok(());
-        }
+        let _held = held;
         if lazy && ownership::is_given(&path, group)? {
             return Ok(());
         }

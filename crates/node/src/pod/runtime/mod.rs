@@ -5,6 +5,7 @@
 
 mod adopt;
 mod cell;
+mod disks;
 mod freeze;
 mod link;
 mod start;
@@ -56,6 +57,8 @@ struct Shared {
     engine: Arc<Engine>,
     dir: PathBuf,
     cells: Mutex<BTreeMap<String, Arc<Cell>>>,
+    /// Held by whoever makes a file system.
+    formatting: tokio::sync::Mutex<()>,
 }
 
 /// A process that was started in a container. Killed when this is dropped before its end.
@@ -91,7 +94,14 @@ impl Runtime {
             .map_err(Error::disk(format!("make {}", dir.display())))?;
         // Volumes are below it, and no links are followed to those.
         let dir = dir.canonicalize().map_err(Error::disk(format!("find {}", dir.display())))?;
-        let runtime = Self { shared: Arc::new(Shared { engine, dir, cells: Mutex::default() }) };
+        let runtime = Self {
+            shared: Arc::new(Shared {
+                engine,
+                dir,
+                cells: Mutex::default(),
+                formatting: tokio::sync::Mutex::default(),
+            }),
+        };
         runtime.adopt_all().await?;
         let (ending, shutdown) = (runtime.clone(), runtime.shared.engine.tasks.shutdown().clone());
         runtime.shared.engine.tasks.tenant("pods", async move {

@@ -230,7 +230,7 @@ impl Runtime {
             .iter()
             .filter_map(|it| match &it.source {
                 VolumeSource::Path(path) => Some((it, path)),
-                VolumeSource::Memory { .. } => None,
+                VolumeSource::Disk(_) | VolumeSource::Memory { .. } => None,
             })
             .collect();
         for batch in paths.chunks(DESCRIPTORS - 1) {
@@ -241,9 +241,18 @@ impl Runtime {
             link.ask(&Order::Volumes { names }, &fds).await?;
         }
         for volume in &pod.volumes {
-            if let VolumeSource::Memory { size } = volume.source {
-                let order = Order::Memory { name: volume.name.clone(), size, group: volume.fs_group };
-                link.ask(&order, &[]).await?;
+            let name = volume.name.clone();
+            match &volume.source {
+                VolumeSource::Path(_) => {}
+                VolumeSource::Disk(directory) => {
+                    let shift = (self.shared.engine.ids.shift() && !pod.host.users).then_some(pid);
+                    let tree = self.mounted(directory, None, shift).await?;
+                    link.ask(&Order::Volumes { names: vec![name] }, &[tree.as_fd()]).await?;
+                }
+                VolumeSource::Memory { size } => {
+                    let order = Order::Memory { name, size: *size, group: volume.fs_group };
+                    link.ask(&order, &[]).await?;
+                }
             }
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! Real pods on this machine, as root or as an ordinary user.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+mod disks;
 mod freeze;
 mod host;
 mod sentry;
@@ -418,10 +419,14 @@ async fn stay(place: &Place, sentry: bool) {
 /// The whole life of a pod, as far as the node lives.
 async fn die(place: &Place, step: &str, dir: &Path) {
     crate::fault::die_at(step);
-    let volumes = vec![
+    let mut volumes = vec![
         Volume { name: "disk".into(), source: VolumeSource::Path(dir.join("volume")), fs_group: None },
         Volume { name: "memory".into(), source: VolumeSource::Memory { size: None }, fs_group: None },
     ];
+    let claim = dir.join("claim");
+    if place.runtime.bounded(&claim, Some(1 << 20)).await.unwrap() {
+        volumes.push(Volume { name: "claim".into(), source: VolumeSource::Disk(claim), fs_group: None });
+    }
     place.pod("one", |it| it.volumes = volumes).await;
     // Whoever runs it is known by the name of the directory.
     place.start("one", container("stays", &format!("sleep 1000; : {}", dir.display()))).await;
@@ -465,7 +470,9 @@ async fn a_node_killed_at_any_step_leaves_no_part_of_a_pod_that_the_next_one_doe
     let steps = steps.filter(|it| freezes || !["container: stands still", "container: goes on"].contains(it));
     let runs = steps.map(|step| async move {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("volume")).unwrap();
+        for name in ["volume", "claim"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
         let mut other = std::process::Command::new(std::env::current_exe().unwrap());
         other.args(["--exact", "pod::runtime::tests::elsewhere"]).env(ELSEWHERE, dir.path()).env(DIES, step);
         let died = tokio::task::spawn_blocking(move || other.output().unwrap()).await.unwrap();
@@ -493,6 +500,7 @@ async fn a_node_killed_at_any_step_leaves_no_part_of_a_pod_that_the_next_one_doe
         assert_eq!(std::fs::read_dir(path.join("node/pods")).unwrap().count(), 0, "{step}");
         place.tasks.end().await;
         nobody_left(&path).await;
+        disks::no_device(&path.join("claim")).await;
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(&*path.display().to_string()), "{step}: {mounts}");
     });
