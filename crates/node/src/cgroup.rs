@@ -62,8 +62,8 @@ pub(crate) struct Cgroups {
 }
 
 const PERIOD: u64 = 100_000;
-/// The group of a pod's shim.
-const SHIM: &str = "shim";
+/// The group of a pod's shim, below the pod's where a group with others in it may hold no process.
+pub(crate) const SHIM: &str = "shim";
 
 impl Cgroups {
     /// Looks for hierarchies and makes the group `name` in each that can be used.

@@ -11,6 +11,7 @@ use rustix::thread::UnshareFlags;
 
 use super::stage::Stage;
 use super::{Answer, Ask, Failure, Rootless, Setup, Status, Step, Tell, builder, disk, message};
+use crate::cgroup::SHIM;
 use crate::guard::Guards;
 use crate::sys::{self, Fork};
 
@@ -166,7 +167,9 @@ impl Family {
     }
 
     fn take_over(&mut self, cgroups: Vec<PathBuf>, pidfd: Option<OwnedFd>) {
-        self.bases.extend(cgroups.iter().filter_map(|it| it.parent()).map(Path::to_owned));
+        // Of a pod the shim's is named, if it has one of its own.
+        let own = |it: &PathBuf| it.ancestors().find(|it| !it.ends_with(SHIM))?.parent().map(Path::to_owned);
+        self.bases.extend(cgroups.iter().filter_map(own));
         self.sandboxes.extend(pidfd.map(|pidfd| Member { pidfd }));
     }
 
@@ -282,4 +285,18 @@ fn has_ended(pidfd: &OwnedFd) -> bool {
 fn wait(pidfd: &OwnedFd, most: Timespec) -> bool {
     let mut end = [PollFd::new(pidfd, PollFlags::IN)];
     matches!(rustix::event::poll(&mut end, Some(&most)), Ok(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nodes_own_groups_are_known_by_those_of_its_sandboxes_and_pods() {
+        let (_births, newborn) = message::pair().unwrap();
+        let mut family = Family { newborn, builders: HashSet::new(), sandboxes: Vec::new(), bases: BTreeSet::new() };
+        let groups = ["/memory/insula-a/s1", "/memory/insula-a/pod_b", "/unified/insula-a/pod_b/shim"];
+        family.take_over(groups.map(PathBuf::from).to_vec(), None);
+        assert_eq!(family.bases, ["/memory/insula-a", "/unified/insula-a"].map(PathBuf::from).into());
+    }
 }
