@@ -24,8 +24,8 @@ pub const IMAGE: &str = "workspace.ext4";
 /// The directory in it that is shown.
 pub(crate) const FILES: &str = "files";
 
-/// In the stage, one directory to mount at for each sandbox.
-const MOUNTS: &str = "disks";
+/// Beside the stage, one directory to mount at for each sandbox.
+pub(super) const MOUNTS: &str = "../disks";
 
 /// Another builder may take the free device first, and one that is just being freed cannot be opened.
 const TRIES: usize = 32;
@@ -77,7 +77,6 @@ pub(super) fn tree(directory: &Path, key: &str) -> Result<OwnedFd, Failure> {
 /// here, and nothing has to be taken away.
 pub(super) fn detached(directory: &Path, bytes: Option<u64>) -> Result<OwnedFd, Failure> {
     let at = Path::new(MOUNTS);
-    fs::create_dir_all(at).step(|| format!("make {}", at.display()))?;
     sys::unshare(UnshareFlags::NEWNS).step(|| "make a mount namespace".into())?;
     let (image, device) = mount(directory, at)?;
     let tree = files(directory, at)?;

@@ -11,7 +11,7 @@ use rustix::fs::{CWD, Mode};
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 use rustix::thread::UnshareFlags;
 
-use super::{Failure, Found, Setup, Step};
+use super::{Failure, Found, Setup, Step, disk};
 use crate::guard::{Guards, Seccomp};
 use crate::sys::{self, Fork};
 
@@ -111,8 +111,14 @@ impl Stage {
         rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
             .step(|| "keep the launcher's mounts to itself".into())?;
         let program = setup.program.as_deref().map(|it| read_only(it, setup.guards)).transpose()?;
-        tmpfs(dir, 64 << 20, "0711", MountFlags::NOSUID | MountFlags::NODEV)?;
-        rustix::process::chdir(dir).step(|| "enter the stage".into())?;
+        // What is mounted for one sandbox is beside the stage: pods keep a copy of that, with all that is mounted in it.
+        tmpfs(dir, 1 << 20, "0711", MountFlags::NOSUID | MountFlags::NODEV)?;
+        let own = dir.join("stage");
+        for it in [&own, &own.join(disk::MOUNTS)] {
+            fs::create_dir(it).step(|| format!("make {}", it.display()))?;
+        }
+        tmpfs(&own, 64 << 20, "0711", MountFlags::NOSUID | MountFlags::NODEV)?;
+        rustix::process::chdir(&own).step(|| "enter the stage".into())?;
         let (mut lowers, mut links) = (Vec::new(), Vec::new());
         for &name in PROGRAMS {
             let path = Path::new("/").join(name);
