@@ -93,7 +93,9 @@ pub(crate) async fn answer(core: &Arc<Core>, asked: Asked<'_>) -> Result<Respons
         // Upstream speaks of a pod here too.
         return Err(Problem::not_found(What::new("", "pods"), node));
     }
-    if part != Part::Log && !is_upgrade(asked.headers) {
+    // A log is passed on as it comes, over a WebSocket too.
+    let upgrades = is_upgrade(asked.headers) && (part != Part::Log || is_websocket(asked.headers));
+    if part != Part::Log && !upgrades {
         return Err(Problem::bad_request("Upgrade request required"));
     }
     let Some(kubelets) = core.kubelets.as_ref() else {
@@ -104,7 +106,7 @@ pub(crate) async fn answer(core: &Arc<Core>, asked: Asked<'_>) -> Result<Respons
         let _ = write!(uri, "?{parameters}");
     }
     let mut request = Request::builder().uri(&uri).header(http::header::HOST, host(node));
-    if part != Part::Log {
+    if upgrades {
         request = request.method(asked.method.clone());
         for (name, value) in asked.headers {
             if *name == SEC_WEBSOCKET_PROTOCOL {
@@ -123,7 +125,7 @@ pub(crate) async fn answer(core: &Arc<Core>, asked: Asked<'_>) -> Result<Respons
         (error, _) => Problem::unexplained(format!("error dialing backend: {error}")),
     })?;
     match part {
-        Part::Log => logged(name, response).await,
+        Part::Log if response.status() != StatusCode::SWITCHING_PROTOCOLS => logged(name, response).await,
         _ => switched(core, response, asked.upgrade),
     }
 }
@@ -143,6 +145,10 @@ pub(super) fn host(node: &str) -> HeaderValue {
 pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
     let said = headers.get_all(CONNECTION).iter().filter_map(|it| it.to_str().ok());
     said.into_iter().any(|it| it.to_ascii_lowercase().contains("upgrade"))
+}
+
+fn is_websocket(headers: &HeaderMap) -> bool {
+    headers.get_all(UPGRADE).iter().any(|it| it.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
 /// The container that is meant: the one that is named, or the only one there is.

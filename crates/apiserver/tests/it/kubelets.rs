@@ -123,6 +123,25 @@ async fn a_log_flows_as_the_kubelet_writes_it_and_ends_with_its_reader() {
     assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "the kubelet is not told that nobody listens");
 }
 
+#[tokio::test]
+async fn a_log_is_passed_through_to_a_client_of_websocket() {
+    let (house, mut nodes) = house().await;
+    let kubelet = async {
+        let (_, head, mut stream) = nodes.next().await;
+        assert_eq!(head.lines().next().unwrap(), "GET /kubelet/containerLogs/default/p/c?follow=true HTTP/1.1");
+        assert!(head.to_lowercase().contains("sec-websocket-protocol: v5.channel.k8s.io"), "{head}");
+        let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\nframes";
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        stream
+    };
+    let path = format!("{POD}/log?follow=true");
+    let (response, _stream) = tokio::join!(house.client.send(request(Method::GET, &path, &SWITCH)), kubelet);
+    let response = response.unwrap();
+    assert_eq!(response.status().as_u16(), 101);
+    let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    assert_eq!(text::<6>(&mut stream).await, "frames");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_kubelet_that_writes_without_end_waits_for_its_reader() {
     let (house, mut nodes) = house().await;

@@ -224,9 +224,13 @@ pub(super) fn upgrade(
     }
     let unable = |why: &dyn std::fmt::Display| Refused(StatusCode::BAD_REQUEST, format!("unable to upgrade: {why}"));
     let accept = websocket::accept(values).map_err(|why| unable(&why))?;
-    let protocol = choose(values("sec-websocket-protocol"), over_websocket)?;
     answer.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    answer.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+    let mut protocol = "";
+    // Where one without a name will do, none need be offered.
+    if !over_websocket.contains(&"") || values("sec-websocket-protocol").next().is_some() {
+        protocol = choose(values("sec-websocket-protocol"), over_websocket)?;
+        answer.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+    }
     answer.insert(header::SEC_WEBSOCKET_ACCEPT, HeaderValue::try_from(accept).map_err(|why| unable(&why))?);
     Ok((Carrier::WebSocket, protocol, answer))
 }

@@ -8,6 +8,7 @@ mod channels;
 mod door;
 mod exec;
 mod forward;
+mod framed;
 mod logs;
 mod process;
 mod running;
@@ -106,7 +107,8 @@ impl Kubelet {
         match segments.as_slice() {
             ["containerLogs", namespace, pod, container] if reads => {
                 let query = request.uri().query().unwrap_or_default();
-                logs::answer(self, target(namespace, pod, None), container, query).await
+                let log = logs::answer(self, target(namespace, pod, None), container, query).await?;
+                if framed::is_asked(request.headers()) { framed::answer(self, request, log) } else { Ok(log) }
             }
             [part @ ("exec" | "attach"), namespace, pod, uid @ .., container] if upgrades && uid.len() < 2 => {
                 let to = if *part == "exec" { exec::To::Command } else { exec::To::Container };

@@ -7,6 +7,7 @@ mod streams;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
 use wire::node::Stats;
 
 use super::spec;
@@ -75,6 +76,28 @@ async fn every_attempt_of_every_container_has_its_log() {
         now.close();
     });
     assert_eq!(followed.0, (200, "one\ntwo\nth".into()));
+    // Over a WebSocket: a greeting, the log, and the end.
+    for (offers, text, greeting) in [
+        ("", "\u{8}earlier\n", "\u{2}"),
+        ("Sec-WebSocket-Protocol: x, binary.k8s.io\r\n", "\u{8}earlier\n", "\u{2}"),
+        ("Sec-WebSocket-Protocol: base64.binary.k8s.io\r\n", "\u{c}ZWFybGllcgo=", "\u{1}"),
+    ] {
+        let headers = format!(
+            "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{offers}"
+        );
+        let (mut stream, (status, said)) = ask(&kubelet, "GET", "containerLogs/n/p/c?previous=true", &headers).await;
+        assert_eq!(status, 101, "{said}");
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).await.unwrap();
+        // The first byte of a frame says that it is a whole message, and of which kind.
+        let kind = 0x80 | greeting.as_bytes()[0];
+        let wanted = [&[kind, 0, kind], text.as_bytes(), &[0x88, 2, 3, 232]].concat();
+        assert_eq!(all, wanted, "{offers}");
+    }
+    let (_, refused) =
+        ask(&kubelet, "GET", "containerLogs/n/p/d", "Upgrade: websocket\r\nConnection: Upgrade\r\n").await;
+    assert_eq!(refused, (404, "container \"d\" not found in pod \"p\"".into()));
     assert_eq!(get(&kubelet, "containerLogs/n/p/d").await, (404, "container \"d\" not found in pod \"p\"".into()));
     assert_eq!(
         get(&kubelet, "containerLogs/n/p/i").await,
