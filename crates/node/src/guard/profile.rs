@@ -11,7 +11,7 @@ use seccompiler::sock_filter;
 use serde::Deserialize;
 use syscalls::Sysno;
 
-use super::seccomp::{LOAD, Program, RETURN, native, op};
+use super::seccomp::{AT_LEAST, EQUAL, LOAD, Program, RETURN, native, op};
 
 /// Bytes of a profile's text.
 pub(crate) const TEXT: u64 = 1 << 20;
@@ -21,9 +21,7 @@ const INSTRUCTIONS: usize = 4096;
 const ARGUMENTS: u32 = 6;
 
 const JUMP: u16 = (libc::BPF_JMP | libc::BPF_JA | libc::BPF_K) as u16;
-const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
 const ABOVE: u16 = (libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K) as u16;
-const AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
 const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
 
 #[derive(Deserialize)]
@@ -119,8 +117,8 @@ struct Call {
 
 /// Compiles a profile.
 ///
-/// As with `runc`, calls that this machine does not know are passed over, and conditions that name the same argument twice
-/// are alternatives. What `architectures` says is not looked at: calls of others than this machine's own are refused anyway.
+/// As with `runc`, calls that this machine does not know are passed over, and entries that say what is the default anyway;
+/// conditions that name the same argument twice are alternatives. What `architectures` says is not looked at: calls of others than this machine's own are refused anyway.
 ///
 /// # Errors
 /// What is wrong with the text, for people.
@@ -131,9 +129,16 @@ pub(crate) fn compile(text: &str) -> Result<Program, String> {
     for rule in &profile.syscalls {
         let verdict = verdict(rule.action, rule.errno_ret)?;
         let alternatives = alternatives(rule.args.as_deref().unwrap_or_default())?;
+        if verdict == otherwise {
+            continue;
+        }
         let numbers = rule.names.iter().filter_map(|it| u32::try_from(Sysno::from_str(it).ok()?.id()).ok());
         for number in numbers {
             let call = calls.entry(number).or_default();
+            // Each takes three instructions at least.
+            if call.when.len() + alternatives.len() > INSTRUCTIONS / 3 {
+                return Err(too_long());
+            }
             if alternatives.is_empty() {
                 call.always.get_or_insert(verdict);
             }
@@ -150,11 +155,15 @@ pub(crate) fn compile(text: &str) -> Result<Program, String> {
         program.extend(body);
         // A few names can mean much.
         if program.len() >= INSTRUCTIONS {
-            return Err(format!("it is too long: the kernel takes {INSTRUCTIONS} instructions"));
+            return Err(too_long());
         }
     }
     program.push(op(RETURN, otherwise, 0, 0));
     Ok(program)
+}
+
+fn too_long() -> String {
+    format!("it is too long: the kernel takes {INSTRUCTIONS} instructions")
 }
 
 fn verdict(action: Action, errno: Option<u16>) -> Result<u32, String> {
@@ -328,6 +337,8 @@ mod tests {
                     {"index": 1, "value": 4096, "op": "SCMP_CMP_LE"}, {"index": 2, "value": 4, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]},
                 {"names": ["getpid"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_GE"}]},
                 {"names": ["getpid"], "action": "SCMP_ACT_ALLOW"},
+                {"names": ["dup"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
+                {"names": ["dup"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}]},
             ],
         });
         let program = unpack(&pack(&compiled(&profile).unwrap()));
@@ -346,6 +357,8 @@ mod tests {
             (libc::SYS_mmap, [0, 4097, 3, 0, 0, 0], errno(libc::ENOSYS)),
             (libc::SYS_mmap, [0, 4096, 7, 0, 0, 0], errno(libc::ENOSYS)),
             (libc::SYS_getpid, [0; 6], ALLOW),
+            (libc::SYS_dup, [1, 0, 0, 0, 0, 0], ALLOW),
+            (libc::SYS_dup, [2, 0, 0, 0, 0, 0], errno(libc::ENOSYS)),
             (0x4000_0000, [0; 6], errno(libc::ENOSYS)),
         ];
         for (number, args, is) in table {

@@ -431,18 +431,21 @@ fn streams(stdio: Stdio, user: u32, answer: &OwnedFd, newborn: Newborn<'_>) -> R
             theirs.push(rustix::io::fcntl_dupfd_cloexec(&slave, 3).step(what)?);
         }
     } else {
-        let null =
-            |how| rustix::fs::open("/dev/null", how | OFlags::CLOEXEC, Mode::empty()).step(|| "open /dev/null".into());
-        theirs.push(stdio.input.map_or_else(|| null(OFlags::RDONLY), |(read, _)| Ok(read))?);
+        // The shim's own input: what is at /dev/null here, the container decides.
+        let null = || rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).step(|| "share /dev/null".into());
+        theirs.push(stdio.input.map_or_else(null, |(read, _)| Ok(read))?);
         for ((_, write), unheard) in stdio.outputs.into_iter().zip(stdio.unheard) {
-            theirs.push(if unheard { null(OFlags::WRONLY)? } else { write });
+            theirs.push(if unheard { null()? } else { write });
         }
     }
     let above = |fd: OwnedFd| rustix::io::fcntl_dupfd_cloexec(&fd, 3).step(|| "arrange descriptors".into());
     let theirs = theirs.into_iter().map(above).collect::<Result<Vec<_>, _>>()?;
     for fd in &theirs {
         // So that it can open /dev/stdout again. A device is nobody's to give away.
-        let _ = rustix::fs::fchown(fd, Some(Uid::from_raw(user)), None);
+        let kind = rustix::fs::fstat(fd).map(|it| rustix::fs::FileType::from_raw_mode(it.st_mode));
+        if stdio.tty || kind.is_ok_and(|it| it.is_fifo()) {
+            let _ = rustix::fs::fchown(fd, Some(Uid::from_raw(user)), None);
+        }
     }
     Ok(theirs)
 }

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::container::{self, Stdio};
 use super::stage::{Stage, tmpfs};
+use super::zygote::has_ended;
 use super::{Failure, Join, Rlimit, Shown, Start, Status, Step, inside, message, sentry, system};
 use crate::guard::{Guards, Packed};
 use crate::pod::{HostSpaces, Mount, Processes};
@@ -37,6 +38,8 @@ const WORDS: u64 = 4096;
 pub(crate) const GENERATION: u32 = 1;
 /// The first that knows [`Order::Usage`].
 pub(crate) const TELLS_USAGE: u32 = 1;
+/// The first that puts containers under a [`Container::filter`].
+pub(crate) const FILTERS: u32 = 1;
 /// Where volumes, last words and shared memory are, in the shim's own mount namespace.
 pub(super) const VOLUMES: &str = "pod/vol";
 pub(super) const MESSAGES: &str = "pod/msg";
@@ -256,6 +259,8 @@ struct Process {
     streams: Vec<OwnedFd>,
     input: Option<OwnedFd>,
     ended: Option<Ended>,
+    /// Looks at its root: that can hang, if its root is what a privileged container has mounted there.
+    look: Option<OwnedFd>,
 }
 
 struct Shim<'a> {
@@ -545,8 +550,11 @@ impl Shim<'_> {
     }
 
     /// Asks the file system that the container's root is written to, which only its mount namespace has.
-    fn usage(&self, key: &str, answer: &OwnedFd) -> Result<(), Refusal> {
-        let process = self.processes.get(key).filter(|it| it.ended.is_none()).ok_or(Refusal::Gone)?;
+    fn usage(&mut self, key: &str, answer: &OwnedFd) -> Result<(), Refusal> {
+        let process = self.processes.get_mut(key).filter(|it| it.ended.is_none()).ok_or(Refusal::Gone)?;
+        if process.look.as_ref().is_some_and(|it| !has_ended(it)) {
+            return Err(Refusal::Config("its root does not answer".to_owned()));
+        }
         match through(&process.pidfd, rustix::thread::ThreadNameSpaceType::MOUNT, 0, None)? {
             Fork::Child => {
                 let said = match rustix::fs::statvfs("/").step(|| "look at a root".into()) {
@@ -556,7 +564,10 @@ impl Shim<'_> {
                 let _ = message::send(answer.as_fd(), &said, &[]);
                 sys::exit_now(0)
             }
-            Fork::Parent { .. } => Ok(()),
+            Fork::Parent { pidfd, .. } => {
+                process.look = pidfd;
+                Ok(())
+            }
         }
     }
 
@@ -645,7 +656,7 @@ impl Shim<'_> {
         let said = reply(answer, &Said::Made { input: input.is_some() }, &fds);
         // The node alone decides when a command's input ends; a container's outlives the node.
         let (streams, input) = if container.is_some() { (streams, input) } else { (Vec::new(), None) };
-        self.processes.insert(key, Process { pid, pidfd, container, within, streams, input, ended: None });
+        self.processes.insert(key, Process { pid, pidfd, container, within, streams, input, ended: None, look: None });
         said
     }
 }

@@ -20,8 +20,8 @@ use crate::sys;
 const SYS: &str = "pod/sys";
 const GROUPS: &str = "pod/groups";
 
-/// As Docker: these speak of the machine's own hardware.
-const MASKED: [&str; 2] = ["firmware", "devices/virtual/powercap"];
+/// These speak of the machine's own hardware, as with Docker; and of the files that others have as disks.
+const MASKED: [&str; 3] = ["firmware", "devices/virtual/powercap", "devices/virtual/block"];
 
 /// A pod's control group in one hierarchy.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -54,19 +54,21 @@ pub(super) fn keep(groups: &[Shown]) -> Result<(), Failure> {
 /// Mounts /sys at `at`; read-only unless the container is privileged. Its groups, which are those of the pod's with this
 /// name below them, are read-only in any case.
 pub(super) fn mount_at(at: &Path, group: &str, privileged: bool) -> Result<(), Failure> {
+    // None were kept by the shim of an older node, or there are none here.
+    let kept = fs::read_dir(GROUPS).ok();
     if Path::new(SYS).join("class").exists() {
         let access = if privileged { MountFlags::empty() } else { MountFlags::RDONLY };
         mount("sysfs", at, "sysfs", FLAGS | access, None::<&std::ffi::CStr>).step(|| "mount /sys".into())?;
         for path in MASKED.iter().map(|it| at.join(it)).filter(|it| !privileged && it.is_dir()) {
             tmpfs(&path, 4096, "0555", FLAGS | MountFlags::RDONLY)?;
         }
+    } else if kept.is_some() {
+        // What an image has there may be links to anywhere.
+        tmpfs(at, 4096, "0555", FLAGS)?;
+        fs::create_dir_all(at.join("fs/cgroup")).step(|| "make /sys/fs/cgroup".into())?;
     }
-    // None were kept by the shim of an older node, or there are none here.
-    let Ok(kept) = fs::read_dir(GROUPS) else { return Ok(()) };
     let at = at.join("fs/cgroup");
-    if !at.is_dir() {
-        fs::create_dir_all(&at).step(|| "make /sys/fs/cgroup".into())?;
-    }
+    let Some(kept) = kept.filter(|_| at.is_dir()) else { return Ok(()) };
     if Path::new(GROUPS).join("cgroup.procs").exists() {
         return show(&Path::new(GROUPS).join(group), &at, sys::ATTR_RDONLY);
     }

@@ -277,7 +277,7 @@ fn kill_below(base: &Path) -> bool {
     found
 }
 
-fn has_ended(pidfd: &OwnedFd) -> bool {
+pub(super) fn has_ended(pidfd: &OwnedFd) -> bool {
     wait(pidfd, Timespec { tv_sec: 0, tv_nsec: 0 })
 }
 

@@ -105,6 +105,8 @@ pub(crate) struct Part {
     /// Attempts that never ran.
     pub stillborn: Vec<Stillborn>,
     pub backoff: Option<Backoff>,
+    /// What that was before the last start.
+    pub before: Option<Backoff>,
     /// How long what is being started has waited, after its last attempt crashed.
     pub waited: Option<SignedDuration>,
     pub pull: Option<Backoff>,
@@ -311,6 +313,12 @@ impl Memory {
 }
 
 impl Part {
+    /// It was not started, which is nobody's fault: it does not wait for longer the next time.
+    pub(crate) fn turned_away(&mut self) {
+        self.starting = None;
+        self.backoff = self.before;
+    }
+
     /// A start came to nothing.
     pub(crate) fn fail(&mut self, refused: Refused, now: Timestamp) {
         let count = self.failed.as_ref().filter(|it| it.reason == refused.reason).map_or(0, |it| it.count + 1);

@@ -104,7 +104,7 @@ impl Runtime {
             let names = (state.name, state.attempt, record.key.clone(), format!("{}/c-{}", cell.group(), record.key));
             self.attend(cell, names, log, stdin_once, streams)?;
         }
-        self.find_frozen(cell).await?;
+        self.find_frozen(cell).await;
         self.catch_up(cell, &link).await.map_err(Error::machine("take a pod over"))?;
         // What the shim does not know has ended before it was started, or never was.
         let unknown: Vec<_> = {

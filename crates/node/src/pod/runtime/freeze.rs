@@ -2,11 +2,15 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Runtime;
 use super::cell::{Cell, Running};
 use crate::Error;
 use crate::fault::point;
+
+/// How long a freeze holds up all that comes after it.
+const TURN: Duration = Duration::from_secs(3);
 
 impl Runtime {
     /// Why pods cannot be frozen here, in doctor's words.
@@ -29,7 +33,9 @@ impl Runtime {
     }
 
     async fn freeze_in(&self, cell: &Arc<Cell>, frozen: bool) -> Result<(), Error> {
-        let _gate = cell.gate.write().await;
+        // What is being started in it has to be done: should that take its time, it is tried again.
+        let gate = tokio::time::timeout(TURN, cell.gate.write()).await;
+        let _gate = gate.map_err(Error::machine("wait for what is being started in a pod"))?;
         cell.link()?;
         let running = cell.all_running();
         if let Err(error) = self.stand(&running, frozen).await {
@@ -69,14 +75,17 @@ impl Runtime {
     }
 
     /// What the kernel says of a pod that an earlier node has left. That one may have died half way.
-    pub(super) async fn find_frozen(&self, cell: &Arc<Cell>) -> Result<(), Error> {
+    pub(super) async fn find_frozen(&self, cell: &Arc<Cell>) {
         let running = cell.all_running();
         let still = running.iter().filter(|it| self.shared.engine.cgroups.is_frozen(&it.group)).count();
-        let all = still > 0 && still == running.len();
-        if still > 0 && !all {
-            self.stand(&running, false).await?;
+        let mut frozen = still > 0;
+        if frozen
+            && still < running.len()
+            && let Err(error) = self.stand(&running, false).await.map(|()| frozen = false)
+        {
+            // As frozen it is thawed before anything else is done about it, and that is tried again.
+            tracing::warn!(pod = cell.uid, error = kit::chain(&error), "a pod that is half frozen does not thaw");
         }
-        cell.live().state.frozen = all;
-        Ok(())
+        cell.live().state.frozen = frozen;
     }
 }

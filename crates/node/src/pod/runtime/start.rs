@@ -290,6 +290,11 @@ impl Runtime {
             let (link, process) = (live.link.clone().ok_or_else(gone)?, live.process.ok_or_else(gone)?);
             (link, live.state.config.clone(), live.slot, process.pid)
         };
+        if config.filter.is_some() && cell.live().generation < shim::FILTERS {
+            // It would pass over what it does not know.
+            let why = "this Pod was begun by an older version, which has no seccomp profiles: delete it";
+            return Err(StartError::Config(why.to_owned()));
+        }
         if cell.running(&config.name).is_some() {
             return Err(Error::Conflict(format!("the container {} runs already", config.name)).into());
         }

@@ -206,7 +206,7 @@ async fn a_profile_of_system_calls_holds_for_all_of_a_container() {
         {"names": ["mount"], "action": "SCMP_ACT_ALLOW"}]}"#;
     let filter = Some(crate::guard::pack(&crate::guard::profile(profile).unwrap()));
     let script = "mkdir /a 2>&1; grep Seccomp_filters /proc/self/status; exec sleep 1000";
-    place.start("one", ContainerConfig { filter, ..container("c", script) }).await;
+    place.start("one", ContainerConfig { filter: filter.clone(), ..container("c", script) }).await;
     // What the node's own filter refuses, no profile allows.
     let exec =
         "mkdir /b 2>&1; mount -t tmpfs x /tmp 2>&1 | grep -o 'permission denied\\|Operation not permitted'; exit 3";
@@ -217,6 +217,10 @@ async fn a_profile_of_system_calls_holds_for_all_of_a_container() {
     place.runtime.kill("one", "c").await.unwrap();
     let printed = place.end("one", "c", 0).await.1;
     assert!(printed.starts_with("mkdir: cannot create directory '/a': No space left on device\n"), "{printed}");
+    // The shim of an older version would start it without.
+    place.runtime.find("one").unwrap().live().generation = 0;
+    let refused = place.runtime.start("one", ContainerConfig { filter, ..container("d", "true") }).await;
+    assert!(matches!(refused, Err(StartError::Config(_))), "{refused:?}");
     place.close().await;
 }
 
@@ -228,7 +232,8 @@ async fn a_container_sees_its_own_limits_and_its_own_network() {
     place.start("one", ContainerConfig { limits, ..container("c", "exec sleep 1000") }).await;
     let look = "ls /sys/class/net /sys/firmware/*; touch /sys/kernel && echo written; true";
     match place.exec("one", "c", look).await.1.as_str() {
-        "" => println!("skipped in part: there is no /sys to be had here"),
+        // Its root may be nobody to the machine's own.
+        "" if !place.runtime.ids().is_root() => eprintln!("skipped in part: there is no /sys to be had here"),
         seen => assert_eq!(seen, "/sys/class/net:\nlo\n"),
     }
     let groups = &place.runtime.shared.engine.cgroups;

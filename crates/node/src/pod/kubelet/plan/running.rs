@@ -198,6 +198,7 @@ fn start(work: &mut Work<'_>, view: &View<'_>) {
     let now = work.seen.now;
     let name = view.unit.name();
     let part = work.memory.part(name);
+    part.before = part.backoff;
     if let Some(end) = view.end() {
         part.waited = part.backoff.filter(|it| it.until(end.finished).is_some()).map(|it| it.wait);
         part.backoff = Some(Backoff::next(part.backoff, end.finished, now));

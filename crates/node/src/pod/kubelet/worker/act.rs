@@ -51,6 +51,10 @@ pub(super) enum Outcome {
         config: Box<ContainerConfig>,
         refused: Refused,
     },
+    /// Its pod stands still.
+    TurnedAway {
+        container: String,
+    },
     Cancelled {
         container: String,
     },
@@ -163,7 +167,7 @@ impl<W: World> Acting<'_, W> {
             Err(error) => {
                 let (reason, message) = match error {
                     // It is started when the pod goes on.
-                    StartError::Frozen(_) => return Outcome::Cancelled { container },
+                    StartError::Frozen(_) => return Outcome::TurnedAway { container },
                     StartError::Command(message) => ("RunContainerError", message),
                     StartError::SubPath(volume) => (
                         "CreateContainerConfigError",

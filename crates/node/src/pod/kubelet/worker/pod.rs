@@ -357,6 +357,7 @@ impl<'a, W: World> Task<'a, W> {
                 part.doomed = Some("FailedPostStartHook".to_owned());
             }
             Outcome::Cancelled { container } => memory.part(&container).starting = None,
+            Outcome::TurnedAway { container } => memory.part(&container).turned_away(),
             Outcome::PreStopped { container } => memory.pre_stopped(&container),
             Outcome::Signalled => {}
             Outcome::Killed { container, done } => memory.killed(&container, done, now),

@@ -115,7 +115,9 @@ fn nothing_is_started_or_replaced_in_what_stands_still() {
     // Its image is being pulled. The runtime refuses to start it then.
     wish(&mut it, Some("true"));
     assert_eq!(it.run(), ["freeze"]);
-    it.memory.part("c").starting = None;
+    let part = it.memory.part("c");
+    part.turned_away();
+    assert_eq!((part.starting, part.backoff), (None, None), "it has not crashed");
     let containers = &mut it.pod.spec.as_mut().unwrap().containers;
     containers[1].image = Some("another".into());
     let debug = json!([{"name": "e", "image": "busybox"}]);
