@@ -40,9 +40,10 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// `sinceTime`, `tailLines` and `limitBytes`; `GET` or `POST {prefix}/exec/{namespace}/{pod}/{container}` with `command`,
 /// `input`, `output`, `error` and `tty`; `{prefix}/attach/...`; `{prefix}/portForward/{namespace}/{pod}` with `port`. The
 /// latter three are upgrades: with the client's own `Upgrade` and `Sec-WebSocket-*` headers, answered by the kubelet, and
-/// from its 101 on bytes go both ways unread. `pods/proxy` reaches a pod whose address is of its machine's loopback network by
-/// `POST {prefix}/portForward/{namespace}/{pod}/{uid}` with one `port` and `Upgrade: tcp`: the kubelet connects to it before it
-/// answers 101, and the connection is the port's from then on. What is asked of `nodes/proxy` is asked as it is, at `{prefix}{path}`; for
+/// from its 101 on bytes go both ways unread. So is a log, for a client that asks for it over a WebSocket. `pods/proxy`
+/// reaches a pod whose address is of its machine's loopback network by `POST {prefix}/portForward/{namespace}/{pod}/{uid}`
+/// with one `port` and `Upgrade: tcp`: the kubelet connects to it before it answers 101, and the connection is the port's
+/// from then on. What is asked of `nodes/proxy` is asked as it is, at `{prefix}{path}`; for
 /// `metrics.k8s.io`, `GET {prefix}/stats/summary`.
 ///
 /// A kubelet has 10 s to be there and 30 s to send the head of its answer, also where there is nothing to log yet. Whoever
